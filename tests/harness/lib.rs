@@ -1,0 +1,2 @@
+//! Shared harness of the whole-house tests.
+#![forbid(unsafe_code)]
