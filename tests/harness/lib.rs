@@ -1,2 +1,4 @@
 //! Shared harness of the whole-house tests.
 #![forbid(unsafe_code)]
+
+pub mod guest;
