@@ -1,0 +1,319 @@
+//! Bodies of penstock-control's HTTP API, `/v1/…`. The paths are in [`path`].
+//!
+//! Bodies refuse unknown fields; answers may grow fields, and clients ignore those they do not know. Not here:
+//! handlers, status codes' choice (control/server), rendering (control/cli).
+
+use serde::{Deserialize, Serialize};
+
+use crate::drive::DriveSpec;
+use crate::id::{ClusterId, DriveId, Id, NodeId, ReplicaId, SegmentId, VolumeId};
+use crate::name::VolumeName;
+use crate::rpc::{
+    BlockSize, Door, DriveInfo, ErrorCode, ExportInfo, NodeInfo, ScrubAction, VolumeInfo,
+};
+use crate::size::ByteSize;
+
+/// Most bytes of a request's body.
+pub const BODY_BYTES_MAX: usize = 64 * 1024;
+/// Most ids that one call issues.
+pub const IDS_MAX: u32 = 10_000;
+
+/// Paths of the API. `{}` parts are a volume's name or id, or a drive's id.
+pub mod path {
+    pub const NODE: &str = "/v1/node";
+    pub const DRIVES: &str = "/v1/pool/drives";
+    pub const IMPORT: &str = "/v1/pool/import";
+    pub const VOLUMES: &str = "/v1/volumes";
+    pub const IDS: &str = "/v1/ids";
+    pub const DRAIN: &str = "/v1/drain";
+    pub const OPENAPI: &str = "/openapi.json";
+    pub const METRICS: &str = "/metrics";
+    pub const HEALTH: &str = "/healthz";
+
+    pub fn drive(drive: super::DriveId) -> String {
+        format!("{DRIVES}/{drive}")
+    }
+    pub fn scrub(drive: super::DriveId) -> String {
+        format!("{DRIVES}/{drive}/scrub")
+    }
+    pub fn clear_fence(drive: super::DriveId) -> String {
+        format!("{DRIVES}/{drive}/clear-fence")
+    }
+    /// `volume` is a name or id: neither holds a character that a path must escape.
+    pub fn volume(volume: &str) -> String {
+        format!("{VOLUMES}/{volume}")
+    }
+    pub fn export(volume: &str) -> String {
+        format!("{VOLUMES}/{volume}/export")
+    }
+    pub fn unexport(volume: &str) -> String {
+        format!("{VOLUMES}/{volume}/unexport")
+    }
+}
+
+/// Every answer that is not 2xx.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[error("{message}")]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct ApiError {
+    pub code: ErrorCode,
+    pub message: String,
+    /// What to do next.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hint: Option<String>,
+}
+
+impl ApiError {
+    pub fn new(code: ErrorCode, message: impl Into<String>) -> Self {
+        Self {
+            code,
+            message: message.into(),
+            hint: None,
+        }
+    }
+    pub fn with_hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+}
+
+/// How far what is desired has come to be observed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "phase", rename_all = "snake_case")]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub enum Progress {
+    /// Observed and desired agree.
+    Settled,
+    /// On its way; `reason` says what is waited for.
+    Pending { reason: String },
+    /// The node refuses; `message` and `hint` are its own. Tried again when something changes.
+    Refused {
+        code: ErrorCode,
+        message: String,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        hint: Option<String>,
+    },
+    /// Being taken away.
+    Removing { reason: String },
+}
+
+impl Progress {
+    pub fn is_settled(&self) -> bool {
+        matches!(self, Self::Settled)
+    }
+    pub const fn word(&self) -> &'static str {
+        match self {
+            Self::Settled => "ok",
+            Self::Pending { .. } => "pending",
+            Self::Refused { .. } => "refused",
+            Self::Removing { .. } => "removing",
+        }
+    }
+}
+
+/// `GET /v1/node`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct NodeView {
+    /// Control's own; absent until the first drive is added or imported.
+    #[serde(default)]
+    pub cluster_id: Option<ClusterId>,
+    #[serde(default)]
+    pub node_id: Option<NodeId>,
+    pub control_version: String,
+    pub control_pid: u32,
+    pub control_uptime_s: u64,
+    /// Whether penstockd answered last time.
+    pub reachable: bool,
+    /// Why not, and what to do.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unreachable_reason: Option<String>,
+    /// As last seen, which is now if `reachable`.
+    #[serde(default)]
+    pub node: Option<NodeInfo>,
+    /// Whether everything desired is observed.
+    pub settled: bool,
+    /// What is not, one line each.
+    #[serde(default)]
+    pub unsettled: Vec<String>,
+}
+
+/// `POST /v1/pool/drives`. Answers a [`DriveView`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct DriveAddBody {
+    pub spec: DriveSpec,
+    /// Accept a drive whose content is gone with the process.
+    #[serde(default)]
+    pub volatile: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stores: Option<u16>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub oplog_bytes: Option<ByteSize>,
+    /// Destroy foreign data.
+    #[serde(default)]
+    pub force: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct DriveView {
+    pub drive_id: DriveId,
+    pub spec: DriveSpec,
+    pub volatile: bool,
+    pub progress: Progress,
+    /// Names of the volumes that live on it.
+    pub volumes: Vec<VolumeName>,
+    /// As last observed.
+    #[serde(default)]
+    pub observed: Option<DriveInfo>,
+}
+
+/// `POST /v1/pool/import`: learn drives and volumes from the drives' own labels.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct ImportBody {
+    /// Drives to open first. Those that the node has open already are imported without being named.
+    #[serde(default)]
+    pub specs: Vec<DriveSpec>,
+    /// Also take up the doors that the node serves now.
+    #[serde(default = "yes")]
+    pub exports: bool,
+}
+
+fn yes() -> bool {
+    true
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct ImportReport {
+    pub cluster_id: ClusterId,
+    pub node_id: NodeId,
+    pub drives: Vec<DriveId>,
+    pub volumes: Vec<VolumeName>,
+    pub exports: u32,
+    /// What was already known and so left as it was.
+    pub known: u32,
+    /// Volumes that took another name because theirs was taken: `old -> new`.
+    #[serde(default)]
+    pub renamed: Vec<String>,
+}
+
+/// `POST /v1/volumes`. Answers 201 with a [`VolumeView`] when the volume is observed, 202 while the node is away.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct VolumeCreateBody {
+    pub name: VolumeName,
+    /// Bytes, or text such as `10GiB`. A multiple of 4096.
+    pub size: ByteSize,
+    #[serde(default)]
+    pub block_size: BlockSize,
+    /// The drive with the most free space if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub drive_id: Option<DriveId>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct VolumeView {
+    pub volume_id: VolumeId,
+    pub segment_id: SegmentId,
+    pub replica_id: ReplicaId,
+    pub name: VolumeName,
+    /// Desired.
+    pub size: ByteSize,
+    pub block_size: BlockSize,
+    pub drive_id: DriveId,
+    pub progress: Progress,
+    pub exports: Vec<ExportView>,
+    /// As last observed.
+    #[serde(default)]
+    pub observed: Option<VolumeInfo>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct ExportView {
+    pub door: Door,
+    pub progress: Progress,
+    #[serde(default)]
+    pub observed: Option<ExportInfo>,
+}
+
+/// `PATCH /v1/volumes/{volume}`. Answers a [`VolumeView`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct VolumeResizeBody {
+    pub size: ByteSize,
+    #[serde(default)]
+    pub allow_shrink: bool,
+}
+
+/// Query of `DELETE` on a drive or volume.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ForceQuery {
+    #[serde(default)]
+    pub force: bool,
+}
+
+/// `POST /v1/volumes/{volume}/export`. Answers an [`ExportView`]. Idempotent.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct ExportBody {
+    pub door: Door,
+}
+
+/// `POST /v1/volumes/{volume}/unexport`. Idempotent.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct UnexportBody {
+    pub door: Door,
+    /// Though hosts are connected.
+    #[serde(default)]
+    pub force: bool,
+}
+
+/// `POST /v1/pool/drives/{drive}/scrub`. Answers [`crate::rpc::ScrubInfo`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct ScrubBody {
+    pub action: ScrubAction,
+}
+
+/// `POST /v1/drain`. Answers [`crate::rpc::DrainInfo`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct DrainBody {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub drive_id: Option<DriveId>,
+}
+
+/// `POST /v1/ids`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct IdsBody {
+    /// 1 to [`IDS_MAX`].
+    #[serde(default = "one")]
+    pub count: u32,
+}
+
+fn one() -> u32 {
+    1
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct IdsView {
+    pub ids: Vec<Id>,
+}
