@@ -31,11 +31,7 @@ pub struct PciAddress {
 
 impl fmt::Display for PciAddress {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "{:04x}:{:02x}:{:02x}.{:x}",
-            self.domain, self.bus, self.device, self.function
-        )
+        write!(f, "{:04x}:{:02x}:{:02x}.{:x}", self.domain, self.bus, self.device, self.function)
     }
 }
 
@@ -54,12 +50,7 @@ impl PciAddress {
         if parts.next().is_some() || device > 0x1f || function > 7 {
             return None;
         }
-        Some(Self {
-            domain,
-            bus: bus as u8,
-            device: device as u8,
-            function: function as u8,
-        })
+        Some(Self { domain, bus: bus as u8, device: device as u8, function: function as u8 })
     }
 }
 
@@ -67,10 +58,7 @@ impl PciAddress {
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum DriveKind {
     /// A regular file; created if it is absent and `size` is given.
-    File {
-        path: String,
-        size: Option<ByteSize>,
-    },
+    File { path: String, size: Option<ByteSize> },
     /// A block device of the kernel, through our io_uring adapter.
     Block { path: String },
     /// A namespace of an NVMe controller on PCIe, through SPDK's driver.
@@ -86,8 +74,6 @@ pub enum DriveKind {
 /// A drive as typed in `pool add`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
-#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
-#[cfg_attr(feature = "openapi", schema(value_type = String, example = "file:/var/lib/penstock/d0.img?size=10GiB"))]
 pub struct DriveSpec {
     pub kind: DriveKind,
     /// The operator vouches that what the drive acknowledged survives power loss though it has no barrier.
@@ -103,30 +89,19 @@ pub enum DriveSpecError {
     #[error("\"{kind}\" is not a kind of drive: use {KINDS}")]
     UnknownKind { kind: String },
     #[error("a path is missing after \"{kind}:\": write for example {kind}:{example}")]
-    NoPath {
-        kind: &'static str,
-        example: &'static str,
-    },
-    #[error(
-        "the path \"{path}\" is relative: use an absolute path, since the node daemon runs in a directory of its own"
-    )]
+    NoPath { kind: &'static str, example: &'static str },
+    #[error("the path \"{path}\" is relative: use an absolute path, since the node daemon runs in a directory of its own")]
     RelativePath { path: String },
     #[error("the path \"{path}\" holds a control character: rename it")]
     ControlCharacter { path: String },
-    #[error(
-        "\"{text}\" is not a PCI address with an optional namespace: write for example nvme:0000:00:04.0 or nvme:0000:00:04.0/1"
-    )]
+    #[error("\"{text}\" is not a PCI address with an optional namespace: write for example nvme:0000:00:04.0 or nvme:0000:00:04.0/1")]
     BadPci { text: String },
     #[error("\"{text}\" is not a namespace: namespaces count from 1 to 4294967294")]
     BadNamespace { text: String },
     #[error("\"{name}\" is not a bdev's name: use 1 to 63 letters, digits, '.', '_', ':' or '-'")]
     BadName { name: String },
     #[error("option \"{option}\" does not exist for {kind} drives: they take {known}")]
-    UnknownOption {
-        option: String,
-        kind: &'static str,
-        known: &'static str,
-    },
+    UnknownOption { option: String, kind: &'static str, known: &'static str },
     #[error("option \"{option}\" has no value: write {option}=VALUE")]
     NoValue { option: String },
     #[error("option \"{option}\" is given twice")]
@@ -147,11 +122,7 @@ pub enum DriveSpecError {
 
 impl DriveSpec {
     pub fn new(kind: DriveKind) -> Self {
-        Self {
-            kind,
-            power_safe: false,
-            stores: None,
-        }
+        Self { kind, power_safe: false, stores: None }
     }
 
     /// Whether everything on it is gone with the process, known from the spec alone.
@@ -180,23 +151,15 @@ impl DriveSpec {
     }
 }
 
-fn parse_path(
-    kind: &'static str,
-    example: &'static str,
-    place: &str,
-) -> Result<String, DriveSpecError> {
+fn parse_path(kind: &'static str, example: &'static str, place: &str) -> Result<String, DriveSpecError> {
     if place.is_empty() {
         return Err(DriveSpecError::NoPath { kind, example });
     }
     if place.chars().any(char::is_control) {
-        return Err(DriveSpecError::ControlCharacter {
-            path: place.escape_default().to_string(),
-        });
+        return Err(DriveSpecError::ControlCharacter { path: place.escape_default().to_string() });
     }
     if !place.starts_with('/') {
-        return Err(DriveSpecError::RelativePath {
-            path: place.to_owned(),
-        });
+        return Err(DriveSpecError::RelativePath { path: place.to_owned() });
     }
     Ok(place.to_owned())
 }
@@ -204,9 +167,7 @@ fn parse_path(
 fn parse_name(name: &str) -> Result<String, DriveSpecError> {
     let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-' | b':');
     if name.is_empty() || name.len() > 63 || !name.bytes().all(plain) {
-        return Err(DriveSpecError::BadName {
-            name: name.chars().take(64).collect(),
-        });
+        return Err(DriveSpecError::BadName { name: name.chars().take(64).collect() });
     }
     Ok(name.to_owned())
 }
@@ -214,49 +175,29 @@ fn parse_name(name: &str) -> Result<String, DriveSpecError> {
 /// `size` is filled in from the options afterwards.
 fn parse_place(kind: &str, place: &str) -> Result<DriveKind, DriveSpecError> {
     Ok(match kind {
-        "file" => DriveKind::File {
-            path: parse_path("file", "/var/lib/penstock/d0.img", place)?,
-            size: None,
-        },
-        "block" => DriveKind::Block {
-            path: parse_path("block", "/dev/sdx", place)?,
-        },
-        "vfio-user" => DriveKind::VfioUser {
-            path: parse_path("vfio-user", "/run/nvme0", place)?,
-        },
-        "malloc" => DriveKind::Malloc {
-            name: parse_name(place)?,
-            size: ByteSize(0),
-        },
-        "bdev" => DriveKind::Bdev {
-            name: parse_name(place)?,
-        },
+        "file" => DriveKind::File { path: parse_path("file", "/var/lib/penstock/d0.img", place)?, size: None },
+        "block" => DriveKind::Block { path: parse_path("block", "/dev/sdx", place)? },
+        "vfio-user" => DriveKind::VfioUser { path: parse_path("vfio-user", "/run/nvme0", place)? },
+        "malloc" => DriveKind::Malloc { name: parse_name(place)?, size: ByteSize(0) },
+        "bdev" => DriveKind::Bdev { name: parse_name(place)? },
         "nvme" => {
             let (address, namespace) = match place.split_once('/') {
                 Some((address, namespace)) => (address, Some(namespace)),
                 None => (place, None),
             };
-            let address = PciAddress::parse(address).ok_or_else(|| DriveSpecError::BadPci {
-                text: place.to_owned(),
-            })?;
+            let address = PciAddress::parse(address).ok_or_else(|| DriveSpecError::BadPci { text: place.to_owned() })?;
             let namespace = match namespace {
                 None => 1,
                 Some(text) => text
                     .parse()
                     .ok()
-                    .filter(|&n| {
-                        n != 0 && n != u32::MAX && text.bytes().all(|b| b.is_ascii_digit())
-                    })
-                    .ok_or_else(|| DriveSpecError::BadNamespace {
-                        text: text.to_owned(),
-                    })?,
+                    .filter(|&n| n != 0 && n != u32::MAX && text.bytes().all(|b| b.is_ascii_digit()))
+                    .ok_or_else(|| DriveSpecError::BadNamespace { text: text.to_owned() })?,
             };
             DriveKind::Nvme { address, namespace }
         }
         _ => {
-            return Err(DriveSpecError::UnknownKind {
-                kind: kind.chars().take(32).collect(),
-            });
+            return Err(DriveSpecError::UnknownKind { kind: kind.chars().take(32).collect() });
         }
     })
 }
@@ -268,9 +209,7 @@ impl FromStr for DriveSpec {
         if spec.len() > SPEC_BYTES_MAX {
             return Err(DriveSpecError::TooLong { length: spec.len() });
         }
-        let (kind, rest) = spec.split_once(':').ok_or_else(|| DriveSpecError::NoKind {
-            spec: spec.chars().take(64).collect(),
-        })?;
+        let (kind, rest) = spec.split_once(':').ok_or_else(|| DriveSpecError::NoKind { spec: spec.chars().take(64).collect() })?;
         let (place, options) = match rest.split_once('?') {
             Some((place, options)) => (place, Some(options)),
             None => (rest, None),
@@ -282,51 +221,33 @@ impl FromStr for DriveSpec {
             let (option, value) = pair
                 .split_once('=')
                 .filter(|(_, value)| !value.is_empty())
-                .ok_or_else(|| DriveSpecError::NoValue {
-                    option: pair.trim_end_matches('=').to_owned(),
-                })?;
+                .ok_or_else(|| DriveSpecError::NoValue { option: pair.trim_end_matches('=').to_owned() })?;
             if seen.contains(&option) {
-                return Err(DriveSpecError::Twice {
-                    option: option.to_owned(),
-                });
+                return Err(DriveSpecError::Twice { option: option.to_owned() });
             }
             seen.push(option);
             match (option, &mut parsed.kind) {
                 ("size", DriveKind::File { size, .. }) => *size = Some(parse_size(value)?),
                 ("size", DriveKind::Malloc { size, .. }) => *size = parse_size(value)?,
                 ("power_safe", _) => {
-                    parsed.power_safe = value.parse().map_err(|_| DriveSpecError::BadBool {
-                        option: "power_safe",
-                        value: value.to_owned(),
-                    })?;
+                    parsed.power_safe =
+                        value.parse().map_err(|_| DriveSpecError::BadBool { option: "power_safe", value: value.to_owned() })?;
                 }
                 ("stores", _) => {
                     let stores = value.parse().ok().filter(|n| (1..=STORES_MAX).contains(n));
-                    let stores = stores.ok_or_else(|| DriveSpecError::BadStores {
-                        value: value.to_owned(),
-                    })?;
+                    let stores = stores.ok_or_else(|| DriveSpecError::BadStores { value: value.to_owned() })?;
                     parsed.stores = Some(stores);
                 }
                 (_, kind) => {
                     let known = match kind {
-                        DriveKind::File { .. } | DriveKind::Malloc { .. } => {
-                            "size, power_safe and stores"
-                        }
+                        DriveKind::File { .. } | DriveKind::Malloc { .. } => "size, power_safe and stores",
                         _ => "power_safe and stores",
                     };
-                    return Err(DriveSpecError::UnknownOption {
-                        option: option.to_owned(),
-                        kind: kind_name,
-                        known,
-                    });
+                    return Err(DriveSpecError::UnknownOption { option: option.to_owned(), kind: kind_name, known });
                 }
             }
         }
-        if let DriveKind::Malloc {
-            name,
-            size: ByteSize(0),
-        } = &parsed.kind
-        {
+        if let DriveKind::Malloc { name, size: ByteSize(0) } = &parsed.kind {
             return Err(DriveSpecError::MallocWithoutSize { name: name.clone() });
         }
         Ok(parsed)
@@ -392,21 +313,14 @@ mod tests {
         for (typed, printed) in [
             ("file:/a/b.img", "file:/a/b.img"),
             ("file:/a/b.img?size=1024MiB", "file:/a/b.img?size=1GiB"),
-            (
-                "block:/dev/sdb?stores=2&power_safe=true",
-                "block:/dev/sdb?power_safe=true&stores=2",
-            ),
+            ("block:/dev/sdb?stores=2&power_safe=true", "block:/dev/sdb?power_safe=true&stores=2"),
             ("nvme:0000:00:04.0", "nvme:0000:00:04.0/1"),
             ("nvme:00:04.0/2", "nvme:0000:00:04.0/2"),
             ("vfio-user:/run/x", "vfio-user:/run/x"),
             ("malloc:m0?size=1g", "malloc:m0?size=1GiB"),
             ("bdev:Nvme0n1", "bdev:Nvme0n1"),
         ] {
-            assert_eq!(
-                typed.parse::<DriveSpec>().unwrap().to_string(),
-                printed,
-                "{typed}"
-            );
+            assert_eq!(typed.parse::<DriveSpec>().unwrap().to_string(), printed, "{typed}");
         }
     }
 
@@ -441,33 +355,20 @@ mod tests {
     fn spec_place_ignores_options() {
         let place = |text: &str| text.parse::<DriveSpec>().unwrap().place();
         assert_eq!(place("file:/a?size=1g&stores=2"), place("file:/a"));
-        assert_eq!(
-            place("nvme:00:04.0"),
-            place("nvme:0000:00:04.0/1?power_safe=true")
-        );
+        assert_eq!(place("nvme:00:04.0"), place("nvme:0000:00:04.0/1?power_safe=true"));
         assert_ne!(place("file:/a"), place("block:/a"));
     }
 
     fn any_kind() -> impl Strategy<Value = DriveKind> {
         let size = (1u64..).prop_map(ByteSize);
         prop_oneof![
-            ("/[^?\\pC]{0,30}", proptest::option::of(size.clone()))
-                .prop_map(|(path, size)| DriveKind::File { path, size }),
+            ("/[^?\\pC]{0,30}", proptest::option::of(size.clone())).prop_map(|(path, size)| DriveKind::File { path, size }),
             "/[^?\\pC]{0,30}".prop_map(|path| DriveKind::Block { path }),
             "/[^?\\pC]{0,30}".prop_map(|path| DriveKind::VfioUser { path }),
-            (any::<u32>(), any::<u8>(), 0u8..32, 0u8..8, 1..u32::MAX).prop_map(
-                |(domain, bus, device, function, namespace)| DriveKind::Nvme {
-                    address: PciAddress {
-                        domain,
-                        bus,
-                        device,
-                        function
-                    },
-                    namespace
-                }
-            ),
-            ("[a-zA-Z0-9._:-]{1,63}", size)
-                .prop_map(|(name, size)| DriveKind::Malloc { name, size }),
+            (any::<u32>(), any::<u8>(), 0u8..32, 0u8..8, 1..u32::MAX).prop_map(|(domain, bus, device, function, namespace)| {
+                DriveKind::Nvme { address: PciAddress { domain, bus, device, function }, namespace }
+            }),
+            ("[a-zA-Z0-9._:-]{1,63}", size).prop_map(|(name, size)| DriveKind::Malloc { name, size }),
             "[a-zA-Z0-9._:-]{1,63}".prop_map(|name| DriveKind::Bdev { name }),
         ]
     }

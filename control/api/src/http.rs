@@ -8,9 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::drive::DriveSpec;
 use crate::id::{ClusterId, DriveId, Id, NodeId, ReplicaId, SegmentId, VolumeId};
 use crate::name::VolumeName;
-use crate::rpc::{
-    BlockSize, Door, DriveInfo, ErrorCode, ExportInfo, NodeInfo, ScrubAction, VolumeInfo,
-};
+use crate::rpc::{BlockSize, Door, DriveInfo, ErrorCode, ExportInfo, NodeInfo, ScrubAction, VolumeInfo};
 use crate::size::ByteSize;
 
 /// Most bytes of a request's body.
@@ -65,11 +63,7 @@ pub struct ApiError {
 
 impl ApiError {
     pub fn new(code: ErrorCode, message: impl Into<String>) -> Self {
-        Self {
-            code,
-            message: message.into(),
-            hint: None,
-        }
+        Self { code, message: message.into(), hint: None }
     }
     pub fn with_hint(mut self, hint: impl Into<String>) -> Self {
         self.hint = Some(hint.into());

@@ -101,17 +101,13 @@ pub struct IdParts {
 /// A unique id of this project. See the module for its layout.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
-#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
-#[cfg_attr(feature = "openapi", schema(value_type = String, example = "0194a5c1-b2d3-8001-8000-000000000001"))]
 pub struct Id(Uuid);
 
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum IdError {
     #[error("\"{text}\" is not an id: an id looks like 0194a5c1-b2d3-8001-8000-000000000001")]
     NotUuid { text: String },
-    #[error(
-        "{uuid} is a UUID of version {version}, but ids are of version 8: it was not made by Penstock"
-    )]
+    #[error("{uuid} is a UUID of version {version}, but ids are of version 8: it was not made by Penstock")]
     WrongVersion { uuid: Uuid, version: usize },
     #[error("{uuid} has another variant than RFC 9562's: it was not made by Penstock")]
     WrongVariant { uuid: Uuid },
@@ -120,8 +116,7 @@ pub enum IdError {
 impl Id {
     pub fn from_parts(parts: IdParts) -> Self {
         let high = (parts.cluster.0 << 16) | 0x8000 | u64::from(parts.node.0);
-        let low =
-            (0b10 << 62) | (u64::from(parts.incarnation.0) << SEQUENCE_BITS) | parts.sequence.0;
+        let low = (0b10 << 62) | (u64::from(parts.incarnation.0) << SEQUENCE_BITS) | parts.sequence.0;
         Self(Uuid::from_u64_pair(high, low))
     }
 
@@ -141,10 +136,7 @@ impl Id {
             return Err(IdError::WrongVariant { uuid });
         }
         if uuid.get_version_num() != 8 {
-            return Err(IdError::WrongVersion {
-                uuid,
-                version: uuid.get_version_num(),
-            });
+            return Err(IdError::WrongVersion { uuid, version: uuid.get_version_num() });
         }
         Ok(Self(uuid))
     }
@@ -183,9 +175,7 @@ impl fmt::Debug for Id {
 impl FromStr for Id {
     type Err = IdError;
     fn from_str(text: &str) -> Result<Self, IdError> {
-        let uuid = Uuid::try_parse(text).map_err(|_| IdError::NotUuid {
-            text: text.chars().take(64).collect(),
-        })?;
+        let uuid = Uuid::try_parse(text).map_err(|_| IdError::NotUuid { text: text.chars().take(64).collect() })?;
         Self::from_uuid(uuid)
     }
 }
@@ -208,8 +198,6 @@ macro_rules! typed_id {
         $(#[$doc])*
         #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
         #[serde(transparent)]
-        #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
-        #[cfg_attr(feature = "openapi", schema(value_type = String, example = "0194a5c1-b2d3-8001-8000-000000000001"))]
         pub struct $name(pub Id);
 
         impl $name {
@@ -252,29 +240,15 @@ typed_id!(
 
 impl ClusterId {
     pub fn of(cluster: ClusterTag) -> Self {
-        Self(Id::from_parts(IdParts {
-            cluster,
-            node: NodeNumber::CLUSTER,
-            incarnation: Incarnation::FIRST,
-            sequence: Sequence::SELF,
-        }))
+        Self(Id::from_parts(IdParts { cluster, node: NodeNumber::CLUSTER, incarnation: Incarnation::FIRST, sequence: Sequence::SELF }))
     }
 }
 
 impl NodeId {
     /// `node` must not be 0, which is the cluster.
     pub fn of(cluster: ClusterTag, node: NodeNumber) -> Self {
-        assert_ne!(
-            node,
-            NodeNumber::CLUSTER,
-            "node number 0 is the cluster's scope, nodes count from 1"
-        );
-        Self(Id::from_parts(IdParts {
-            cluster,
-            node,
-            incarnation: Incarnation::FIRST,
-            sequence: Sequence::SELF,
-        }))
+        assert_ne!(node, NodeNumber::CLUSTER, "node number 0 is the cluster's scope, nodes count from 1");
+        Self(Id::from_parts(IdParts { cluster, node, incarnation: Incarnation::FIRST, sequence: Sequence::SELF }))
     }
 }
 
@@ -296,12 +270,7 @@ mod tests {
     fn id_fields_fall_on_text_groups() {
         let id = Id::from_parts(parts(0x0194_a5c1_b2d3, 1, 0, 1));
         assert_eq!(id.to_string(), "0194a5c1-b2d3-8001-8000-000000000001");
-        let id = Id::from_parts(parts(
-            (1 << 48) - 1,
-            NODE_MAX,
-            INCARNATION_MAX,
-            SEQUENCE_MAX,
-        ));
+        let id = Id::from_parts(parts((1 << 48) - 1, NODE_MAX, INCARNATION_MAX, SEQUENCE_MAX));
         assert_eq!(id.to_string(), "ffffffff-ffff-8fff-bfff-ffffffffffff");
         assert_eq!(
             NodeId::of(ClusterTag::new(0xab).unwrap(), NodeNumber::new(2).unwrap()).to_string(),
@@ -311,14 +280,9 @@ mod tests {
 
     #[test]
     fn id_of_other_versions_refused() {
-        let v4 = "0194a5c1-b2d3-4001-8000-000000000001"
-            .parse::<Id>()
-            .unwrap_err()
-            .to_string();
+        let v4 = "0194a5c1-b2d3-4001-8000-000000000001".parse::<Id>().unwrap_err().to_string();
         assert!(v4.contains("version 4"), "{v4}");
-        let variant = "0194a5c1-b2d3-8001-c000-000000000001"
-            .parse::<Id>()
-            .unwrap_err();
+        let variant = "0194a5c1-b2d3-8001-c000-000000000001".parse::<Id>().unwrap_err();
         assert!(matches!(variant, IdError::WrongVariant { .. }));
         assert!("nonsense".parse::<Id>().is_err());
         assert!(Id::from_u128(0).is_err());

@@ -8,12 +8,14 @@ pub mod drive;
 pub mod http;
 pub mod id;
 pub mod name;
+#[cfg(feature = "openapi")]
+mod openapi;
 pub mod rpc;
 pub mod size;
 
 pub use drive::{DriveKind, DriveSpec};
 pub use id::{ClusterId, DriveId, Id, NodeId, ReplicaId, SegmentId, VolumeId};
-pub use name::VolumeName;
+pub use name::{Nqn, VolumeName};
 pub use size::ByteSize;
 
 /// Major version of both interfaces: the `/v1` of the HTTP paths and the `api` field of NodeInfo.

@@ -11,8 +11,6 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// A number of bytes. Serialized as a number; deserialized from a number or from text such as `"10GiB"`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
-#[cfg_attr(feature = "openapi", schema(value_type = u64, example = 10737418240u64))]
 pub struct ByteSize(pub u64);
 
 /// Why a text is not a size.
@@ -20,13 +18,9 @@ pub struct ByteSize(pub u64);
 pub enum SizeError {
     #[error("a size is missing: write for example 10GiB, 512MiB or 4096")]
     Empty,
-    #[error(
-        "\"{text}\" is not a size: it must start with a number, for example 10GiB, 512MiB or 4096"
-    )]
+    #[error("\"{text}\" is not a size: it must start with a number, for example 10GiB, 512MiB or 4096")]
     NoNumber { text: String },
-    #[error(
-        "\"{unit}\" in \"{text}\" is not a unit: use B, KiB, MiB, GiB, TiB, PiB (or k, m, g, t, p), or the decimal kB, MB, GB, TB, PB"
-    )]
+    #[error("\"{unit}\" in \"{text}\" is not a unit: use B, KiB, MiB, GiB, TiB, PiB (or k, m, g, t, p), or the decimal kB, MB, GB, TB, PB")]
     UnknownUnit { text: String, unit: String },
     #[error("\"{text}\" is not a whole number of bytes: use a smaller unit")]
     NotWhole { text: String },
@@ -34,24 +28,14 @@ pub enum SizeError {
     TooLarge { text: String },
 }
 
-const BINARY: [(&str, u32); 5] = [
-    ("PiB", 50),
-    ("TiB", 40),
-    ("GiB", 30),
-    ("MiB", 20),
-    ("KiB", 10),
-];
+const BINARY: [(&str, u32); 5] = [("PiB", 50), ("TiB", 40), ("GiB", 30), ("MiB", 20), ("KiB", 10)];
 /// Digits after the point that are looked at; more cannot matter for a whole number of bytes below 16 EiB.
 const FRACTION_DIGITS_MAX: usize = 18;
 /// Longest text echoed back in an error.
 const ECHO_MAX: usize = 64;
 
 fn echo(text: &str) -> String {
-    if text.chars().count() <= ECHO_MAX {
-        text.to_owned()
-    } else {
-        text.chars().take(ECHO_MAX).chain("…".chars()).collect()
-    }
+    if text.chars().count() <= ECHO_MAX { text.to_owned() } else { text.chars().take(ECHO_MAX).chain("…".chars()).collect() }
 }
 
 fn unit_bytes(unit: &str) -> Option<u64> {
@@ -124,23 +108,15 @@ impl FromStr for ByteSize {
         if text.is_empty() {
             return Err(SizeError::Empty);
         }
-        let number_end = text
-            .find(|c: char| !c.is_ascii_digit() && c != '.' && c != '_')
-            .unwrap_or(text.len());
+        let number_end = text.find(|c: char| !c.is_ascii_digit() && c != '.' && c != '_').unwrap_or(text.len());
         let (number, unit) = text.split_at(number_end);
         let unit = unit.trim();
         let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
         let whole = whole.replace('_', "");
-        if whole.is_empty()
-            || fraction.contains(['.', '_'])
-            || (number.contains('.') && fraction.is_empty())
-        {
+        if whole.is_empty() || fraction.contains(['.', '_']) || (number.contains('.') && fraction.is_empty()) {
             return Err(SizeError::NoNumber { text: echo(text) });
         }
-        let unit_bytes = unit_bytes(unit).ok_or_else(|| SizeError::UnknownUnit {
-            text: echo(text),
-            unit: echo(unit),
-        })?;
+        let unit_bytes = unit_bytes(unit).ok_or_else(|| SizeError::UnknownUnit { text: echo(text), unit: echo(unit) })?;
         let too_large = || SizeError::TooLarge { text: echo(text) };
         let whole: u64 = whole.parse().map_err(|_| too_large())?;
         let mut bytes = u128::from(whole) * u128::from(unit_bytes);
@@ -180,9 +156,7 @@ impl<'de> Deserialize<'de> for ByteSize {
                 Ok(ByteSize(v))
             }
             fn visit_i64<E: de::Error>(self, v: i64) -> Result<ByteSize, E> {
-                u64::try_from(v)
-                    .map(ByteSize)
-                    .map_err(|_| E::invalid_value(de::Unexpected::Signed(v), &self))
+                u64::try_from(v).map(ByteSize).map_err(|_| E::invalid_value(de::Unexpected::Signed(v), &self))
             }
             fn visit_str<E: de::Error>(self, v: &str) -> Result<ByteSize, E> {
                 v.parse().map_err(E::custom)

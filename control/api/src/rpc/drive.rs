@@ -81,6 +81,10 @@ pub struct DriveAddParams {
     /// Destroys foreign data, or another cluster's.
     #[serde(default)]
     pub force: bool,
+    /// Only open a drive that carries this very label; a blank one is NotFound and is not formatted. Control sets it
+    /// for drives that held data before, so that a disk swapped for an empty one never passes for the old one.
+    #[serde(default)]
+    pub open_only: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -78,17 +78,11 @@ pub struct RpcErrorData {
 
 impl RpcError {
     pub fn new(code: ErrorCode, message: impl Into<String>) -> Self {
-        Self {
-            code: code.code(),
-            message: message.into(),
-            data: None,
-        }
+        Self { code: code.code(), message: message.into(), data: None }
     }
 
     pub fn with_hint(mut self, hint: impl Into<String>) -> Self {
-        self.data = Some(RpcErrorData {
-            hint: Some(hint.into()),
-        });
+        self.data = Some(RpcErrorData { hint: Some(hint.into()) });
         self
     }
 

@@ -29,24 +29,13 @@ pub struct Response {
 /// Encodes a call; refuses one that SPDK would not take.
 pub fn encode_request<M: Method>(id: u64, params: &M::Params) -> Result<Vec<u8>, RpcError> {
     let invalid = |message: String| RpcError::new(ErrorCode::Invalid, message);
-    let params = serde_json::to_value(params)
-        .map_err(|e| invalid(format!("{} cannot be encoded: {e}", M::NAME)))?;
+    let params = serde_json::to_value(params).map_err(|e| invalid(format!("{} cannot be encoded: {e}", M::NAME)))?;
     // SPDK's parser refuses an empty object where it expects no params.
     let params = Some(params).filter(|p| p.as_object().is_none_or(|o| !o.is_empty()));
-    let request = Request {
-        jsonrpc: "2.0".to_owned(),
-        id,
-        method: M::NAME.to_owned(),
-        params,
-    };
-    let bytes = serde_json::to_vec(&request)
-        .map_err(|e| invalid(format!("{} cannot be encoded: {e}", M::NAME)))?;
+    let request = Request { jsonrpc: "2.0".to_owned(), id, method: M::NAME.to_owned(), params };
+    let bytes = serde_json::to_vec(&request).map_err(|e| invalid(format!("{} cannot be encoded: {e}", M::NAME)))?;
     if bytes.len() > REQUEST_BYTES_MAX {
-        let message = format!(
-            "{} has {} bytes, a request may have {REQUEST_BYTES_MAX}",
-            M::NAME,
-            bytes.len()
-        );
+        let message = format!("{} has {} bytes, a request may have {REQUEST_BYTES_MAX}", M::NAME, bytes.len());
         return Err(invalid(message));
     }
     Ok(bytes)
@@ -54,11 +43,8 @@ pub fn encode_request<M: Method>(id: u64, params: &M::Params) -> Result<Vec<u8>,
 
 /// Reads the params of a call at the node. An absent `params` reads as `{}`.
 pub fn decode_params<M: Method>(params: Option<Value>) -> Result<M::Params, RpcError> {
-    let params = params
-        .filter(|p| !p.is_null())
-        .unwrap_or_else(|| Value::Object(serde_json::Map::new()));
-    serde_json::from_value(params)
-        .map_err(|e| RpcError::new(ErrorCode::Invalid, format!("params of {}: {e}", M::NAME)))
+    let params = params.filter(|p| !p.is_null()).unwrap_or_else(|| Value::Object(serde_json::Map::new()));
+    serde_json::from_value(params).map_err(|e| RpcError::new(ErrorCode::Invalid, format!("params of {}: {e}", M::NAME)))
 }
 
 /// Reads a result at control. A missing result and one of another shape are errors, never defaults.
@@ -67,14 +53,9 @@ pub fn decode_response<M: Method>(response: Response) -> Result<M::Result, RpcEr
         return Err(error);
     }
     let wrong = |what: String| {
-        RpcError::new(
-            ErrorCode::Internal,
-            format!("the answer to {} {what}", M::NAME),
-        )
-        .with_hint("check that penstockd and penstock-control are of the same version")
+        RpcError::new(ErrorCode::Internal, format!("the answer to {} {what}", M::NAME))
+            .with_hint("check that penstockd and penstock-control are of the same version")
     };
-    let result = response
-        .result
-        .ok_or_else(|| wrong("has neither result nor error".to_owned()))?;
+    let result = response.result.ok_or_else(|| wrong("has neither result nor error".to_owned()))?;
     serde_json::from_value(result).map_err(|e| wrong(format!("has an unexpected shape: {e}")))
 }

@@ -6,16 +6,12 @@ use std::net::IpAddr;
 use serde::{Deserialize, Serialize};
 
 use crate::id::{DriveId, ReplicaId, SegmentId, VolumeId};
-use crate::name::VolumeName;
+use crate::name::{Nqn, VolumeName};
 use crate::size::ByteSize;
 
 /// The logical block a volume shows its hosts.
-#[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
-)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "u32", into = "u32")]
-#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
-#[cfg_attr(feature = "openapi", schema(value_type = u32, example = 4096))]
 pub enum BlockSize {
     B512,
     #[default]
@@ -37,9 +33,7 @@ impl TryFrom<u32> for BlockSize {
         match bytes {
             512 => Ok(Self::B512),
             4096 => Ok(Self::B4096),
-            other => Err(format!(
-                "block size {other} is not offered: use 512 or 4096"
-            )),
+            other => Err(format!("block size {other} is not offered: use 512 or 4096")),
         }
     }
 }
@@ -168,17 +162,17 @@ pub enum Door {
         address: IpAddr,
         port: u16,
         #[serde(default, skip_serializing_if = "Option::is_none")]
-        nqn: Option<String>,
+        nqn: Option<Nqn>,
     },
     /// vhost-user-blk, a socket in the run dir's `vhost/`.
     Vhost {
         #[serde(default, skip_serializing_if = "Option::is_none")]
-        name: Option<String>,
+        name: Option<VolumeName>,
     },
     /// NVMe over vfio-user, a directory in the run dir's `vfio-user/`.
     VfioUser {
         #[serde(default, skip_serializing_if = "Option::is_none")]
-        name: Option<String>,
+        name: Option<VolumeName>,
     },
 }
 
@@ -232,7 +226,7 @@ pub struct ExportInfo {
     pub address: String,
     /// For doors that speak NVMe.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub nqn: Option<String>,
+    pub nqn: Option<Nqn>,
     /// Host NQNs, or a count of sessions rendered as text for doors without host names.
     #[serde(default)]
     pub connected_hosts: Vec<String>,
