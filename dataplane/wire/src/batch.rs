@@ -1,0 +1,483 @@
+//! Batches of the log: a header of one or two blocks, then the payload blocks, written in one device command.
+//!
+//! The header tells its own place and the batch's descriptors, and repeats the descriptors of the batch before it, so that
+//! one rotten header does not hide what was in it. See docs/disk-format.md for how recovery judges what it finds.
+
+use crate::codec::{PREFIX, Put, Take, check_magic, seal, unseal};
+use crate::{BLOCK, DecodeError, Generation, Incarnation, Index, ReplicaShape, RingPos, Seq, Term};
+
+const MAGIC: &[u8; 8] = b"PENSLOG1";
+const VERSION: u32 = 1;
+const WHAT: &str = "batch header";
+
+/// Payload blocks of a batch at most: 1 MiB.
+pub const PAYLOAD_BLOCKS_MAX: u32 = 256;
+/// Header blocks of a batch at most.
+pub const HEADER_BLOCKS_MAX: u32 = 2;
+/// Bytes of the fixed part.
+const FIXED: usize = 128;
+/// Bytes of descriptors of one batch at most: two batches' worth fit a header of two blocks.
+pub const SECTION_MAX: usize = (HEADER_BLOCKS_MAX as usize * BLOCK - FIXED) / 2;
+/// Bytes of an entry's head within a section.
+pub const ENTRY_HEAD: usize = 24;
+/// Bytes of an op without its checksums.
+pub const OP_HEAD: usize = 12;
+/// Most blocks that one zero op covers (24 bits): 64 GiB.
+pub const ZERO_BLOCKS_MAX: u32 = (1 << 24) - 1;
+
+/// What a batch is for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Kind {
+    /// Entries of replicas.
+    Data,
+    /// Written when a stream falls idle: carries `durable_to` past the last data.
+    Seal,
+    /// The first batch of a generation, over whatever recovery cut away.
+    Open,
+}
+
+/// The fixed part of a header.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Header {
+    pub incarnation: Incarnation,
+    /// Which store of the drive.
+    pub store: u32,
+    pub kind: Kind,
+    pub seq: Seq,
+    pub generation: Generation,
+    /// Highest sequence known durable when this was written.
+    pub durable_to: Seq,
+    /// Its own place in the ring.
+    pub at: RingPos,
+    pub payload_blocks: u32,
+    /// The batch before it: where it was and how long its payload is. `None` for the first of a generation.
+    pub prev: Option<Prev>,
+}
+
+/// Where the batch before lies.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Prev {
+    pub seq: Seq,
+    pub at: RingPos,
+    pub header_blocks: u32,
+    pub payload_blocks: u32,
+}
+
+/// Blocks of a header that carries sections of these lengths.
+pub fn header_blocks(own: usize, prev: usize) -> u32 {
+    (FIXED + own + prev).div_ceil(BLOCK) as u32
+}
+
+impl Header {
+    /// Fills `to` (whole blocks, as [`header_blocks`] says) with the sealed header.
+    pub fn encode_into(&self, to: &mut [u8], own: &[u8], prev: &[u8]) {
+        assert!(
+            own.len() <= SECTION_MAX && prev.len() <= SECTION_MAX,
+            "sections of {} and {} bytes, limit {SECTION_MAX}",
+            own.len(),
+            prev.len()
+        );
+        let blocks = header_blocks(own.len(), prev.len());
+        assert_eq!(to.len(), blocks as usize * BLOCK);
+        let mut w = Put::new(to, PREFIX);
+        w.bytes(&self.incarnation.0);
+        w.u64(self.seq.0);
+        w.u64(self.generation.0);
+        w.u64(self.durable_to.0);
+        w.u64(self.at.0);
+        w.u8(match self.kind {
+            Kind::Data => 0,
+            Kind::Seal => 1,
+            Kind::Open => 2,
+        });
+        w.u8(blocks as u8);
+        w.u16(self.payload_blocks as u16);
+        w.u16(own.len() as u16);
+        w.u16(prev.len() as u16);
+        w.u32(self.store);
+        let before = self.prev.unwrap_or(Prev { seq: Seq(0), at: RingPos(0), header_blocks: 0, payload_blocks: 0 });
+        w.u16(before.header_blocks as u16);
+        w.u16(before.payload_blocks as u16);
+        w.u64(before.seq.0);
+        w.u64(before.at.0);
+        let at = w.at();
+        to[at..FIXED].fill(0);
+        to[FIXED..FIXED + own.len()].copy_from_slice(own);
+        to[FIXED + own.len()..FIXED + own.len() + prev.len()].copy_from_slice(prev);
+        to[FIXED + own.len() + prev.len()..].fill(0);
+        seal(to, MAGIC, VERSION);
+    }
+}
+
+/// A decoded header with its sections still as bytes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Batch<'a> {
+    pub header: Header,
+    pub header_blocks: u32,
+    pub own: &'a [u8],
+    pub prev: &'a [u8],
+}
+
+impl<'a> Batch<'a> {
+    /// Blocks of the batch in the ring.
+    pub fn blocks(&self) -> u64 {
+        u64::from(self.header_blocks + self.header.payload_blocks)
+    }
+
+    /// Whether a header may start here: cheap, for scans.
+    pub fn looks_like(bytes: &[u8]) -> bool {
+        check_magic(bytes, WHAT, MAGIC).is_ok()
+    }
+
+    /// Decodes the header at the start of `bytes`, which may go on beyond it.
+    ///
+    /// # Errors
+    /// When no whole header that this build reads starts here.
+    pub fn decode(bytes: &'a [u8]) -> Result<Self, DecodeError> {
+        check_magic(bytes, WHAT, MAGIC)?;
+        if bytes.len() < BLOCK {
+            return Err(DecodeError::Short { what: WHAT, need: BLOCK, left: bytes.len() });
+        }
+        // Where the count of blocks lies is needed before the checksum can be: bounded here, trusted after it.
+        let header_blocks = u32::from(bytes[65]);
+        if header_blocks == 0 || header_blocks > HEADER_BLOCKS_MAX {
+            return Err(DecodeError::Limit { what: "header blocks", found: u64::from(header_blocks), limit: u64::from(HEADER_BLOCKS_MAX) });
+        }
+        let len = header_blocks as usize * BLOCK;
+        if bytes.len() < len {
+            return Err(DecodeError::Short { what: WHAT, need: len, left: bytes.len() });
+        }
+        let record = &bytes[..len];
+        unseal(record, WHAT, MAGIC, VERSION)?;
+        let mut r = Take::new(record, PREFIX, WHAT);
+        let incarnation = Incarnation(r.id()?);
+        let seq = Seq(r.u64()?);
+        let generation = Generation(r.u64()?);
+        let durable_to = Seq(r.u64()?);
+        let at = RingPos(r.u64()?);
+        let kind = match r.u8()? {
+            0 => Kind::Data,
+            1 => Kind::Seal,
+            2 => Kind::Open,
+            other => return Err(DecodeError::Value { what: "batch kind", found: u64::from(other) }),
+        };
+        r.u8()?;
+        let payload_blocks = u32::from(r.u16()?);
+        if payload_blocks > PAYLOAD_BLOCKS_MAX {
+            return Err(DecodeError::Limit {
+                what: "payload blocks",
+                found: u64::from(payload_blocks),
+                limit: u64::from(PAYLOAD_BLOCKS_MAX),
+            });
+        }
+        let own_len = usize::from(r.u16()?);
+        let prev_len = usize::from(r.u16()?);
+        let store = r.u32()?;
+        let prev_header_blocks = u32::from(r.u16()?);
+        let prev_payload_blocks = u32::from(r.u16()?);
+        let prev_seq = Seq(r.u64()?);
+        let prev_at = RingPos(r.u64()?);
+        if own_len > SECTION_MAX || prev_len > SECTION_MAX || FIXED + own_len + prev_len > len {
+            return Err(DecodeError::Limit {
+                what: "descriptors of a header",
+                found: (own_len + prev_len) as u64,
+                limit: (len - FIXED) as u64,
+            });
+        }
+        if seq.0 == 0
+            || durable_to >= seq
+            || prev_seq >= seq
+            || prev_payload_blocks > PAYLOAD_BLOCKS_MAX
+            || prev_header_blocks > HEADER_BLOCKS_MAX
+        {
+            return Err(DecodeError::Value { what: "sequence of a batch", found: seq.0 });
+        }
+        let prev = (prev_seq.0 != 0).then_some(Prev {
+            seq: prev_seq,
+            at: prev_at,
+            header_blocks: prev_header_blocks,
+            payload_blocks: prev_payload_blocks,
+        });
+        let header = Header { incarnation, store, kind, seq, generation, durable_to, at, payload_blocks, prev };
+        Ok(Self { header, header_blocks, own: &record[FIXED..FIXED + own_len], prev: &record[FIXED + own_len..FIXED + own_len + prev_len] })
+    }
+}
+
+/// Builds a section: the descriptors of one batch. Keeps its capacity from batch to batch.
+#[derive(Default, Debug)]
+pub struct Section {
+    bytes: Vec<u8>,
+    /// Where the current entry's op count lies.
+    entry_at: usize,
+}
+
+impl Section {
+    pub fn clear(&mut self) {
+        self.bytes.clear();
+        self.entry_at = 0;
+    }
+
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// Starts an entry; ops follow.
+    pub fn entry(&mut self, replica: u32, term: Term, index: Index) {
+        self.entry_at = self.bytes.len();
+        self.bytes.extend_from_slice(&replica.to_le_bytes());
+        self.bytes.extend_from_slice(&[0; 4]);
+        self.bytes.extend_from_slice(&term.0.to_le_bytes());
+        self.bytes.extend_from_slice(&index.0.to_le_bytes());
+    }
+
+    fn op(&mut self, kind: u8, count: u32, block: u64) {
+        assert!(count <= ZERO_BLOCKS_MAX);
+        let at = self.entry_at + 4;
+        let ops = u16::from_le_bytes([self.bytes[at], self.bytes[at + 1]]) + 1;
+        self.bytes[at..at + 2].copy_from_slice(&ops.to_le_bytes());
+        self.bytes.extend_from_slice(&(u32::from(kind) | count << 8).to_le_bytes());
+        self.bytes.extend_from_slice(&block.to_le_bytes());
+    }
+
+    /// Blocks from `block`, one checksum each; their payload is next in the batch.
+    pub fn write(&mut self, block: u64, crcs: &[u32]) {
+        self.op(OP_WRITE, crcs.len() as u32, block);
+        for crc in crcs {
+            self.bytes.extend_from_slice(&crc.to_le_bytes());
+        }
+    }
+
+    /// `count` blocks from `block` read as zeros from here on.
+    pub fn zero(&mut self, block: u64, count: u32) {
+        self.op(OP_ZERO, count, block);
+    }
+
+    /// The replica begins.
+    pub fn create(&mut self, shape: &ReplicaShape) {
+        let len = shape.encoded_len();
+        self.op(OP_CREATE, len as u32, 0);
+        let at = self.bytes.len();
+        self.bytes.resize(at + len, 0);
+        shape.put(&mut Put::new(&mut self.bytes, at));
+    }
+
+    /// The replica ends.
+    pub fn delete(&mut self) {
+        self.op(OP_DELETE, 0, 0);
+    }
+
+    /// The replica has `blocks` from here on.
+    pub fn resize(&mut self, blocks: u64) {
+        self.op(OP_RESIZE, 0, blocks);
+    }
+}
+
+const OP_WRITE: u8 = 1;
+const OP_ZERO: u8 = 2;
+const OP_CREATE: u8 = 3;
+const OP_DELETE: u8 = 4;
+const OP_RESIZE: u8 = 5;
+
+/// A decoded op.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Op {
+    /// One checksum a block.
+    Write {
+        block: u64,
+        crcs: Vec<u32>,
+    },
+    Zero {
+        block: u64,
+        count: u32,
+    },
+    Create(Box<ReplicaShape>),
+    Delete,
+    Resize {
+        blocks: u64,
+    },
+}
+
+/// A decoded entry.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Entry {
+    pub replica: u32,
+    pub term: Term,
+    pub index: Index,
+    pub ops: Vec<Op>,
+}
+
+/// Decodes a section and checks that its writes account for exactly `payload_blocks`.
+///
+/// # Errors
+/// When the bytes are not a section, or count another payload.
+pub fn decode_section(bytes: &[u8], payload_blocks: u32) -> Result<Vec<Entry>, DecodeError> {
+    const WHAT: &str = "batch descriptors";
+    let mut r = Take::new(bytes, 0, WHAT);
+    let mut entries = Vec::new();
+    let mut payload = 0u32;
+    while r.left() > 0 {
+        let replica = r.u32()?;
+        let count = r.u16()?;
+        r.u16()?;
+        let term = Term(r.u64()?);
+        let index = Index(r.u64()?);
+        let mut ops = Vec::with_capacity(usize::from(count).min(bytes.len() / OP_HEAD));
+        for _ in 0..count {
+            let word = r.u32()?;
+            let (kind, count) = ((word & 0xff) as u8, word >> 8);
+            let block = r.u64()?;
+            ops.push(match kind {
+                OP_WRITE => {
+                    if count == 0 || count > PAYLOAD_BLOCKS_MAX {
+                        return Err(DecodeError::Limit {
+                            what: "blocks of a write",
+                            found: u64::from(count),
+                            limit: u64::from(PAYLOAD_BLOCKS_MAX),
+                        });
+                    }
+                    payload += count;
+                    check_range(block, count)?;
+                    let mut crcs = Vec::with_capacity(count as usize);
+                    for _ in 0..count {
+                        crcs.push(r.u32()?);
+                    }
+                    Op::Write { block, crcs }
+                }
+                OP_ZERO => {
+                    check_range(block, count)?;
+                    Op::Zero { block, count }
+                }
+                OP_CREATE => Op::Create(Box::new(ReplicaShape::take(&mut Take::new(r.bytes(count as usize)?, 0, WHAT))?)),
+                OP_DELETE => Op::Delete,
+                OP_RESIZE => {
+                    if block == 0 || block > crate::VOLUME_BLOCKS_MAX {
+                        return Err(DecodeError::Limit { what: "volume size in blocks", found: block, limit: crate::VOLUME_BLOCKS_MAX });
+                    }
+                    Op::Resize { blocks: block }
+                }
+                other => return Err(DecodeError::Value { what: "kind of an op", found: u64::from(other) }),
+            });
+        }
+        entries.push(Entry { replica, term, index, ops });
+    }
+    if payload != payload_blocks {
+        return Err(DecodeError::Value { what: "payload blocks by the descriptors", found: u64::from(payload) });
+    }
+    Ok(entries)
+}
+
+fn check_range(block: u64, count: u32) -> Result<(), DecodeError> {
+    match block.checked_add(u64::from(count)) {
+        Some(end) if end <= crate::VOLUME_BLOCKS_MAX => Ok(()),
+        _ => Err(DecodeError::Limit { what: "block of an op", found: block, limit: crate::VOLUME_BLOCKS_MAX }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{ReplicaId, SegmentId, VolumeId};
+    use proptest::prelude::*;
+
+    fn shape() -> ReplicaShape {
+        ReplicaShape {
+            volume: VolumeId([1; 16]),
+            segment: SegmentId([2; 16]),
+            replica: ReplicaId([3; 16]),
+            segment_no: 0,
+            blocks: 2560,
+            logical_block: 512,
+            name: "db-1".into(),
+        }
+    }
+
+    fn sample() -> (Header, Section, Section) {
+        let mut own = Section::default();
+        own.entry(4, Term(1), Index(10));
+        own.write(100, &[1, 2, 3]);
+        own.zero(7, 9000);
+        own.entry(5, Term(1), Index(1));
+        own.create(&shape());
+        own.resize(9);
+        own.delete();
+        let mut prev = Section::default();
+        prev.entry(4, Term(1), Index(9));
+        prev.write(0, &[9]);
+        let header = Header {
+            incarnation: Incarnation([9; 16]),
+            store: 0,
+            kind: Kind::Data,
+            seq: Seq(12),
+            generation: Generation(2),
+            durable_to: Seq(10),
+            at: RingPos(555),
+            payload_blocks: 3,
+            prev: Some(Prev { seq: Seq(11), at: RingPos(553), header_blocks: 1, payload_blocks: 1 }),
+        };
+        (header, own, prev)
+    }
+
+    fn encoded() -> Vec<u8> {
+        let (header, own, prev) = sample();
+        let mut bytes = vec![0xaa; header_blocks(own.bytes().len(), prev.bytes().len()) as usize * BLOCK];
+        header.encode_into(&mut bytes, own.bytes(), prev.bytes());
+        bytes
+    }
+
+    #[test]
+    fn header_round_trips_with_both_sections() {
+        let (header, own, prev) = sample();
+        let bytes = encoded();
+        let batch = Batch::decode(&bytes).unwrap();
+        assert_eq!((batch.header, batch.own, batch.prev), (header, own.bytes(), prev.bytes()));
+        let entries = decode_section(batch.own, batch.header.payload_blocks).unwrap();
+        assert_eq!(entries[0].ops, [Op::Write { block: 100, crcs: vec![1, 2, 3] }, Op::Zero { block: 7, count: 9000 }]);
+        assert_eq!(entries[1].ops, [Op::Create(Box::new(shape())), Op::Resize { blocks: 9 }, Op::Delete]);
+        assert!(decode_section(batch.prev, 1).is_ok());
+    }
+
+    #[test]
+    fn section_that_counts_other_payload_is_refused() {
+        let (_, own, _) = sample();
+        assert!(decode_section(own.bytes(), 4).is_err());
+    }
+
+    #[test]
+    fn two_full_sections_fit_the_largest_header() {
+        assert_eq!(header_blocks(SECTION_MAX, SECTION_MAX), HEADER_BLOCKS_MAX);
+    }
+
+    proptest! {
+        #[test]
+        fn any_flipped_bit_is_seen(bit in 0..BLOCK * 8) {
+            let mut bytes = encoded();
+            bytes[bit / 8] ^= 1 << (bit % 8);
+            prop_assert!(Batch::decode(&bytes).is_err());
+        }
+
+        #[test]
+        fn any_sealed_bytes_decode_or_fail_cleanly(mut bytes in proptest::collection::vec(any::<u8>(), BLOCK), own in 0u16..5000, prev in 0u16..5000) {
+            bytes[65] = 1;
+            bytes[68..70].copy_from_slice(&own.to_le_bytes());
+            bytes[70..72].copy_from_slice(&prev.to_le_bytes());
+            seal(&mut bytes, MAGIC, VERSION);
+            if let Ok(batch) = Batch::decode(&bytes) {
+                let _ = decode_section(batch.own, batch.header.payload_blocks);
+            }
+        }
+
+        #[test]
+        fn any_bytes_as_a_section_decode_or_fail_cleanly(bytes in proptest::collection::vec(any::<u8>(), 0..300), payload in 0u32..300) {
+            let _ = decode_section(&bytes, payload);
+        }
+
+        #[test]
+        fn mutated_section_decodes_or_fails_cleanly(at in 0usize..200, byte: u8) {
+            let (_, own, _) = sample();
+            let mut bytes = own.bytes().to_vec();
+            let at = at % bytes.len();
+            bytes[at] = byte;
+            let _ = decode_section(&bytes, 3);
+        }
+    }
+}
