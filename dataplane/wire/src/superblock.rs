@@ -64,7 +64,6 @@ impl Superblock {
         let store = r.u32()?;
         let directory = [r.u32()?, r.u32()?];
         r.u32()?;
-        let directory = r.u32()?;
         let write_count = r.u64()?;
         let generation = Generation(r.u64()?);
         let log_seq = Seq(r.u64()?);
