@@ -5,7 +5,7 @@ use utoipa::openapi::{RefOr, Schema};
 use utoipa::{PartialSchema, ToSchema};
 
 use crate::rpc::BlockSize;
-use crate::{ByteSize, ClusterId, DriveId, DriveSpec, Id, NodeId, ReplicaId, SegmentId, VolumeId, VolumeName};
+use crate::{ByteSize, ClusterId, DriveId, DriveSpec, Id, NodeId, Nqn, ReplicaId, SegmentId, VolumeId, VolumeName};
 
 macro_rules! plain_schema {
     ($($name:ty: $kind:expr, $example:expr, $description:literal;)+) => {$(

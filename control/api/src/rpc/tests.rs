@@ -34,8 +34,9 @@ impl Method for Bulk {
 #[test]
 fn request_too_long_for_spdk_refused() {
     let volume_id = crate::VolumeId(Id::from_u128(0x0194_a5c1_b2d3_8001_8000_0000_0000_0001).unwrap());
-    let door = Door::Vhost { name: Some("x".repeat(REQUEST_BYTES_MAX)) };
-    let error = encode_request::<ExportAdd>(1, &ExportAddParams { volume_id, door }).unwrap_err();
+    let params = |_| VolumeDeleteParams { volume_id, force: false };
+    assert!(encode_request::<Bulk>(1, &(0..100).map(params).collect()).is_ok());
+    let error = encode_request::<Bulk>(1, &(0..1000).map(params).collect()).unwrap_err();
     assert_eq!(error.kind(), Some(ErrorCode::Invalid));
 }
 
