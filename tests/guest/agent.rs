@@ -13,8 +13,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 fn main() {
-    match find_port().and_then(|port| serve(&port).map_err(|e| format!("{}: {e}", port.display())))
-    {
+    match find_port().and_then(|port| serve(&port).map_err(|e| format!("{}: {e}", port.display()))) {
         Ok(()) => eprintln!("agent: the host closed the line"),
         Err(why) => eprintln!("agent: {why}"),
     }
@@ -33,19 +32,13 @@ fn find_port() -> Result<PathBuf, String> {
         }
         std::thread::sleep(Duration::from_millis(10));
     }
-    Err(format!(
-        "no virtio-serial port named {PORT} under {}",
-        class.display()
-    ))
+    Err(format!("no virtio-serial port named {PORT} under {}", class.display()))
 }
 
 fn serve(port: &Path) -> std::io::Result<()> {
     let line = OpenOptions::new().read(true).write(true).open(port)?;
     let answers = Arc::new(Mutex::new(line.try_clone()?));
-    let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease")
-        .unwrap_or_default()
-        .trim()
-        .to_owned();
+    let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim().to_owned();
     say(&answers, &Reply::Hello { kernel });
     std::fs::create_dir_all("/run/agent")?;
     for request in BufReader::new(line).lines() {
@@ -64,21 +57,14 @@ fn serve(port: &Path) -> std::io::Result<()> {
 fn say(answers: &Mutex<File>, reply: &Reply) {
     let mut text = serde_json::to_vec(reply).expect("replies are plain data");
     text.push(b'\n');
-    let mut line = answers
-        .lock()
-        .unwrap_or_else(|poisoned| poisoned.into_inner());
+    let mut line = answers.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
     if let Err(why) = line.write_all(&text) {
         eprintln!("agent: cannot answer: {why}");
     }
 }
 
 fn run(request: &Request) -> Outcome {
-    let failed = |why: String| Outcome {
-        id: request.id,
-        status: Some(127),
-        out: String::new(),
-        err: why,
-    };
+    let failed = |why: String| Outcome { id: request.id, status: Some(127), out: String::new(), err: why };
     // Files, not pipes: a background process that keeps a pipe open would hold the answer back.
     let stem = PathBuf::from(format!("/run/agent/{}", request.id));
     let (out, err) = (stem.with_extension("out"), stem.with_extension("err"));
@@ -106,21 +92,14 @@ fn run(request: &Request) -> Outcome {
             Ok(None) if began.elapsed() < limit => std::thread::sleep(Duration::from_millis(5)),
             Ok(None) => {
                 // the whole group: the shell's children too
-                let _ = Command::new("/bin/kill")
-                    .args(["-9", "--", &format!("-{}", child.id())])
-                    .status();
+                let _ = Command::new("/bin/kill").args(["-9", "--", &format!("-{}", child.id())]).status();
                 let _ = child.wait();
                 break None;
             }
             Err(why) => return failed(format!("cannot wait for the shell: {why}")),
         }
     };
-    let outcome = Outcome {
-        id: request.id,
-        status,
-        out: tail(&out),
-        err: tail(&err),
-    };
+    let outcome = Outcome { id: request.id, status, out: tail(&out), err: tail(&err) };
     let _ = std::fs::remove_file(&out);
     let _ = std::fs::remove_file(&err);
     outcome
@@ -135,8 +114,5 @@ fn tail(path: &Path) -> String {
         file.take(OUTPUT_LIMIT as u64).read_to_end(&mut bytes)?;
         Ok(bytes)
     };
-    read().map_or_else(
-        |why| format!("(output lost: {why})"),
-        |bytes| String::from_utf8_lossy(&bytes).into_owned(),
-    )
+    read().map_or_else(|why| format!("(output lost: {why})"), |bytes| String::from_utf8_lossy(&bytes).into_owned())
 }

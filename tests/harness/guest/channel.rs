@@ -24,9 +24,7 @@ struct Inbox {
 
 impl Inbox {
     fn lock(&self) -> MutexGuard<'_, Heard> {
-        self.heard
-            .lock()
-            .unwrap_or_else(|poisoned| poisoned.into_inner())
+        self.heard.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
     fn change(&self, edit: impl FnOnce(&mut Heard)) {
@@ -56,42 +54,24 @@ impl Channel {
         let inbox = Arc::new(Inbox::default());
         let reader = BufReader::new(line.try_clone()?);
         let for_thread = Arc::clone(&inbox);
-        std::thread::Builder::new()
-            .name("guest-line".into())
-            .spawn(move || read_all(reader, &for_thread))?;
-        Ok(Channel {
-            line,
-            inbox,
-            next_id: 1,
-        })
+        std::thread::Builder::new().name("guest-line".into()).spawn(move || read_all(reader, &for_thread))?;
+        Ok(Channel { line, inbox, next_id: 1 })
     }
 
     /// Waits for the agent's first words; answers the guest kernel's release.
     pub fn hello(&self, deadline: Deadline) -> Result<String> {
-        self.wait("the guest's agent to come up", deadline, |heard| {
-            heard.kernel.clone()
-        })
+        self.wait("the guest's agent to come up", deadline, |heard| heard.kernel.clone())
     }
 
     /// Starts `script` in the guest, which kills it after `limit`.
     pub fn start(&mut self, script: &str, limit: Duration) -> Result<Job> {
         let id = self.next_id;
         self.next_id += 1;
-        let request = Request {
-            id,
-            script: script.to_owned(),
-            limit_ms: limit.as_millis() as u64,
-        };
+        let request = Request { id, script: script.to_owned(), limit_ms: limit.as_millis() as u64 };
         let mut text = serde_json::to_vec(&request).expect("requests are plain data");
         text.push(b'\n');
-        self.line
-            .write_all(&text)
-            .map_err(|e| GuestError::failed("sending a script to the guest", e.to_string()))?;
-        Ok(Job {
-            id,
-            limit,
-            what: first_line(script),
-        })
+        self.line.write_all(&text).map_err(|e| GuestError::failed("sending a script to the guest", e.to_string()))?;
+        Ok(Job { id, limit, what: first_line(script) })
     }
 
     /// Waits for the job's end. An answer without status means the guest killed it at its limit.
@@ -112,46 +92,26 @@ impl Channel {
         heard.outcomes.contains_key(&job.id) || heard.closed.is_some()
     }
 
-    fn wait<T>(
-        &self,
-        what: &str,
-        deadline: Deadline,
-        mut look: impl FnMut(&mut Heard) -> Option<T>,
-    ) -> Result<T> {
+    fn wait<T>(&self, what: &str, deadline: Deadline, mut look: impl FnMut(&mut Heard) -> Option<T>) -> Result<T> {
         let mut heard = self.inbox.lock();
         loop {
             if let Some(found) = look(&mut heard) {
                 return Ok(found);
             }
             if let Some(why) = &heard.closed {
-                return Err(GuestError::failed(
-                    what,
-                    format!("the guest is gone: {why}"),
-                ));
+                return Err(GuestError::failed(what, format!("the guest is gone: {why}")));
             }
             let left = deadline.left();
             if left.is_zero() {
                 return Err(deadline.timeout(what, ""));
             }
-            heard = self
-                .inbox
-                .changed
-                .wait_timeout(heard, left)
-                .unwrap_or_else(|poisoned| poisoned.into_inner())
-                .0;
+            heard = self.inbox.changed.wait_timeout(heard, left).unwrap_or_else(|poisoned| poisoned.into_inner()).0;
         }
     }
 }
 
 fn first_line(script: &str) -> String {
-    script
-        .trim()
-        .lines()
-        .next()
-        .unwrap_or_default()
-        .chars()
-        .take(80)
-        .collect()
+    script.trim().lines().next().unwrap_or_default().chars().take(80).collect()
 }
 
 fn read_all(reader: BufReader<UnixStream>, inbox: &Inbox) {
@@ -160,9 +120,7 @@ fn read_all(reader: BufReader<UnixStream>, inbox: &Inbox) {
         match line {
             Ok(text) => match serde_json::from_str::<Reply>(&text) {
                 Ok(Reply::Hello { kernel }) => inbox.change(|heard| heard.kernel = Some(kernel)),
-                Ok(Reply::Done(outcome)) => {
-                    inbox.change(|heard| drop(heard.outcomes.insert(outcome.id, outcome)))
-                }
+                Ok(Reply::Done(outcome)) => inbox.change(|heard| drop(heard.outcomes.insert(outcome.id, outcome))),
                 Err(error) => {
                     why = format!("not a reply: {error}");
                     break;
@@ -192,12 +150,7 @@ mod tests {
         let one = channel.start("one", Duration::from_secs(10)).unwrap();
         let two = channel.start("two", Duration::from_secs(10)).unwrap();
         for (id, out) in [(2, "second"), (1, "first")] {
-            let reply = Reply::Done(Outcome {
-                id,
-                status: Some(0),
-                out: out.into(),
-                err: String::new(),
-            });
+            let reply = Reply::Done(Outcome { id, status: Some(0), out: out.into(), err: String::new() });
             writeln!(guest, "{}", serde_json::to_string(&reply).unwrap()).unwrap();
         }
         assert_eq!(channel.finish(one).unwrap().out, "first");

@@ -20,12 +20,7 @@ pub struct Archive<W: Write> {
 
 impl<W: Write> Archive<W> {
     pub fn new(out: W) -> Self {
-        Archive {
-            out,
-            written: 0,
-            inode: 1,
-            directories: Default::default(),
-        }
+        Archive { out, written: 0, inode: 1, directories: Default::default() }
     }
 
     /// A regular file at `path` (no leading slash); its parent directories are made first.
@@ -62,10 +57,7 @@ impl<W: Write> Archive<W> {
     }
 
     fn parents(&mut self, path: &str) -> io::Result<()> {
-        assert!(
-            !path.starts_with('/') && !path.is_empty(),
-            "archive paths are relative: {path:?}"
-        );
+        assert!(!path.starts_with('/') && !path.is_empty(), "archive paths are relative: {path:?}");
         let ends = path.match_indices('/').map(|(at, _)| at);
         for end in ends {
             let parent = &path[..end];
@@ -76,19 +68,9 @@ impl<W: Write> Archive<W> {
         Ok(())
     }
 
-    fn member(
-        &mut self,
-        path: &str,
-        mode: u32,
-        (major, minor): (u32, u32),
-        content: &[u8],
-    ) -> io::Result<()> {
-        let size = u32::try_from(content.len()).map_err(|_| {
-            io::Error::new(
-                io::ErrorKind::InvalidInput,
-                format!("{path}: a newc member is at most 4 GiB"),
-            )
-        })?;
+    fn member(&mut self, path: &str, mode: u32, (major, minor): (u32, u32), content: &[u8]) -> io::Result<()> {
+        let size = u32::try_from(content.len())
+            .map_err(|_| io::Error::new(io::ErrorKind::InvalidInput, format!("{path}: a newc member is at most 4 GiB")))?;
         // magic, then thirteen 8-digit hexadecimal fields: ino mode uid gid nlink mtime filesize devmajor devminor
         // rdevmajor rdevminor namesize (with its NUL) check
         let header = format!(
@@ -134,15 +116,8 @@ mod tests {
         let bytes = archive.finish().unwrap();
         assert_eq!(bytes.len() % 512, 0);
         let text = String::from_utf8_lossy(&bytes);
-        let at = |needle: &str| {
-            text.find(needle)
-                .unwrap_or_else(|| panic!("{needle:?} absent"))
-        };
-        assert!(
-            at("a\0") < at("a/b\0")
-                && at("a/b\0") < at("a/b/c\0")
-                && at("a/b/c\0") < at("TRAILER!!!\0")
-        );
+        let at = |needle: &str| text.find(needle).unwrap_or_else(|| panic!("{needle:?} absent"));
+        assert!(at("a\0") < at("a/b\0") && at("a/b\0") < at("a/b/c\0") && at("a/b/c\0") < at("TRAILER!!!\0"));
         assert_eq!(&bytes[..6], b"070701");
     }
 
@@ -153,10 +128,6 @@ mod tests {
         archive.file("x/one", 0o644, b"1").unwrap();
         archive.directory("x").unwrap();
         let bytes = archive.finish().unwrap();
-        assert_eq!(
-            bytes.windows(6).filter(|w| w == b"070701").count(),
-            3,
-            "x, x/one and the trailer"
-        );
+        assert_eq!(bytes.windows(6).filter(|w| w == b"070701").count(), 3, "x, x/one and the trailer");
     }
 }

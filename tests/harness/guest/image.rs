@@ -36,34 +36,22 @@ impl Kernel {
             .flatten()
             .flatten()
             .map(|entry| entry.path())
-            .filter(|dir| {
-                !dir.file_name()
-                    .is_some_and(|n| n.to_string_lossy().starts_with('.'))
-            })
+            .filter(|dir| !dir.file_name().is_some_and(|n| n.to_string_lossy().starts_with('.')))
             .filter(|dir| dir.join("vmlinuz").is_file())
             .collect();
         found.sort();
         match found.pop() {
             Some(dir) => Self::at(&dir),
-            None => Err(GuestError::Missing {
-                what: format!("a guest kernel under {}", root.display()),
-                remedy: REMEDY.into(),
-            }),
+            None => Err(GuestError::Missing { what: format!("a guest kernel under {}", root.display()), remedy: REMEDY.into() }),
         }
     }
 
     fn at(dir: &Path) -> Result<Self> {
-        let kernel = Kernel {
-            vmlinuz: dir.join("vmlinuz"),
-            modules: dir.join("modules"),
-        };
+        let kernel = Kernel { vmlinuz: dir.join("vmlinuz"), modules: dir.join("modules") };
         if kernel.vmlinuz.is_file() && kernel.modules.is_dir() {
             Ok(kernel)
         } else {
-            Err(GuestError::Missing {
-                what: format!("vmlinuz or modules/ in {}", dir.display()),
-                remedy: REMEDY.into(),
-            })
+            Err(GuestError::Missing { what: format!("vmlinuz or modules/ in {}", dir.display()), remedy: REMEDY.into() })
         }
     }
 }
@@ -87,13 +75,7 @@ impl ImageSpec {
     pub fn storage_host() -> Result<Self> {
         Ok(ImageSpec {
             name: "storage-host",
-            modules: vec![
-                "virtio_net",
-                "virtio_blk",
-                "nvme_tcp",
-                "crc32c_intel",
-                "crc32c_generic",
-            ],
+            modules: vec!["virtio_net", "virtio_blk", "nvme_tcp", "crc32c_intel", "crc32c_generic"],
             programs: vec![program("fio")?, program("mkfs.ext4")?, program("e2fsck")?],
             files: Vec::new(),
         })
@@ -109,14 +91,7 @@ impl ImageSpec {
         }
         Ok(ImageSpec {
             name: "data-plane",
-            modules: vec![
-                "uio_pci_generic",
-                "virtio_net",
-                "virtio_blk",
-                "nvme_tcp",
-                "crc32c_intel",
-                "crc32c_generic",
-            ],
+            modules: vec!["uio_pci_generic", "virtio_net", "virtio_blk", "nvme_tcp", "crc32c_intel", "crc32c_generic"],
             programs: Vec::new(),
             files,
         })
@@ -131,15 +106,9 @@ impl ImageSpec {
         let prefix = format!("guest-{}-", self.name);
         let base = root.join(format!("{prefix}{:016x}.cpio", contents.key()));
         if !base.is_file() {
-            let unfinished =
-                tempfile::NamedTempFile::new_in(&root).at("create a file in", &root)?;
-            contents
-                .write(unfinished.as_file())
-                .at("write", unfinished.path())?;
-            unfinished
-                .persist(&base)
-                .map_err(|e| e.error)
-                .at("name", &base)?;
+            let unfinished = tempfile::NamedTempFile::new_in(&root).at("create a file in", &root)?;
+            contents.write(unfinished.as_file()).at("write", unfinished.path())?;
+            unfinished.persist(&base).map_err(|e| e.error).at("name", &base)?;
             remove_older(&root, &prefix, &base);
         }
         Ok(Image { kernel, base })
@@ -148,29 +117,13 @@ impl ImageSpec {
     fn contents(&self, kernel: &Kernel) -> Result<Contents> {
         let mut contents = Contents::default();
         contents.add(program("busybox")?, "bin/busybox");
-        let wanted: Vec<&str> = MODULES_ALWAYS
-            .iter()
-            .chain(&self.modules)
-            .copied()
-            .collect();
-        for (place, module) in ModuleTree::scan(&kernel.modules)?
-            .load_order(&wanted)?
-            .into_iter()
-            .enumerate()
-        {
-            let name = module
-                .file_name()
-                .unwrap_or_default()
-                .to_string_lossy()
-                .into_owned();
+        let wanted: Vec<&str> = MODULES_ALWAYS.iter().chain(&self.modules).copied().collect();
+        for (place, module) in ModuleTree::scan(&kernel.modules)?.load_order(&wanted)?.into_iter().enumerate() {
+            let name = module.file_name().unwrap_or_default().to_string_lossy().into_owned();
             contents.add(module, &format!("modules/{place:03}-{name}"));
         }
         for host in &self.programs {
-            let name = host
-                .file_name()
-                .unwrap_or_default()
-                .to_string_lossy()
-                .into_owned();
+            let name = host.file_name().unwrap_or_default().to_string_lossy().into_owned();
             contents.add(host.clone(), &format!("usr/bin/{name}"));
             contents.libraries(host)?;
         }
@@ -205,13 +158,9 @@ impl Overlay {
     /// A program of ours as /usr/bin/`name`, with its libraries.
     pub fn program(&mut self, host: &Path, name: &str) -> Result<()> {
         if !host.is_file() {
-            return Err(GuestError::Missing {
-                what: format!("program {}", host.display()),
-                remedy: "build it first".into(),
-            });
+            return Err(GuestError::Missing { what: format!("program {}", host.display()), remedy: "build it first".into() });
         }
-        self.contents
-            .add(host.to_owned(), &format!("usr/bin/{name}"));
+        self.contents.add(host.to_owned(), &format!("usr/bin/{name}"));
         self.contents.libraries(host)
     }
 
@@ -246,10 +195,7 @@ impl Contents {
 
     /// Adds what the loader would load, each at the very path where it was found, so that run paths stay true.
     fn libraries(&mut self, host: &Path) -> Result<()> {
-        let output = Command::new("ldd")
-            .arg(host)
-            .output()
-            .at("run ldd on", host)?;
+        let output = Command::new("ldd").arg(host).output().at("run ldd on", host)?;
         let listing = String::from_utf8_lossy(&output.stdout);
         for line in listing.lines() {
             if line.contains("not found") {
@@ -282,16 +228,12 @@ impl Contents {
     fn write(&self, file: &File) -> std::io::Result<()> {
         let mut archive = Archive::new(BufWriter::new(file));
         archive.console()?;
-        for dir in [
-            "proc", "sys", "run", "tmp", "var/run", "var/tmp", "mnt", "bin", "sbin", "etc",
-        ] {
+        for dir in ["proc", "sys", "run", "tmp", "var/run", "var/tmp", "mnt", "bin", "sbin", "etc"] {
             archive.directory(dir)?;
         }
         archive.file("init", 0o755, INIT.as_bytes())?;
         for (place, host) in &self.members {
-            let named = |e: std::io::Error| {
-                std::io::Error::new(e.kind(), format!("{}: {e}", host.display()))
-            };
+            let named = |e: std::io::Error| std::io::Error::new(e.kind(), format!("{}: {e}", host.display()));
             archive.file(place, 0o755, &std::fs::read(host).map_err(named)?)?;
         }
         archive.finish()?.into_inner().map_err(|e| e.into_error())?;
@@ -325,18 +267,14 @@ fn program(name: &str) -> Result<PathBuf> {
         .chain(["/sbin", "/usr/sbin"].map(PathBuf::from))
         .map(|dir| dir.join(name))
         .find(|candidate| candidate.is_file())
-        .ok_or_else(|| GuestError::Missing {
-            what: format!("program {name}"),
-            remedy: REMEDY.into(),
-        })
+        .ok_or_else(|| GuestError::Missing { what: format!("program {name}"), remedy: REMEDY.into() })
 }
 
 /// Archives of the same name with another key are of no use any more.
 fn remove_older(root: &Path, prefix: &str, keep: &Path) {
     for entry in std::fs::read_dir(root).into_iter().flatten().flatten() {
         let path = entry.path();
-        let ours = entry.file_name().to_string_lossy().starts_with(prefix)
-            && path.extension().is_some_and(|e| e == "cpio");
+        let ours = entry.file_name().to_string_lossy().starts_with(prefix) && path.extension().is_some_and(|e| e == "cpio");
         if ours && path != keep {
             let _ = std::fs::remove_file(path); // a leftover costs space, nothing else
         }
@@ -352,10 +290,7 @@ mod tests {
         let mut contents = Contents::default();
         contents.add("/a".into(), "lib/x");
         contents.add("/b".into(), "lib/x");
-        assert_eq!(
-            contents.members,
-            [("lib/x".to_owned(), PathBuf::from("/a"))]
-        );
+        assert_eq!(contents.members, [("lib/x".to_owned(), PathBuf::from("/a"))]);
     }
 
     #[test]

@@ -61,29 +61,19 @@ impl Machine {
             .stdout(Stdio::null())
             .stderr(errors)
             .spawn()
-            .map_err(|e| GuestError::Missing {
-                what: format!("qemu-system-x86_64 ({e})"),
-                remedy: "run tests/guest/deps.sh".into(),
-            })?;
+            .map_err(|e| GuestError::Missing { what: format!("qemu-system-x86_64 ({e})"), remedy: "run tests/guest/deps.sh".into() })?;
 
-        let connected = wait_for(
-            "QEMU to open the agent's line",
-            deadline.left(),
-            || match listener.accept() {
-                Ok((stream, _)) => Ok(Some(stream)),
-                Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => match qemu.try_wait() {
-                    Ok(Some(status)) => Err(GuestError::failed(
-                        format!("QEMU ended at once with {status}"),
-                        std::fs::read_to_string(&complaints).unwrap_or_default(),
-                    )),
-                    _ => Ok(None),
-                },
-                Err(e) => Err(GuestError::failed(
-                    "accepting the agent's line",
-                    e.to_string(),
+        let connected = wait_for("QEMU to open the agent's line", deadline.left(), || match listener.accept() {
+            Ok((stream, _)) => Ok(Some(stream)),
+            Err(e) if e.kind() == std::io::ErrorKind::WouldBlock => match qemu.try_wait() {
+                Ok(Some(status)) => Err(GuestError::failed(
+                    format!("QEMU ended at once with {status}"),
+                    std::fs::read_to_string(&complaints).unwrap_or_default(),
                 )),
+                _ => Ok(None),
             },
-        );
+            Err(e) => Err(GuestError::failed("accepting the agent's line", e.to_string())),
+        });
         let channel = connected.and_then(|stream| {
             stream.set_nonblocking(false).at("use", &line)?;
             Channel::new(stream).at("use", &line)
@@ -95,16 +85,8 @@ impl Machine {
                 return Err(error);
             }
         };
-        let machine = Machine {
-            qemu,
-            channel,
-            logs,
-            _scratch: scratch,
-        };
-        machine
-            .channel
-            .hello(deadline)
-            .map_err(|e| machine.with_serial(e))?;
+        let machine = Machine { qemu, channel, logs, _scratch: scratch };
+        machine.channel.hello(deadline).map_err(|e| machine.with_serial(e))?;
         Ok(machine)
     }
 
@@ -121,9 +103,7 @@ impl Machine {
     }
 
     pub fn start(&mut self, script: &str, limit: Duration) -> Result<Job> {
-        self.channel
-            .start(script, limit)
-            .map_err(|e| self.with_serial(e))
+        self.channel.start(script, limit).map_err(|e| self.with_serial(e))
     }
 
     pub fn finish(&self, job: Job) -> Result<Outcome> {
@@ -149,10 +129,7 @@ impl Machine {
 
     /// Asks a file of sysfs or procfs, trimmed.
     pub fn read(&mut self, path: &str) -> Result<String> {
-        Ok(self
-            .shell(&format!("cat {path}"), Duration::from_secs(20))?
-            .trim()
-            .to_owned())
+        Ok(self.shell(&format!("cat {path}"), Duration::from_secs(20))?.trim().to_owned())
     }
 
     /// Polls `script` until it succeeds.
@@ -164,9 +141,7 @@ impl Machine {
                 return Ok(outcome.out);
             }
             if deadline.passed() {
-                return Err(self.with_serial(
-                    deadline.timeout(what, format!(": {}{}", outcome.out, outcome.err)),
-                ));
+                return Err(self.with_serial(deadline.timeout(what, format!(": {}{}", outcome.out, outcome.err))));
             }
             std::thread::sleep(Duration::from_millis(50));
         }
@@ -174,24 +149,13 @@ impl Machine {
 
     /// Turns the guest off in order; QEMU closes its drives and exits.
     pub fn power_off(mut self) -> Result<()> {
-        let job = self
-            .channel
-            .start("sync; poweroff -f", Duration::from_secs(30))?;
+        let job = self.channel.start("sync; poweroff -f", Duration::from_secs(30))?;
         drop(self.channel.finish(job)); // the answer seldom gets out before the power is gone
         let qemu = &mut self.qemu;
-        let ended = wait_for(
-            "QEMU to exit after power-off",
-            Duration::from_secs(60),
-            || {
-                qemu.try_wait()
-                    .map_err(|e| GuestError::failed("waiting for QEMU", e.to_string()))
-            },
-        )?;
-        if ended.success() {
-            Ok(())
-        } else {
-            Err(self.with_serial(GuestError::failed("QEMU", format!("exited with {ended}"))))
-        }
+        let ended = wait_for("QEMU to exit after power-off", Duration::from_secs(60), || {
+            qemu.try_wait().map_err(|e| GuestError::failed("waiting for QEMU", e.to_string()))
+        })?;
+        if ended.success() { Ok(()) } else { Err(self.with_serial(GuestError::failed("QEMU", format!("exited with {ended}")))) }
     }
 
     /// Pulls the plug: SIGKILL to QEMU, nothing is closed or flushed.
@@ -206,9 +170,7 @@ impl Machine {
 
     /// The guest kernel's messages so far.
     pub fn serial(&self) -> String {
-        std::fs::read(self.logs.join("serial.log"))
-            .map(|b| String::from_utf8_lossy(&b).into_owned())
-            .unwrap_or_default()
+        std::fs::read(self.logs.join("serial.log")).map(|b| String::from_utf8_lossy(&b).into_owned()).unwrap_or_default()
     }
 
     fn with_serial(&self, error: GuestError) -> GuestError {
@@ -217,10 +179,7 @@ impl Machine {
         let tail = lines[lines.len().saturating_sub(25)..].join("\n");
         let complaints = std::fs::read_to_string(self.logs.join("qemu.err")).unwrap_or_default();
         let place = self.logs.display();
-        GuestError::failed(
-            error.to_string(),
-            format!("\n--- end of {place}/serial.log ---\n{tail}\n--- QEMU said ---\n{complaints}"),
-        )
+        GuestError::failed(error.to_string(), format!("\n--- end of {place}/serial.log ---\n{tail}\n--- QEMU said ---\n{complaints}"))
     }
 }
 
@@ -257,29 +216,17 @@ fn arguments(spec: &MachineSpec<'_>, initrd: &Path, line: &Path, logs: &Path) ->
     let mut add = |name: &str, value: String| args.extend([name.to_owned(), value]);
     // shared memory, so that a vhost-user target may map the guest
     add("-machine", "q35,memory-backend=ram".into());
-    add(
-        "-object",
-        format!("memory-backend-memfd,id=ram,size={memory}M,share=on"),
-    );
+    add("-object", format!("memory-backend-memfd,id=ram,size={memory}M,share=on"));
     add("-m", format!("{memory}M"));
     add("-smp", spec.cpus.to_string());
     add("-kernel", spec.image.kernel.vmlinuz.display().to_string());
     add("-initrd", initrd.display().to_string());
     add("-append", append);
-    add(
-        "-serial",
-        format!("file:{}", logs.join("serial.log").display()),
-    );
+    add("-serial", format!("file:{}", logs.join("serial.log").display()));
     add("-device", "virtio-rng-pci".into());
     add("-device", "virtio-serial-pci".into());
-    add(
-        "-chardev",
-        format!("socket,id=agent,path={}", line.display()),
-    );
-    add(
-        "-device",
-        format!("virtserialport,chardev=agent,name={PORT}"),
-    );
+    add("-chardev", format!("socket,id=agent,path={}", line.display()));
+    add("-device", format!("virtserialport,chardev=agent,name={PORT}"));
     if spec.network {
         add("-netdev", "user,id=net".into());
         add("-device", "virtio-net-pci,netdev=net,romfile=".into());

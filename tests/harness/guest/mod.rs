@@ -5,13 +5,17 @@
 //! Deliberately not here: KVM (a guest must also run where KVM is absent or hangs), downloads (`tests/guest/deps.sh` does
 //! them), and any timing assertion. Emulation is slow, so every wait is bounded and none is measured.
 
+pub mod acks;
 pub mod channel;
 pub mod cpio;
 pub mod image;
+pub mod logged_drive;
 pub mod machine;
 pub mod modules;
 pub mod proto;
+pub mod replay;
 pub mod wait;
+pub mod writelog;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -22,17 +26,9 @@ pub enum GuestError {
     #[error("{what} is missing: {remedy}")]
     Missing { what: String, remedy: String },
     #[error("{doing} {path}: {source}")]
-    Io {
-        doing: &'static str,
-        path: PathBuf,
-        source: std::io::Error,
-    },
+    Io { doing: &'static str, path: PathBuf, source: std::io::Error },
     #[error("{what} did not happen within {limit:?}{detail}")]
-    Timeout {
-        what: String,
-        limit: Duration,
-        detail: String,
-    },
+    Timeout { what: String, limit: Duration, detail: String },
     #[error("{what}: {detail}")]
     Failed { what: String, detail: String },
 }
@@ -41,10 +37,7 @@ pub type Result<T> = std::result::Result<T, GuestError>;
 
 impl GuestError {
     pub(crate) fn failed(what: impl Into<String>, detail: impl Into<String>) -> Self {
-        GuestError::Failed {
-            what: what.into(),
-            detail: detail.into(),
-        }
+        GuestError::Failed { what: what.into(), detail: detail.into() }
     }
 }
 
@@ -55,11 +48,7 @@ pub(crate) trait At<T> {
 
 impl<T> At<T> for std::io::Result<T> {
     fn at(self, doing: &'static str, path: &Path) -> Result<T> {
-        self.map_err(|source| GuestError::Io {
-            doing,
-            path: path.to_owned(),
-            source,
-        })
+        self.map_err(|source| GuestError::Io { doing, path: path.to_owned(), source })
     }
 }
 
@@ -67,7 +56,6 @@ impl<T> At<T> for std::io::Result<T> {
 pub fn cache_dir() -> PathBuf {
     match std::env::var_os("PENSTOCK_CACHE") {
         Some(dir) if !dir.is_empty() => PathBuf::from(dir),
-        _ => PathBuf::from(std::env::var_os("HOME").unwrap_or_else(|| "/root".into()))
-            .join(".cache/penstock"),
+        _ => PathBuf::from(std::env::var_os("HOME").unwrap_or_else(|| "/root".into())).join(".cache/penstock"),
     }
 }

@@ -31,12 +31,7 @@ impl ModuleTree {
         let builtin = std::fs::read_to_string(&list)
             .at("read", &list)?
             .lines()
-            .filter_map(|line| {
-                Path::new(line)
-                    .file_stem()
-                    .and_then(|s| s.to_str())
-                    .map(canonical)
-            })
+            .filter_map(|line| Path::new(line).file_stem().and_then(|s| s.to_str()).map(canonical))
             .collect();
         Ok(ModuleTree { files, builtin })
     }
@@ -62,10 +57,7 @@ impl ModuleTree {
             return Ok(());
         }
         if depth > 32 {
-            return Err(GuestError::failed(
-                format!("kernel module {name}"),
-                "its dependencies run in a circle",
-            ));
+            return Err(GuestError::failed(format!("kernel module {name}"), "its dependencies run in a circle"));
         }
         for needed in depends(&std::fs::read(path).at("read", path)?) {
             self.add(&needed, order, depth + 1)?;
@@ -85,15 +77,8 @@ fn depends(module: &[u8]) -> Vec<String> {
     let Some(at) = module.windows(KEY.len()).position(|w| w == KEY) else {
         return Vec::new();
     };
-    let value = module[at + KEY.len()..]
-        .split(|b| *b == 0)
-        .next()
-        .unwrap_or_default();
-    String::from_utf8_lossy(value)
-        .split(',')
-        .filter(|s| !s.is_empty())
-        .map(canonical)
-        .collect()
+    let value = module[at + KEY.len()..].split(|b| *b == 0).next().unwrap_or_default();
+    String::from_utf8_lossy(value).split(',').filter(|s| !s.is_empty()).map(canonical).collect()
 }
 
 #[cfg(test)]
@@ -103,11 +88,7 @@ mod tests {
     fn tree(modules: &[(&str, &str)], builtin: &str) -> (tempfile::TempDir, ModuleTree) {
         let dir = tempfile::tempdir().unwrap();
         for (name, needs) in modules {
-            std::fs::write(
-                dir.path().join(format!("{name}.ko")),
-                format!("ELF\0license=GPL\0depends={needs}\0name=x\0"),
-            )
-            .unwrap();
+            std::fs::write(dir.path().join(format!("{name}.ko")), format!("ELF\0license=GPL\0depends={needs}\0name=x\0")).unwrap();
         }
         std::fs::write(dir.path().join("modules.builtin"), builtin).unwrap();
         let tree = ModuleTree::scan(dir.path()).unwrap();
@@ -116,18 +97,9 @@ mod tests {
 
     #[test]
     fn load_order_of_a_chain_puts_what_is_needed_first_and_once() {
-        let (_dir, tree) = tree(
-            &[
-                ("nvme-tcp", "nvme-core,nvme-fabrics"),
-                ("nvme-fabrics", "nvme-core"),
-            ],
-            "kernel/nvme-core.ko\n",
-        );
+        let (_dir, tree) = tree(&[("nvme-tcp", "nvme-core,nvme-fabrics"), ("nvme-fabrics", "nvme-core")], "kernel/nvme-core.ko\n");
         let order = tree.load_order(&["nvme-tcp", "nvme_fabrics"]).unwrap();
-        let names: Vec<_> = order
-            .iter()
-            .map(|p| p.file_stem().unwrap().to_str().unwrap())
-            .collect();
+        let names: Vec<_> = order.iter().map(|p| p.file_stem().unwrap().to_str().unwrap()).collect();
         assert_eq!(names, ["nvme-fabrics", "nvme-tcp"]);
     }
 

@@ -12,10 +12,7 @@ pub struct Deadline {
 
 impl Deadline {
     pub fn after(limit: Duration) -> Self {
-        Deadline {
-            at: Instant::now() + limit,
-            limit,
-        }
+        Deadline { at: Instant::now() + limit, limit }
     }
 
     pub fn left(&self) -> Duration {
@@ -31,20 +28,12 @@ impl Deadline {
     }
 
     pub fn timeout(&self, what: impl Into<String>, detail: impl Into<String>) -> GuestError {
-        GuestError::Timeout {
-            what: what.into(),
-            limit: self.limit,
-            detail: detail.into(),
-        }
+        GuestError::Timeout { what: what.into(), limit: self.limit, detail: detail.into() }
     }
 }
 
 /// Asks `probe` every 20 ms until it answers `Some`; an error of the probe ends the wait at once.
-pub fn wait_for<T>(
-    what: &str,
-    limit: Duration,
-    mut probe: impl FnMut() -> Result<Option<T>>,
-) -> Result<T> {
+pub fn wait_for<T>(what: &str, limit: Duration, mut probe: impl FnMut() -> Result<Option<T>>) -> Result<T> {
     let deadline = Deadline::after(limit);
     loop {
         if let Some(found) = probe()? {
@@ -63,8 +52,7 @@ mod tests {
 
     #[test]
     fn wait_for_a_probe_that_never_answers_names_what_it_waited_for() {
-        let err =
-            wait_for::<()>("the impossible", Duration::from_millis(1), || Ok(None)).unwrap_err();
+        let err = wait_for::<()>("the impossible", Duration::from_millis(1), || Ok(None)).unwrap_err();
         assert!(err.to_string().contains("the impossible"), "{err}");
     }
 

@@ -1,0 +1,84 @@
+//! Route (c): a program inside a guest drives QEMU's NVMe controller over a drive that records writes and flushes; every
+//! state that a power cut could have left is rebuilt and judged.
+
+use penstock::guest::acks::{Acknowledged, BLOCK};
+use penstock::guest::image::{ImageSpec, Overlay};
+use penstock::guest::logged_drive::{JOURNAL_DEVICE, LoggedDrive};
+use penstock::guest::machine::{Machine, MachineSpec};
+use penstock::guest::replay::{Replay, Unflushed, cuts};
+use penstock::guest::writelog::WriteLog;
+use std::path::Path;
+use std::time::Duration;
+
+const AGENT: &str = env!("CARGO_BIN_EXE_penstock-guest-agent");
+const WRITER: &str = env!("CARGO_BIN_EXE_penstock-guest-writer");
+const BLOCKS: u64 = 2048;
+
+/// Runs the marked workload on the guest's own NVMe driver and pulls the plug at its end.
+fn record(name: &str, promise: &str) -> (tempfile::TempDir, LoggedDrive) {
+    let image = ImageSpec::storage_host().unwrap().build().unwrap();
+    let mut overlay = Overlay::with_agent(Path::new(AGENT)).unwrap();
+    overlay.program(Path::new(WRITER), "writer").unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let drive = LoggedDrive::create(dir.path(), 64 << 20).unwrap();
+    let spec = MachineSpec {
+        name,
+        image: &image,
+        overlay: &overlay,
+        memory_mib: 768,
+        cpus: 1,
+        hugepages: 0,
+        network: false,
+        devices: drive.devices(),
+    };
+    let mut machine = Machine::boot(&spec).unwrap();
+    assert_eq!(machine.read("/sys/block/nvme0n1/queue/write_cache").unwrap(), "write back", "the drive has a volatile cache");
+    let script = format!("writer /dev/nvme0n1 {JOURNAL_DEVICE} {BLOCKS} 4 100 1 {promise}");
+    println!("{}", machine.shell(&script, Duration::from_secs(60)).unwrap().trim());
+    machine.cut_power();
+    (dir, drive)
+}
+
+/// Cuts of the log at which an acknowledged write is missing when all unflushed writes are.
+fn losing_cuts(log: &WriteLog, drive: &LoggedDrive) -> (usize, usize, usize) {
+    let mut replay = Replay::new(log, drive.journal_begins());
+    let mut acks = Acknowledged::new(log, drive.journal_begins());
+    let places = cuts(log, 200, 7);
+    let mut losing = 0;
+    for cut in &places {
+        replay.advance_to(*cut).unwrap();
+        acks.advance_to(*cut).unwrap();
+        // a raw drive promises no atomic 4 KiB, so only images without torn writes are judged here
+        for unflushed in [Unflushed::Lost, Unflushed::Kept] {
+            let media = replay.crash(unflushed).unwrap();
+            let verdict = acks.judge(BLOCKS, |b| Ok(media.read(b.0 * BLOCK as u64, BLOCK))).unwrap();
+            assert_eq!(verdict.damaged, []);
+            if !verdict.is_good() {
+                losing += 1;
+                break;
+            }
+        }
+    }
+    (places.len(), losing, acks.records())
+}
+
+#[test]
+fn recorded_drive_with_a_writer_that_flushes_loses_nothing_at_any_cut() {
+    let (_dir, drive) = record("nvme-sync", "sync");
+    let log = drive.read_log().unwrap();
+    let (judged, losing, acks) = losing_cuts(&log, &drive);
+    println!("{} entries, {} flushes, {acks} ack records; {judged} cuts judged, {losing} lose", log.entries.len(), log.flushes());
+    assert_eq!(acks, 400, "every acknowledgement was recorded");
+    assert!(log.flushes() >= 100, "the writer's flushes reached the drive");
+    assert_eq!(losing, 0);
+}
+
+#[test]
+fn recorded_drive_with_a_writer_that_never_flushes_is_caught() {
+    let (_dir, drive) = record("nvme-nosync", "nosync");
+    let log = drive.read_log().unwrap();
+    let (judged, losing, acks) = losing_cuts(&log, &drive);
+    println!("{} entries, {} flushes, {acks} ack records; {judged} cuts judged, {losing} lose", log.entries.len(), log.flushes());
+    assert_eq!(acks, 400);
+    assert!(losing * 10 > judged * 9, "{losing} of {judged} cuts lose; without flushes nearly all must");
+}
