@@ -1,1 +1,19 @@
+//! Load generation, verification, histograms, peers and ratios: what `penstock-perf` is made of.
+//!
+//! A load is a state machine ([`session`], [`verify`]) that an adapter drives through [`load::Load`]; figures leave it
+//! as [`sample::Sample`]s. Ratios of two arms are drawn by [`stats`] from runs that alternate within seconds.
 #![forbid(unsafe_code)]
+
+pub mod content;
+pub mod expect;
+#[cfg(test)]
+mod fake;
+pub mod journal;
+pub mod load;
+pub mod pace;
+pub mod sample;
+pub mod session;
+pub mod stats;
+pub mod units;
+pub mod verify;
+pub mod workload;

@@ -1,0 +1,4 @@
+//! The command `penstock-perf`.
+#![forbid(unsafe_code)]
+
+fn main() {}
