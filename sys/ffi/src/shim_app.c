@@ -1,0 +1,150 @@
+/* The app, its threads and vhost controllers. See shim.h. */
+#include "shim.h"
+#include "spdk/cpuset.h"
+#include "spdk/event.h"
+#include "spdk/string.h"
+
+static ps_log_fn g_log;
+
+static void
+log_line(int level, const char *file, const int line, const char *func, const char *format, va_list args)
+{
+	char text[1024];
+	int len;
+
+	(void)func;
+	len = vsnprintf(text, sizeof(text), format, args);
+	if (len < 0) {
+		return;
+	}
+	if ((size_t)len >= sizeof(text)) {
+		len = sizeof(text) - 1;
+	}
+	while (len > 0 && (text[len - 1] == '\n' || text[len - 1] == '\r')) {
+		len--;
+	}
+	g_log(level, file, line, text, (size_t)len);
+}
+
+int
+ps_app_run(const struct ps_app_opts *o, ps_fn start, void *arg)
+{
+	struct spdk_app_opts opts = {};
+	int rc;
+
+	spdk_app_opts_init(&opts, sizeof(opts));
+	opts.name = o->name;
+	opts.reactor_mask = o->core_mask;
+	opts.rpc_addr = o->rpc_addr;
+	opts.json_data = (void *)o->json;
+	opts.json_data_size = o->json_len;
+	if (o->mem_mib > 0) {
+		opts.mem_size = o->mem_mib;
+	}
+	opts.main_core = o->main_core;
+	opts.no_huge = o->no_huge;
+	opts.no_pci = o->no_pci;
+	opts.hugepage_single_segments = o->single_file_segments;
+	opts.interrupt_mode = o->interrupt_mode;
+	opts.disable_cpumask_locks = !o->lock_cores;
+	opts.disable_signal_handlers = true;
+	opts.print_level = (enum spdk_log_level)o->log_level;
+	opts.shutdown_cb = o->on_shutdown;
+	/* Trace buffers are a file in /dev/shm for each process, for a facility that we do not use. */
+	opts.num_entries = 0;
+	if (o->log != NULL) {
+		g_log = o->log;
+		opts.log = log_line;
+	}
+	spdk_log_set_level((enum spdk_log_level)o->log_level);
+	rc = spdk_app_start(&opts, start, arg);
+	spdk_app_fini();
+	return rc;
+}
+
+void
+ps_app_stop(int code)
+{
+	spdk_app_stop(code);
+}
+
+uint32_t
+ps_core_count(void)
+{
+	return spdk_env_get_core_count();
+}
+
+uint32_t
+ps_first_core(void)
+{
+	return spdk_env_get_first_core();
+}
+
+uint32_t
+ps_next_core(uint32_t core)
+{
+	return spdk_env_get_next_core(core);
+}
+
+uint32_t
+ps_current_core(void)
+{
+	return spdk_env_get_current_core();
+}
+
+struct spdk_thread *
+ps_thread_create(const char *name, uint32_t core)
+{
+	struct spdk_cpuset mask;
+
+	spdk_cpuset_zero(&mask);
+	spdk_cpuset_set_cpu(&mask, core, true);
+	return spdk_thread_create(name, &mask);
+}
+
+static void
+stay_asleep(struct spdk_poller *poller, void *arg, bool interrupt_mode)
+{
+	(void)poller;
+	(void)arg;
+	(void)interrupt_mode;
+}
+
+void
+ps_poller_mark_event_driven(struct spdk_poller *poller)
+{
+	spdk_poller_register_interrupt(poller, stay_asleep, NULL);
+}
+
+int
+ps_vhost_blk_create(const char *name, const char *cpumask, const char *bdev, bool readonly, bool packed_ring)
+{
+	char text[64];
+	struct spdk_json_val values[8];
+	void *end;
+	ssize_t count;
+
+	/* The public call takes its options as parsed JSON. */
+	snprintf(text, sizeof(text), "{\"readonly\":%s,\"packed_ring\":%s}",
+		 readonly ? "true" : "false", packed_ring ? "true" : "false");
+	count = spdk_json_parse(text, strlen(text), values, SPDK_COUNTOF(values), &end, 0);
+	if (count < 0) {
+		return -EINVAL;
+	}
+	return spdk_vhost_blk_construct(name, cpumask, bdev, "vhost_user_blk", values);
+}
+
+int
+ps_vhost_remove(const char *name)
+{
+	struct spdk_vhost_dev *dev;
+
+	spdk_vhost_lock();
+	dev = spdk_vhost_dev_find(name);
+	spdk_vhost_unlock();
+	if (dev == NULL) {
+		return -ENODEV;
+	}
+	/* Takes the lock itself. Only the app thread removes controllers, so dev cannot go in between. */
+	return spdk_vhost_dev_remove(dev);
+}
