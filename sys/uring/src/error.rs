@@ -89,6 +89,8 @@ impl<B> fmt::Debug for Refused<B> {
     }
 }
 
+impl<B> std::error::Error for Refused<B> {}
+
 impl<B> fmt::Display for Refused<B> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.why.fmt(f)

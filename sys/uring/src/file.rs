@@ -185,9 +185,7 @@ impl UringFile {
     fn prove_direct_io(&mut self) -> Result<(), OpenError> {
         let mut buf = MaybeUninit::<libc::statx>::zeroed();
         // SAFETY: an open descriptor, an empty C string with AT_EMPTY_PATH, and room for one statx.
-        let rc = unsafe {
-            libc::statx(self.raw_fd(), c"".as_ptr(), libc::AT_EMPTY_PATH, libc::STATX_DIOALIGN, buf.as_mut_ptr())
-        };
+        let rc = unsafe { libc::statx(self.raw_fd(), c"".as_ptr(), libc::AT_EMPTY_PATH, libc::STATX_DIOALIGN, buf.as_mut_ptr()) };
         // SAFETY: zeroed at first, and statx is plain integers.
         let statx = unsafe { buf.assume_init() };
         if rc != 0 || statx.stx_mask & libc::STATX_DIOALIGN == 0 {
@@ -209,8 +207,7 @@ impl UringFile {
         ioctl_read(&self.fd, BLKSSZGET, &mut block).map_err(failed)?;
         self.block_size = block as u32;
         self.memory_align = self.memory_align.min(self.block_size);
-        (self.barrier, self.volatile) =
-            media::of_block_device(Path::new("/sys/dev/block"), DeviceNumber::of(stat.0.st_rdev));
+        (self.barrier, self.volatile) = media::of_block_device(Path::new("/sys/dev/block"), DeviceNumber::of(stat.0.st_rdev));
         if bytes == 0 {
             return Err(OpenError::BadSize { path: self.path.clone(), size: 0, why: "the device holds no medium" });
         }
@@ -225,9 +222,7 @@ impl UringFile {
                 self.reserve(size)?;
                 self.accept_size(size, opts)
             }
-            _ if found == 0 => {
-                Err(OpenError::BadSize { path: self.path.clone(), size: 0, why: "it is empty; give a size to fill it" })
-            }
+            _ if found == 0 => Err(OpenError::BadSize { path: self.path.clone(), size: 0, why: "it is empty; give a size to fill it" }),
             _ => self.accept_size(found, opts),
         }
     }

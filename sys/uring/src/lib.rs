@@ -15,6 +15,26 @@
 //! Deliberately not in it: SPDK (its buffer types implement the traits in `spdk-rs`), threads, retries of failed
 //! requests, caching, and any knowledge of what the bytes mean. No allocation is made per request once the ring is
 //! warm (`tests/no_alloc.rs`).
+//!
+//! Miri can't run io_uring; the tests run under AddressSanitizer instead, with the pinned compiler:
+//! `RUSTC_BOOTSTRAP=1 RUSTFLAGS=-Zsanitizer=address cargo test --release --target x86_64-unknown-linux-gnu -p penstock-uring`
+//!
+//! ```
+//! use penstock_uring::{AlignedBuf, ByteOffset, Finished, OpenOpts, Ring, RingOpts, Token, UringFile};
+//! # let dir = tempfile::tempdir_in(".").unwrap();
+//! # let path = dir.path().join("drive");
+//! let drive = UringFile::open(&path, &OpenOpts { size: Some(1 << 20), ..OpenOpts::default() })?;
+//! let mut ring: Ring<AlignedBuf, AlignedBuf> = Ring::new(RingOpts::default())?;
+//! let file = ring.attach(drive);
+//! ring.submit_writev(Token(1), file, ByteOffset(4096), AlignedBuf::copy_of(&[7; 4096]))?;
+//! ring.submit()?;
+//! assert!(ring.wait(std::time::Duration::from_secs(60))?); // a loop would sleep on `event_fd`, or poll
+//! ring.reap(16, |done| {
+//!     assert_eq!((done.token, done.result), (Token(1), Ok(4096)));
+//!     assert!(matches!(done.what, Finished::Write(buf) if buf[0] == 7));
+//! });
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 
 pub mod buf;
 mod error;

@@ -364,15 +364,12 @@ impl<R: StableBufMut, W: StableBuf> Ring<R, W> {
     }
 
     /// A slot with the slices of `buf` checked and taken over. On a refusal nothing is held.
-    fn prepare<B: StableBuf>(
-        &mut self,
-        buf: &B,
-        token: Token,
-        file: FileIndex,
-        at: ByteOffset,
-        write: bool,
-    ) -> Result<usize, Refusal> {
-        if write { self.writable(file)? } else { self.attached(file)? };
+    fn prepare<B: StableBuf>(&mut self, buf: &B, token: Token, file: FileIndex, at: ByteOffset, write: bool) -> Result<usize, Refusal> {
+        if write {
+            self.writable(file)?
+        } else {
+            self.attached(file)?
+        };
         let next = *self.free.last().ok_or(self.full())? as usize;
         let drive = self.places[usize::from(file.at)].file.as_deref().expect("checked above");
         let want = self.slots[next].take_slices(buf, drive, at)?;

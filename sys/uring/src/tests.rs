@@ -23,8 +23,7 @@ const CHILD: &str = "PENSTOCK_URING_TEST_CHILD";
 fn ring_dropped_over_a_stuck_request_aborts() {
     if std::env::var_os(CHILD).is_some() {
         let (reader, _writer) = pipe();
-        let mut ring: Ring<AlignedBuf, AlignedBuf> =
-            Ring::new(RingOpts { depth: 1, drop_wait: Duration::from_millis(50) }).unwrap();
+        let mut ring: Ring<AlignedBuf, AlignedBuf> = Ring::new(RingOpts { depth: 1, drop_wait: Duration::from_millis(50) }).unwrap();
         let file = ring.attach(UringFile::for_test(reader));
         ring.submit_readv(Token(1), file, ByteOffset(0), AlignedBuf::zeroed(512)).unwrap();
         ring.submit().unwrap();
