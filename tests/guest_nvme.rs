@@ -3,7 +3,7 @@
 
 use penstock::guest::acks::{Acknowledged, BLOCK};
 use penstock::guest::image::{ImageSpec, Overlay};
-use penstock::guest::logged_drive::{JOURNAL_DEVICE, LoggedDrive};
+use penstock::guest::logged_drive::{JOURNAL_DEVICE, LoggedDrive, NVME_ADDRESS, bind_uio};
 use penstock::guest::machine::{Machine, MachineSpec};
 use penstock::guest::replay::{Replay, Unflushed, cuts};
 use penstock::guest::writelog::WriteLog;
@@ -81,4 +81,36 @@ fn recorded_drive_with_a_writer_that_never_flushes_is_caught() {
     println!("{} entries, {} flushes, {acks} ack records; {judged} cuts judged, {losing} lose", log.entries.len(), log.flushes());
     assert_eq!(acks, 400);
     assert!(losing * 10 > judged * 9, "{losing} of {judged} cuts lose; without flushes nearly all must");
+}
+
+#[test]
+fn spdk_inside_a_guest_drives_the_nvme_controller_through_uio() {
+    let spdk = penstock::guest::spdk_target::spdk_dir().unwrap();
+    let image = ImageSpec::data_plane().unwrap().build().unwrap();
+    let mut overlay = Overlay::with_agent(Path::new(AGENT)).unwrap();
+    overlay.program(&spdk.join("build/bin/spdk_nvme_identify"), "identify").unwrap();
+    overlay.program(&spdk.join("build/bin/spdk_nvme_perf"), "perf").unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let drive = LoggedDrive::create(dir.path(), 64 << 20).unwrap();
+    let spec = MachineSpec {
+        name: "nvme-spdk",
+        image: &image,
+        overlay: &overlay,
+        memory_mib: 1536,
+        cpus: 2,
+        hugepages: 256,
+        network: false,
+        devices: drive.devices(),
+    };
+    let mut machine = Machine::boot(&spec).unwrap();
+    bind_uio(&mut machine).unwrap();
+    let limit = Duration::from_secs(60);
+    let said = machine.shell(&format!("identify -r 'trtype:PCIe traddr:{NVME_ADDRESS}'"), limit).unwrap();
+    assert!(said.contains("Serial Number:                         recorded"), "{said}");
+    assert!(said.lines().any(|l| l.starts_with("Volatile Write Cache:") && l.ends_with("Present")), "{said}");
+    let perf = format!("perf -q 16 -o 4096 -w randwrite -t 2 -c 1 -r 'trtype:PCIe traddr:{NVME_ADDRESS}'");
+    println!("{}", machine.shell(&perf, limit).unwrap());
+    machine.power_off().unwrap();
+    let log = drive.read_log().unwrap();
+    assert!(log.entries.len() > 100, "perf's writes are in the log: {}", log.entries.len());
 }

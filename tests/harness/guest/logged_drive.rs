@@ -2,9 +2,11 @@
 //! virtio device on the same recording drive for the ack journal (see [`super::acks`]).
 //! Not here: reading the log ([`super::writelog`]) and rebuilding images ([`super::replay`]).
 
+use super::machine::Machine;
 use super::writelog::WriteLog;
 use super::{At, Result};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 const LOG_SECTOR: u32 = 512;
 const JOURNAL_BYTES: u64 = 16 << 20;
@@ -12,6 +14,17 @@ const JOURNAL_BYTES: u64 = 16 << 20;
 /// Where the two devices of a logged drive are found inside the guest, by QEMU's fixed slots.
 pub const NVME_ADDRESS: &str = "0000:00:10.0";
 pub const JOURNAL_DEVICE: &str = "/dev/vda";
+
+/// Takes the NVMe controller from the guest's kernel and gives it to uio, for a driver in user space.
+pub fn bind_uio(machine: &mut Machine) -> Result<()> {
+    let device = format!("/sys/bus/pci/devices/{NVME_ADDRESS}");
+    let script = format!(
+        "set -e; [ ! -e {device}/driver ] || echo {NVME_ADDRESS} > {device}/driver/unbind; \
+         echo uio_pci_generic > {device}/driver_override; echo {NVME_ADDRESS} > /sys/bus/pci/drivers/uio_pci_generic/bind; \
+         ls /dev/uio0"
+    );
+    machine.shell(&script, Duration::from_secs(30)).map(drop)
+}
 
 /// Files of one logged drive, in a directory of the caller's.
 #[derive(Debug)]

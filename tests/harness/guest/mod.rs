@@ -14,14 +14,19 @@ pub mod machine;
 pub mod modules;
 pub mod proto;
 pub mod replay;
+pub mod rpc;
+pub mod scenario;
+pub mod spdk_target;
+pub mod target;
 pub mod wait;
 pub mod writelog;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// What can go wrong between the host side of a guest test and the guest.
-#[derive(Debug, thiserror::Error)]
+/// What can go wrong between the host side of a guest test and the guest. Shown the same way by `{}` and `{:?}`, since
+/// tests unwrap it and logs in it have many lines.
+#[derive(thiserror::Error)]
 pub enum GuestError {
     #[error("{what} is missing: {remedy}")]
     Missing { what: String, remedy: String },
@@ -34,6 +39,12 @@ pub enum GuestError {
 }
 
 pub type Result<T> = std::result::Result<T, GuestError>;
+
+impl std::fmt::Debug for GuestError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{self}")
+    }
+}
 
 impl GuestError {
     pub(crate) fn failed(what: impl Into<String>, detail: impl Into<String>) -> Self {

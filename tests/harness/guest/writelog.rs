@@ -178,14 +178,21 @@ pub mod fake {
     use super::*;
     use std::io::Write;
 
+    /// A log in memory, one call an entry.
     pub struct FakeLog {
         pub bytes: Vec<u8>,
         entries: u64,
     }
 
+    impl Default for FakeLog {
+        fn default() -> Self {
+            FakeLog { bytes: vec![0; 512], entries: 0 }
+        }
+    }
+
     impl FakeLog {
         pub fn new() -> Self {
-            FakeLog { bytes: vec![0; 512], entries: 0 }
+            Self::default()
         }
 
         fn entry(&mut self, sector: u64, sectors: u64, flags: u64) {

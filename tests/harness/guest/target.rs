@@ -1,0 +1,108 @@
+//! The process that serves a volume to a guest, as scenarios see it: started, killed with SIGKILL, started again.
+//! Two kinds exist: SPDK's own target ([`super::spdk_target`]), which shows that the harness is right, and penstockd
+//! ([`super::penstock_target`]), which is what is tested. Not here: what a guest does with the volume.
+
+use super::{At, GuestError, Result};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+/// Which front door a guest uses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DoorKind {
+    NvmfTcp,
+    VhostUserBlk,
+}
+
+/// Where the volume is found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Door {
+    NvmfTcp { port: u16, nqn: String },
+    VhostUserBlk { socket: PathBuf },
+}
+
+/// What the volume tells a host about itself, as Linux shows it in sysfs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Identity {
+    /// `queue/write_cache`: "write through" is the promise that acknowledged means durable.
+    pub write_cache: &'static str,
+    pub logical_block_size: u32,
+    pub discard: bool,
+    pub write_zeroes: bool,
+}
+
+pub trait Target {
+    /// Starts the process and returns when its door is open. Also after [`Target::kill`]: same door, same volume.
+    fn start(&mut self) -> Result<()>;
+    /// SIGKILL; returns when the process is gone.
+    fn kill(&mut self) -> Result<()>;
+    fn door(&self) -> Door;
+    fn identity(&self) -> Identity;
+}
+
+/// A child process that can be killed and started again; its output is appended to one file.
+pub struct Daemon {
+    program: PathBuf,
+    arguments: Vec<String>,
+    output: PathBuf,
+    child: Option<Child>,
+}
+
+impl Daemon {
+    pub fn new(program: PathBuf, arguments: Vec<String>, output: PathBuf) -> Self {
+        Daemon { program, arguments, output, child: None }
+    }
+
+    pub fn start(&mut self) -> Result<()> {
+        assert!(self.child.is_none(), "{} runs already", self.program.display());
+        let log = std::fs::File::options().create(true).append(true).open(&self.output).at("open", &self.output)?;
+        let for_errors = log.try_clone().at("open", &self.output)?;
+        let child = Command::new(&self.program)
+            .args(&self.arguments)
+            .stdin(Stdio::null())
+            .stdout(log)
+            .stderr(for_errors)
+            .spawn()
+            .at("start", &self.program)?;
+        self.child = Some(child);
+        Ok(())
+    }
+
+    pub fn kill(&mut self) -> Result<()> {
+        if let Some(mut child) = self.child.take() {
+            child.kill().at("kill", &self.program)?;
+            child.wait().at("wait for", &self.program)?;
+        }
+        Ok(())
+    }
+
+    /// An error if the process has ended by itself.
+    pub fn expect_alive(&mut self) -> Result<()> {
+        let ended = match &mut self.child {
+            Some(child) => child.try_wait().at("look at", &self.program)?.map(|status| status.to_string()),
+            None => Some("never started".to_owned()),
+        };
+        match ended {
+            None => Ok(()),
+            Some(how) => Err(GuestError::failed(format!("{}", self.program.display()), format!("ended: {how}"))),
+        }
+    }
+
+    pub fn last_words(&self) -> String {
+        let text = std::fs::read(&self.output).map(|b| String::from_utf8_lossy(&b).into_owned()).unwrap_or_default();
+        let lines: Vec<&str> = text.lines().collect();
+        lines[lines.len().saturating_sub(20)..].join("\n")
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let _ = self.kill(); // gone already is what is wanted
+    }
+}
+
+/// A TCP port of loopback that was free a moment ago.
+pub fn free_port() -> Result<u16> {
+    let any = Path::new("127.0.0.1:0");
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").at("bind", any)?;
+    Ok(listener.local_addr().at("look at", any)?.port())
+}
