@@ -1,1 +1,26 @@
+//! Control's state machines: which ids may be issued, what is desired, what is observed, and the steps between.
+//!
+//! ```text
+//!   API ──changes──▶ Desired (durable) ─┐
+//!                                       ├─ reconcile ──▶ [Step] ──▶ node, or control's own store
+//!   node ──lists───▶ Observed ──────────┘
+//! ```
+//! Everything here is a function of its arguments. Absent: clocks, randomness, threads, files, sockets, async.
 #![forbid(unsafe_code)]
+
+pub mod change;
+pub mod desired;
+pub mod import;
+pub mod issuer;
+pub mod observed;
+pub mod progress;
+pub mod reconcile;
+pub mod retry;
+
+pub use desired::{Desired, DesiredDoor, DesiredDrive, DesiredVolume, Phase, Record};
+pub use issuer::{Identity, Issuer};
+pub use observed::Observed;
+pub use reconcile::{LocalStep, NodeStep, Plan, Step, Subject, reconcile};
+
+#[cfg(test)]
+mod world;

@@ -1,0 +1,95 @@
+//! What a node was seen to hold, reduced to what reconciling needs. Lists, not events: each look is complete.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use penstock_api::id::Id;
+use penstock_api::rpc::{BlockSize, Door, DriveInfo, DriveState, NodeInfo, VolumeInfo, VolumeState};
+use penstock_api::{ByteSize, ClusterId, DriveId, DriveSpec, NodeId, ReplicaId, SegmentId, VolumeId, VolumeName};
+
+/// One look at a node. The lists are of one moment: the node answers them without serving a change between.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Observed {
+    pub cluster_id: Option<ClusterId>,
+    pub node_id: Option<NodeId>,
+    pub drives: BTreeMap<DriveId, ObservedDrive>,
+    pub volumes: BTreeMap<VolumeId, ObservedVolume>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ObservedDrive {
+    pub spec: DriveSpec,
+    pub state: DriveState,
+    pub reason: Option<String>,
+    pub volatile: bool,
+    pub free: ByteSize,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ObservedVolume {
+    pub segment_id: SegmentId,
+    pub replica_id: ReplicaId,
+    pub name: VolumeName,
+    pub size: ByteSize,
+    pub block_size: BlockSize,
+    pub drive_id: DriveId,
+    pub state: VolumeState,
+    pub reason: Option<String>,
+    pub doors: BTreeSet<Door>,
+    pub connections: u32,
+}
+
+/// Bytes of an extent (DESIGN 6).
+const EXTENT_BYTES: u64 = 64 * 1024;
+
+impl Observed {
+    pub fn new(node: &NodeInfo, drives: &[DriveInfo], volumes: &[VolumeInfo]) -> Self {
+        Self {
+            cluster_id: node.cluster_id,
+            node_id: node.node_id,
+            drives: drives.iter().map(|drive| (drive.drive_id, ObservedDrive::from(drive))).collect(),
+            volumes: volumes.iter().map(|volume| (volume.volume_id, ObservedVolume::from(volume))).collect(),
+        }
+    }
+
+    /// Whether the drive's list of volumes is whole: an absent volume is really not there.
+    pub fn is_serving(&self, drive_id: DriveId) -> bool {
+        self.drives.get(&drive_id).is_some_and(|drive| drive.state == DriveState::Serving)
+    }
+
+    /// Every counted id that was seen.
+    pub fn ids(&self) -> impl Iterator<Item = Id> + '_ {
+        let drives = self.drives.keys().map(|id| id.0);
+        let volumes = self.volumes.iter().flat_map(|(id, volume)| [id.0, volume.segment_id.0, volume.replica_id.0]);
+        drives.chain(volumes)
+    }
+}
+
+impl From<&DriveInfo> for ObservedDrive {
+    fn from(drive: &DriveInfo) -> Self {
+        let extents_free: u64 = drive.stores.iter().map(|store| store.extents_free).sum();
+        Self {
+            spec: drive.spec.clone(),
+            state: drive.state,
+            reason: drive.reason.clone(),
+            volatile: drive.volatile,
+            free: ByteSize(extents_free.saturating_mul(EXTENT_BYTES)),
+        }
+    }
+}
+
+impl From<&VolumeInfo> for ObservedVolume {
+    fn from(volume: &VolumeInfo) -> Self {
+        Self {
+            segment_id: volume.segment_id,
+            replica_id: volume.replica_id,
+            name: volume.name.clone(),
+            size: volume.size_bytes,
+            block_size: volume.block_size,
+            drive_id: volume.drive_id,
+            state: volume.state,
+            reason: volume.reason.clone(),
+            doors: volume.exports.iter().map(|export| export.door.clone()).collect(),
+            connections: volume.connections,
+        }
+    }
+}
