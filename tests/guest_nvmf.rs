@@ -1,10 +1,11 @@
 //! Route (a): a guest's own Linux nvme-tcp initiator, through user networking.
 
 use penstock::guest::image::{ImageSpec, Overlay};
+use penstock::guest::initiator::Namespace;
 use penstock::guest::machine::{Machine, MachineSpec};
 use penstock::guest::scenario::{Load, check_identity, connect_nvmf, filesystem_survives_kills};
 use penstock::guest::spdk_target::SpdkTarget;
-use penstock::guest::target::{DoorKind, Target};
+use penstock::guest::target::{Door, DoorKind, Target};
 use std::path::Path;
 
 const AGENT: &str = env!("CARGO_BIN_EXE_penstock-guest-agent");
@@ -29,4 +30,26 @@ fn spdk_target_killed_under_a_guests_nvme_tcp_loses_nothing_smoke() {
     let dir = tempfile::tempdir().unwrap();
     let mut target = SpdkTarget::new(dir.path(), DoorKind::NvmfTcp, VOLUME).unwrap();
     kill_under_load("nvmf-spdk", &mut target, Load::SMOKE);
+}
+
+#[test]
+fn own_initiator_reads_back_what_it_wrote_to_spdks_target_and_after_its_kill() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut target = SpdkTarget::new(dir.path(), DoorKind::NvmfTcp, 64 << 20).unwrap();
+    target.start().unwrap();
+    let connect = |target: &SpdkTarget| {
+        let Door::NvmfTcp { port, nqn } = target.door() else { panic!("asked for NVMe/TCP") };
+        Namespace::connect(([127, 0, 0, 1], port).into(), &nqn).unwrap()
+    };
+    let mut namespace = connect(&target);
+    assert_eq!((namespace.size(), namespace.block_bytes()), (64 << 20, 512));
+    let bytes: Vec<u8> = (0..4096u32).map(|i| (i * 7) as u8).collect();
+    namespace.write(1 << 20, &bytes).unwrap();
+    assert_eq!(namespace.read((1 << 20) - 512, 200 * 1024).unwrap()[512..4608], bytes);
+    let past_the_end = namespace.read(64 << 20, 512).unwrap_err();
+    assert!(past_the_end.to_string().contains("code type 0, code 0x80"), "LBA out of range: {past_the_end}");
+    target.kill().unwrap();
+    assert!(namespace.read(0, 512).is_err(), "the target is gone");
+    target.start().unwrap();
+    assert_eq!(connect(&target).read(1 << 20, 4096).unwrap(), bytes);
 }

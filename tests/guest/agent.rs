@@ -4,18 +4,47 @@
 #![forbid(unsafe_code)]
 
 use penstock::guest::proto::{OUTPUT_LIMIT, Outcome, PORT, Reply, Request};
+use penstock::guest::rpc::call_json;
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader, Read, Seek, SeekFrom, Write};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Command, ExitCode, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-fn main() {
+fn main() -> ExitCode {
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    if !words.is_empty() {
+        return call(&words);
+    }
     match find_port().and_then(|port| serve(&port).map_err(|e| format!("{}: {e}", port.display()))) {
         Ok(()) => eprintln!("agent: the host closed the line"),
         Err(why) => eprintln!("agent: {why}"),
+    }
+    ExitCode::FAILURE // init must not return; the panic that follows is wanted
+}
+
+/// `agent call <socket> <method> <params>`: one JSON-RPC call to a server in this guest; prints its result.
+fn call(words: &[String]) -> ExitCode {
+    let [verb, socket, method, params] = words else {
+        eprintln!("usage: agent call <socket> <method> <params as JSON>");
+        return ExitCode::FAILURE;
+    };
+    let answer = match (verb.as_str(), serde_json::from_str(params)) {
+        ("call", Ok(params)) => call_json(Path::new(socket), method, params, Duration::from_secs(60)).map_err(|e| e.to_string()),
+        (_, Err(why)) => Err(format!("params: {why}")),
+        (other, _) => Err(format!("{other}? only call is known")),
+    };
+    match answer {
+        Ok(result) => {
+            println!("{result}");
+            ExitCode::SUCCESS
+        }
+        Err(why) => {
+            eprintln!("{why}");
+            ExitCode::FAILURE
+        }
     }
 }
 

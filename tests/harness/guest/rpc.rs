@@ -1,16 +1,64 @@
-//! A small JSON-RPC 2.0 client for the Unix sockets of SPDK and penstockd. One call at a time, bounded.
-//! Not here: typed methods; tests say what they call in JSON.
+//! A small JSON-RPC 2.0 client for the Unix sockets of SPDK and penstockd, on this host or inside a guest. One call at a
+//! time, bounded. Not here: the methods; penstockd's are typed in `penstock-api`, SPDK's are said in JSON.
 
+use super::machine::Machine;
 use super::wait::Deadline;
 use super::{GuestError, Result};
+use penstock_api::rpc::Method;
 use serde_json::{Value, json};
 use std::io::{ErrorKind, Read, Write};
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+/// Formatting or recovering a drive may take a while on a busy machine.
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// A way to a JSON-RPC server.
+pub trait Line {
+    fn call(&mut self, method: &str, params: Value) -> Result<Value>;
+}
+
+/// A server on this host.
+#[derive(Debug, Clone)]
+pub struct HostLine {
+    pub socket: PathBuf,
+}
+
+impl Line for HostLine {
+    fn call(&mut self, method: &str, params: Value) -> Result<Value> {
+        call_json(&self.socket, method, params, LIMIT)
+    }
+}
+
+/// A server inside a guest, reached through the agent's program there.
+pub struct GuestLine<'a> {
+    pub machine: &'a mut Machine,
+    pub socket: &'a str,
+}
+
+impl Line for GuestLine<'_> {
+    fn call(&mut self, method: &str, params: Value) -> Result<Value> {
+        let params = params.to_string();
+        assert!(!params.contains('\''), "parameters travel in single quotes: {params}");
+        let script = format!("agent call {} {method} '{params}'", self.socket);
+        let outcome = self.machine.run(&script, LIMIT + Duration::from_secs(5))?;
+        if outcome.status != Some(0) {
+            return Err(GuestError::failed(format!("{method} in the guest"), outcome.err.trim()));
+        }
+        serde_json::from_str(&outcome.out).map_err(|e| GuestError::failed(method, format!("{e}: {}", outcome.out)))
+    }
+}
+
+/// Calls a method of penstockd.
+pub fn call<M: Method>(line: &mut dyn Line, params: &M::Params) -> Result<M::Result> {
+    let wrong = |e: serde_json::Error| GuestError::failed(M::NAME, e.to_string());
+    let answer = line.call(M::NAME, serde_json::to_value(params).map_err(wrong)?)?;
+    serde_json::from_value(answer).map_err(wrong)
+}
+
 /// Calls `method` on the server at `socket` and answers its result.
-pub fn call(socket: &Path, method: &str, params: Value, limit: Duration) -> Result<Value> {
+pub fn call_json(socket: &Path, method: &str, params: Value, limit: Duration) -> Result<Value> {
     let what = || format!("{method} on {}", socket.display());
     let failed = |why: String| GuestError::failed(what(), why);
     let deadline = Deadline::after(limit);
@@ -62,7 +110,7 @@ mod tests {
                 let _ = line.read(&mut request).unwrap();
                 parts.iter().for_each(|part| line.write_all(part.as_bytes()).unwrap());
             });
-            call(&socket, "m", json!({}), Duration::from_secs(10))
+            call_json(&socket, "m", json!({}), Duration::from_secs(10))
         })
     }
 

@@ -98,7 +98,7 @@ impl Target for SpdkTarget {
         };
         let opened = wait_for("SPDK's target to open its door", Duration::from_secs(60), || {
             daemon.expect_alive()?;
-            let answer = rpc::call(rpc, method, json!({}), Duration::from_secs(5));
+            let answer = rpc::call_json(rpc, method, json!({}), Duration::from_secs(5));
             Ok(answer.ok().filter(|a| a.to_string().contains(&wanted)))
         });
         opened.map(drop).map_err(|e| GuestError::failed(e.to_string(), format!("\n{}", self.daemon.last_words())))

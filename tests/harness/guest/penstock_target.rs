@@ -1,0 +1,235 @@
+//! penstockd over a file, as the target of a scenario; and the few calls that make a running penstockd serve a volume,
+//! wherever it runs. Not here: penstock-control. A lone penstockd must come back serving by itself, which every
+//! [`Target::start`] after the first shows.
+
+use super::rpc::{HostLine, Line, call};
+use super::target::{Daemon, Door, DoorKind, Identity, Target, free_port};
+use super::wait::wait_for;
+use super::{At, GuestError, Result};
+use penstock_api::id::{ClusterTag, Id, IdParts, Incarnation, NodeNumber, Sequence};
+use penstock_api::rpc::{
+    BlockSize, Door as ApiDoor, DriveAdd, DriveAddParams, Empty, ExportAdd, ExportAddParams, ExportInfo, NodeClaim, NodeClaimParams,
+    NodeGet, VolumeCreate, VolumeCreateParams, VolumeList, VolumeState,
+};
+use penstock_api::{ByteSize, ClusterId, DriveId, NodeId, ReplicaId, SegmentId, VolumeId};
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// Ids of the one cluster, node, drive and volume that guest tests have.
+#[derive(Debug, Clone, Copy)]
+pub struct TestIds {
+    pub cluster: ClusterId,
+    pub node: NodeId,
+    pub drive: DriveId,
+    pub volume: VolumeId,
+    pub segment: SegmentId,
+    pub replica: ReplicaId,
+}
+
+impl TestIds {
+    pub fn new() -> Self {
+        let cluster = ClusterTag::new(0x0067_7565_7374).expect("48 bits");
+        let node = NodeNumber::new(1).expect("12 bits");
+        let id = |sequence| {
+            let sequence = Sequence::new(sequence).expect("48 bits");
+            Id::from_parts(IdParts { cluster, node, incarnation: Incarnation::FIRST, sequence })
+        };
+        TestIds {
+            cluster: ClusterId::of(cluster),
+            node: NodeId::of(cluster, node),
+            drive: DriveId(id(1)),
+            volume: VolumeId(id(2)),
+            segment: SegmentId(id(3)),
+            replica: ReplicaId(id(4)),
+        }
+    }
+}
+
+impl Default for TestIds {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// The program `name` beside the test's own executable, or in `$PENSTOCK_BIN_DIR`.
+pub fn built_program(name: &str) -> Result<PathBuf> {
+    let dir = match std::env::var_os("PENSTOCK_BIN_DIR") {
+        Some(dir) if !dir.is_empty() => PathBuf::from(dir),
+        _ => {
+            let own = std::env::current_exe().at("find", Path::new("the test's own executable"))?;
+            // target/release/deps/test-hash
+            own.ancestors().nth(2).unwrap_or(Path::new("/")).to_owned()
+        }
+    };
+    let program = dir.join(name);
+    if program.is_file() {
+        Ok(program)
+    } else {
+        let remedy = "build the workspace with cargo build --release, or set PENSTOCK_BIN_DIR".into();
+        Err(GuestError::Missing { what: format!("{name} in {}", dir.display()), remedy })
+    }
+}
+
+/// Waits until penstockd answers at all.
+pub fn wait_for_node(line: &mut dyn Line, limit: Duration) -> Result<()> {
+    let mut last = String::new();
+    let answered = wait_for("penstockd to answer", limit, || match call::<NodeGet>(line, &Empty {}) {
+        Ok(_) => Ok(Some(())),
+        Err(why) => {
+            last = why.to_string();
+            Ok(None)
+        }
+    });
+    answered.map_err(|e| GuestError::failed(e.to_string(), last))
+}
+
+/// Claims the node and adds `spec` as its drive; formats a blank one unless `open_only`.
+pub fn add_drive(line: &mut dyn Line, spec: &str, open_only: bool) -> Result<()> {
+    let ids = TestIds::new();
+    call::<NodeClaim>(line, &NodeClaimParams { cluster_id: ids.cluster, node_id: ids.node })?;
+    let spec = spec.parse().map_err(|e| GuestError::failed(format!("drive {spec}"), format!("{e}")))?;
+    let params = DriveAddParams {
+        spec,
+        drive_id: ids.drive,
+        cluster_id: ids.cluster,
+        node_id: ids.node,
+        stores: None,
+        oplog_bytes: Some(OPLOG),
+        force: false,
+        open_only,
+    };
+    call::<DriveAdd>(line, &params).map(drop)
+}
+
+/// Small, so that a test goes round it.
+const OPLOG: ByteSize = ByteSize::mib(16);
+
+pub fn create_volume(line: &mut dyn Line, size: u64) -> Result<()> {
+    let ids = TestIds::new();
+    let params = VolumeCreateParams {
+        volume_id: ids.volume,
+        segment_id: ids.segment,
+        replica_id: ids.replica,
+        name: "guest".parse().map_err(|e| GuestError::failed("volume name", format!("{e}")))?,
+        size_bytes: ByteSize(size),
+        block_size: BlockSize::B4096,
+        drive_id: ids.drive,
+    };
+    call::<VolumeCreate>(line, &params).map(drop)
+}
+
+/// Opens a door to the volume; `port` is for NVMe/TCP.
+pub fn export(line: &mut dyn Line, kind: DoorKind, port: u16) -> Result<()> {
+    let door = match kind {
+        DoorKind::NvmfTcp => ApiDoor::Nvmf { address: IpAddr::V4(Ipv4Addr::LOCALHOST), port, nqn: None },
+        DoorKind::VhostUserBlk => ApiDoor::Vhost { name: None },
+    };
+    call::<ExportAdd>(line, &ExportAddParams { volume_id: TestIds::new().volume, door }).map(drop)
+}
+
+/// Waits until the volume serves through a door, and answers which.
+pub fn wait_for_door(line: &mut dyn Line, limit: Duration) -> Result<Door> {
+    let mut last = String::new();
+    let found = wait_for("the volume to serve through its door", limit, || match call::<VolumeList>(line, &Empty {}) {
+        Ok(volumes) => {
+            last = format!("{volumes:?}");
+            let serving = volumes.into_iter().find(|v| v.state == VolumeState::Serving);
+            Ok(serving.and_then(|v| v.exports.into_iter().next()))
+        }
+        Err(why) => {
+            last = why.to_string();
+            Ok(None)
+        }
+    });
+    found.map_err(|e| GuestError::failed(e.to_string(), last)).and_then(|export| door_of(&export))
+}
+
+fn door_of(export: &ExportInfo) -> Result<Door> {
+    match &export.door {
+        ApiDoor::Nvmf { port, .. } => {
+            let nqn = export.nqn.as_ref().ok_or_else(|| GuestError::failed("export", "an NVMe/TCP door without an NQN"))?;
+            Ok(Door::NvmfTcp { port: *port, nqn: nqn.to_string() })
+        }
+        ApiDoor::Vhost { .. } => Ok(Door::VhostUserBlk { socket: PathBuf::from(&export.address) }),
+        ApiDoor::VfioUser { .. } => Err(GuestError::failed("export", "a vfio-user door, which no guest here uses")),
+    }
+}
+
+/// Flags of a penstockd of its own below `dir`.
+pub fn flags(dir: &str) -> Vec<String> {
+    let flags = format!("--run-dir {dir}/run --state-dir {dir}/state --cores 0 --poll adaptive");
+    flags.split(' ').map(str::to_owned).collect()
+}
+
+/// A penstockd on this host with one file drive and one volume.
+pub struct PenstockTarget {
+    daemon: Daemon,
+    line: HostLine,
+    drive: String,
+    kind: DoorKind,
+    volume_size: u64,
+    open_only: bool,
+    door: Option<Door>,
+}
+
+impl PenstockTarget {
+    /// Everything goes to `dir`; the drive is created with room for the volume. Does not start.
+    pub fn new(dir: &Path, kind: DoorKind, volume_size: u64) -> Result<Self> {
+        let drive = format!("file:{}?size={}MiB", dir.join("drive.img").display(), (volume_size * 3 / 2 >> 20) + 64);
+        Self::over(dir, kind, drive, volume_size)
+    }
+
+    /// Over a drive image that holds the volume already, as after a power cut.
+    pub fn recovering(dir: &Path, image: &Path) -> Result<Self> {
+        let target = Self::over(dir, DoorKind::NvmfTcp, format!("file:{}", image.display()), 0)?;
+        Ok(PenstockTarget { open_only: true, ..target })
+    }
+
+    fn over(dir: &Path, kind: DoorKind, drive: String, volume_size: u64) -> Result<Self> {
+        let mut arguments = flags(&dir.display().to_string());
+        arguments.push("--no-huge".into());
+        let daemon = Daemon::new(built_program("penstockd")?, arguments, dir.join("penstockd.log"));
+        let line = HostLine { socket: dir.join("run/penstockd.sock") };
+        Ok(PenstockTarget { daemon, line, drive, kind, volume_size, open_only: false, door: None })
+    }
+
+    fn serve(&mut self) -> Result<()> {
+        let limit = Duration::from_secs(60);
+        let PenstockTarget { daemon, line, .. } = self;
+        wait_for("penstockd to open its socket", limit, || {
+            daemon.expect_alive()?;
+            Ok(line.socket.exists().then_some(()))
+        })?;
+        wait_for_node(line, limit)?;
+        if self.door.is_none() {
+            add_drive(line, &self.drive, self.open_only)?;
+            if !self.open_only {
+                create_volume(line, self.volume_size)?;
+            }
+            let port = if self.kind == DoorKind::NvmfTcp { free_port()? } else { 0 };
+            export(line, self.kind, port)?;
+        }
+        self.door = Some(wait_for_door(line, limit)?);
+        Ok(())
+    }
+}
+
+impl Target for PenstockTarget {
+    fn start(&mut self) -> Result<()> {
+        self.daemon.start()?;
+        self.serve().map_err(|e| GuestError::failed(e.to_string(), format!("\n{}", self.daemon.last_words())))
+    }
+
+    fn kill(&mut self) -> Result<()> {
+        self.daemon.kill()
+    }
+
+    fn door(&self) -> Door {
+        self.door.clone().expect("a target has its door once it was started")
+    }
+
+    fn identity(&self) -> Identity {
+        Identity { write_cache: "write through", logical_block_size: 4096, discard: true, write_zeroes: true }
+    }
+}
