@@ -197,12 +197,17 @@ fn link(tree: &Path) {
     if !output.status.success() {
         fail(&format!("pkg-config over {path}: {}", String::from_utf8_lossy(&output.stderr)));
     }
-    let mut dirs = vec![tree.join("build/lib"), tree.join("dpdk/build/lib")];
+    // libvfio-user's directory is in no pkg-config file; SPDK's makefiles know it.
+    let mut dirs = vec![tree.join("build/lib"), tree.join("dpdk/build/lib"), tree.join("build/libvfio-user/usr/local/lib")];
     let mut seen = std::collections::HashSet::new();
     let flags = String::from_utf8_lossy(&output.stdout).into_owned();
     for flag in flags.split_whitespace() {
         if let Some(dir) = flag.strip_prefix("-L") {
             dirs.push(PathBuf::from(dir));
+        } else if flag.ends_with(".a")
+            && let Some(dir) = Path::new(flag).parent()
+        {
+            dirs.push(dir.to_path_buf());
         }
     }
     dirs.retain(|dir| seen.insert(dir.clone()));

@@ -55,6 +55,8 @@ ps_app_run(const struct ps_app_opts *o, ps_fn start, void *arg)
 	if (o->log != NULL) {
 		g_log = o->log;
 		opts.log = log_line;
+		/* SPDK opens it again later; this catches what the environment says first. */
+		spdk_log_open(log_line);
 	}
 	spdk_log_set_level((enum spdk_log_level)o->log_level);
 	rc = spdk_app_start(&opts, start, arg);
