@@ -3,6 +3,7 @@
 
 use penstock::guest::acks::{Acknowledged, BLOCK};
 use penstock::guest::image::{ImageSpec, Overlay};
+use penstock::guest::inside::{GuestPrograms, Inside, Marks, record};
 use penstock::guest::logged_drive::{JOURNAL_DEVICE, LoggedDrive, NVME_ADDRESS, bind_uio};
 use penstock::guest::machine::{Machine, MachineSpec};
 use penstock::guest::replay::{Replay, Unflushed, cuts};
@@ -15,7 +16,7 @@ const WRITER: &str = env!("CARGO_BIN_EXE_penstock-guest-writer");
 const BLOCKS: u64 = 2048;
 
 /// Runs the marked workload on the guest's own NVMe driver and pulls the plug at its end.
-fn record(name: &str, promise: &str) -> (tempfile::TempDir, LoggedDrive) {
+fn record_raw(name: &str, promise: &str) -> (tempfile::TempDir, LoggedDrive) {
     let image = ImageSpec::storage_host().unwrap().build().unwrap();
     let mut overlay = Overlay::with_agent(Path::new(AGENT)).unwrap();
     overlay.program(Path::new(WRITER), "writer").unwrap();
@@ -64,7 +65,7 @@ fn losing_cuts(log: &WriteLog, drive: &LoggedDrive) -> (usize, usize, usize) {
 
 #[test]
 fn recorded_drive_with_a_writer_that_flushes_loses_nothing_at_any_cut() {
-    let (_dir, drive) = record("nvme-sync", "sync");
+    let (_dir, drive) = record_raw("nvme-sync", "sync");
     let log = drive.read_log().unwrap();
     let (judged, losing, acks) = losing_cuts(&log, &drive);
     println!("{} entries, {} flushes, {acks} ack records; {judged} cuts judged, {losing} lose", log.entries.len(), log.flushes());
@@ -75,7 +76,7 @@ fn recorded_drive_with_a_writer_that_flushes_loses_nothing_at_any_cut() {
 
 #[test]
 fn recorded_drive_with_a_writer_that_never_flushes_is_caught() {
-    let (_dir, drive) = record("nvme-nosync", "nosync");
+    let (_dir, drive) = record_raw("nvme-nosync", "nosync");
     let log = drive.read_log().unwrap();
     let (judged, losing, acks) = losing_cuts(&log, &drive);
     println!("{} entries, {} flushes, {acks} ack records; {judged} cuts judged, {losing} lose", log.entries.len(), log.flushes());
@@ -113,4 +114,34 @@ fn spdk_inside_a_guest_drives_the_nvme_controller_through_uio() {
     machine.power_off().unwrap();
     let log = drive.read_log().unwrap();
     assert!(log.entries.len() > 100, "perf's writes are in the log: {}", log.entries.len());
+}
+
+/// SPDK's target inside the guest over the same drive, fdatasync after every write.
+fn record_spdk_target(name: &str, enable_flush: bool) -> (tempfile::TempDir, LoggedDrive) {
+    let programs = GuestPrograms { agent: Path::new(AGENT), writer: Path::new(WRITER) };
+    let marks = Marks { blocks: BLOCKS, threads: 4, writes_per_thread: 100, seed: 1, sync: true };
+    let dir = tempfile::tempdir().unwrap();
+    let drive = record(name, programs, &Inside::SpdkTarget { enable_flush }, 64 << 20, marks, dir.path()).unwrap();
+    (dir, drive)
+}
+
+#[test]
+#[ignore = "two minutes of emulation; run by make test-guest"]
+fn spdk_target_in_a_guest_told_to_flush_loses_nothing_at_any_cut() {
+    let (_dir, drive) = record_spdk_target("nvme-spdk-flush", true);
+    let log = drive.read_log().unwrap();
+    let (judged, losing, acks) = losing_cuts(&log, &drive);
+    println!("{} entries, {} flushes, {acks} ack records; {judged} cuts judged, {losing} lose", log.entries.len(), log.flushes());
+    assert_eq!((acks, losing), (400, 0));
+}
+
+#[test]
+#[ignore = "two minutes of emulation; run by make test-guest"]
+fn spdk_target_in_a_guest_that_answers_flushes_unsent_is_caught() {
+    let (_dir, drive) = record_spdk_target("nvme-spdk-unsent", false);
+    let log = drive.read_log().unwrap();
+    let (judged, losing, acks) = losing_cuts(&log, &drive);
+    println!("{} entries, {} flushes, {acks} ack records; {judged} cuts judged, {losing} lose", log.entries.len(), log.flushes());
+    assert_eq!((acks, log.flushes()), (400, 0));
+    assert!(losing * 10 > judged * 9, "{losing} of {judged} cuts lose; nearly all must");
 }

@@ -3,7 +3,7 @@
 use penstock::guest::image::{ImageSpec, Overlay};
 use penstock::guest::initiator::Namespace;
 use penstock::guest::machine::{Machine, MachineSpec};
-use penstock::guest::scenario::{Load, check_identity, connect_nvmf, filesystem_survives_kills};
+use penstock::guest::scenario::{HOST, Load, check_identity, connect_nvmf, filesystem_survives_kills};
 use penstock::guest::spdk_target::SpdkTarget;
 use penstock::guest::target::{Door, DoorKind, Target};
 use std::path::Path;
@@ -18,7 +18,7 @@ fn kill_under_load(name: &str, target: &mut dyn Target, load: Load) {
     let spec =
         MachineSpec { name, image: &image, overlay: &overlay, memory_mib: 768, cpus: 1, hugepages: 0, network: true, devices: Vec::new() };
     let mut machine = Machine::boot(&spec).unwrap();
-    let device = connect_nvmf(&mut machine, &target.door()).unwrap();
+    let device = connect_nvmf(&mut machine, &target.door(), HOST).unwrap();
     check_identity(&mut machine, &device, target.identity()).unwrap();
     let report = filesystem_survives_kills(&mut machine, target, &device, load).unwrap();
     println!("{report:?}");

@@ -10,6 +10,7 @@ pub mod channel;
 pub mod cpio;
 pub mod image;
 pub mod initiator;
+pub mod inside;
 pub mod logged_drive;
 pub mod machine;
 pub mod modules;

@@ -36,17 +36,23 @@ pub struct Report {
     pub slowest_ms: f64,
 }
 
-/// Connects the guest's own nvme-tcp initiator through user networking; answers the block device's name.
-pub fn connect_nvmf(machine: &mut Machine, door: &Door) -> Result<String> {
+/// The host's loopback as a guest sees it through QEMU's user networking.
+pub const HOST: &str = "10.0.2.2";
+
+/// Connects the guest's own nvme-tcp initiator to the target at `address`; answers the block device's name.
+pub fn connect_nvmf(machine: &mut Machine, door: &Door, address: &str) -> Result<String> {
     let Door::NvmfTcp { port, nqn } = door else { return Err(GuestError::failed("connecting", "not an NVMe/TCP door")) };
     let options = format!(
-        "transport=tcp,traddr=10.0.2.2,trsvcid={port},nqn={nqn},hostnqn=nqn.2014-08.org.nvmexpress:uuid:\
+        "transport=tcp,traddr={address},trsvcid={port},nqn={nqn},hostnqn=nqn.2014-08.org.nvmexpress:uuid:\
          7f1d9a52-0a51-4d0e-9a7f-0d6f5b0d7c11,hostid=7f1d9a52-0a51-4d0e-9a7f-0d6f5b0d7c11,\
          nr_io_queues=1,queue_size=64,reconnect_delay=1,ctrl_loss_tmo=120,keep_alive_tmo=5"
     );
     machine.shell(&format!("printf '%s' '{options}' > /dev/nvme-fabrics"), SHORT)?;
-    machine.until("the namespace to appear", "test -b /dev/nvme0n1", SHORT)?;
-    Ok("nvme0n1".into())
+    let find = format!(
+        "for s in /sys/class/nvme-subsystem/*; do [ \"$(cat $s/subsysnqn)\" != {nqn} ] || ls $s; done | grep -x 'nvme[0-9]*n1' | \
+         while read d; do [ ! -b /dev/$d ] || echo $d; done | grep nvme"
+    );
+    Ok(machine.until("the namespace to appear", &find, SHORT)?.trim().to_owned())
 }
 
 /// QEMU arguments of a virtio-blk device behind a vhost-user socket; the guest sees it as vda.
@@ -112,7 +118,8 @@ pub fn filesystem_survives_kills(machine: &mut Machine, target: &mut dyn Target,
 /// How many 4 KiB blocks the device has taken since boot.
 fn written_blocks(machine: &mut Machine, device: &str) -> Result<u64> {
     // a multipath head counts nothing in kernels before 6.5; its hidden path devices do
-    let files = format!("/sys/block/{device}/stat /sys/block/nvme0c*n1/stat");
+    let controller = device.strip_suffix("n1").unwrap_or(device);
+    let files = format!("/sys/block/{device}/stat /sys/block/{controller}c*n1/stat");
     let sectors = machine.shell(&format!("cat {files} 2>/dev/null | awk '{{s += $7}} END {{print s}}'"), SHORT)?;
     let sectors: u64 = sectors.trim().parse().map_err(|e| GuestError::failed(files, format!("{sectors:?}: {e}")))?;
     Ok(sectors / 8)
