@@ -59,6 +59,7 @@ const LEFT_OUT: &[&str] = &[
 const FUNCTIONS: &[&str] = &[
     "ps_.*",
     "spdk_get_thread",
+    "spdk_set_thread",
     "spdk_get_ticks",
     "spdk_get_ticks_hz",
     "spdk_thread_(send_msg|exit|get_app_thread|get_id|is_exited|is_running|get_name)",
@@ -164,7 +165,7 @@ fn generate_bindings(tree: &Path, include: &Path, ffi: &Path, out: &Path) {
         .header(ffi.join("src/wrapper.h").display().to_string())
         .clang_args(include_dirs(tree, include, ffi).iter().map(|dir| format!("-I{}", dir.display())))
         .allowlist_type("ps_.*")
-        .allowlist_var("SPDK_BDEV_IO_TYPE_.*|SPDK_BDEV_EVENT_.*|SPDK_NVMF_QPAIR_.*|PS_.*|SPDK_LOG_(ERROR|WARN|NOTICE|INFO|DEBUG)")
+        .allowlist_var("SPDK_BDEV_IO_TYPE_.*|SPDK_BDEV_EVENT_.*|PS_.*|SPDK_LOG_(ERROR|WARN|NOTICE|INFO|DEBUG)")
         .allowlist_type("spdk_bdev_io_type|spdk_bdev_event_type|spdk_nvme_ana_state|spdk_log_level|spdk_thread_poller_rc")
         // Only ever behind pointers; their layout is C's business, and some are packed and aligned at once.
         .opaque_type("spdk_(bdev|nvme|nvmf|json).*_(io|opts|cmd|cpl|module|val|request|transport_id)")

@@ -125,15 +125,14 @@ struct ps_association {
 	uint8_t host_id[16];
 	uint16_t cntlid;
 	uint16_t qid;
-	uint8_t qpair_state;		/* enum spdk_nvmf_qpair_state */
-	bool controller_enabled;
+	bool live;			/* the connection is up and the controller enabled */
 	const void *ctrlr;		/* identity only, valid while its qpairs live */
 	char listen_addr[257];
 	char listen_service[33];
 };
 /* io must have come from the NVMe-oF target, unsplit. */
 int ps_io_association(struct spdk_bdev_io *io, struct ps_association *out);
-const void *ps_io_controller(struct spdk_bdev_io *io, uint8_t *qpair_state, bool *enabled);
+const void *ps_io_controller(struct spdk_bdev_io *io, bool *live);
 
 enum ps_identify_kind { PS_IDENTIFY_NAMESPACE = 0, PS_IDENTIFY_CONTROLLER = 1 };
 /* The poll group's thread; data is 4096 bytes that the target filled in. */
@@ -151,7 +150,7 @@ struct ps_transport_opts {
 	uint32_t buf_cache_size;
 	uint32_t abort_timeout_s;
 	uint32_t acceptor_poll_us;
-	bool mask_copy_and_compare;	/* SPDK emulates both and so advertises them */
+	bool mask_copy;			/* SPDK emulates it and so advertises it */
 	bool disable_mappable_bar0;	/* vfio-user: needed in interrupt mode */
 };
 int ps_nvmf_transport_add(struct spdk_nvmf_tgt *tgt, const char *name, const struct ps_transport_opts *opts,

@@ -32,6 +32,12 @@ make_trid(const struct ps_listen *listen, struct spdk_nvme_transport_id *trid)
 
 /* ---- identity ---- */
 
+static bool
+is_live(const struct spdk_nvmf_qpair *qpair)
+{
+	return qpair->state == SPDK_NVMF_QPAIR_ENABLED && qpair->ctrlr->vcprop.cc.bits.en == 1;
+}
+
 static void
 describe(struct spdk_nvmf_request *req, struct ps_association *out)
 {
@@ -45,8 +51,7 @@ describe(struct spdk_nvmf_request *req, struct ps_association *out)
 	memcpy(out->host_id, &ctrlr->hostid, 16);
 	out->cntlid = ctrlr->cntlid;
 	out->qid = qpair->qid;
-	out->qpair_state = qpair->state;
-	out->controller_enabled = ctrlr->vcprop.cc.bits.en == 1;
+	out->live = is_live(qpair);
 	out->ctrlr = ctrlr;
 	if (listener != NULL && listener->trid != NULL) {
 		snprintf(out->listen_addr, sizeof(out->listen_addr), "%s", listener->trid->traddr);
@@ -67,18 +72,15 @@ ps_io_association(struct spdk_bdev_io *io, struct ps_association *out)
 }
 
 const void *
-ps_io_controller(struct spdk_bdev_io *io, uint8_t *qpair_state, bool *enabled)
+ps_io_controller(struct spdk_bdev_io *io, bool *live)
 {
 	struct spdk_nvmf_request *req = spdk_bdev_io_get_cb_arg(io);
-	struct spdk_nvmf_ctrlr *ctrlr;
 
 	if (req == NULL || req->qpair == NULL || req->qpair->ctrlr == NULL) {
 		return NULL;
 	}
-	ctrlr = req->qpair->ctrlr;
-	*qpair_state = req->qpair->state;
-	*enabled = ctrlr->vcprop.cc.bits.en == 1;
-	return ctrlr;
+	*live = is_live(req->qpair);
+	return req->qpair->ctrlr;
 }
 
 /* ---- identify ---- */
@@ -243,7 +245,7 @@ ps_nvmf_transport_add(struct spdk_nvmf_tgt *tgt, const char *name, const struct 
 	SET(abort_timeout_sec, o->abort_timeout_s)
 	SET(acceptor_poll_rate, o->acceptor_poll_us)
 #undef SET
-	if (o->mask_copy_and_compare) {
+	if (o->mask_copy) {
 		/* COMPARE stays: compare-and-write is two commands fused, and hosts want both bits. */
 		opts.oncs.nvmcpys = 0;
 	}

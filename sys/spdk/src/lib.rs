@@ -13,12 +13,13 @@
 pub mod app;
 pub mod bdev;
 pub mod dma;
-//pub mod module;
-//pub mod nvmf;
-//pub mod rpc;
+pub mod lend;
+pub mod module;
+pub mod nvmf;
+pub mod rpc;
 pub mod status;
 pub mod thread;
-//pub mod vhost;
+pub mod vhost;
 
 mod callback;
 
