@@ -2,6 +2,7 @@
 
 use penstock::guest::image::{ImageSpec, Overlay};
 use penstock::guest::machine::{Machine, MachineSpec};
+use penstock::guest::penstock_target::PenstockTarget;
 use penstock::guest::scenario::{Load, check_identity, filesystem_survives_kills, vhost_devices};
 use penstock::guest::spdk_target::SpdkTarget;
 use penstock::guest::target::{DoorKind, Target};
@@ -32,8 +33,24 @@ fn kill_under_load(name: &str, target: &mut dyn Target, load: Load) {
 }
 
 #[test]
+#[ignore = "shows that the harness is right, not that Penstock is; run by make test-guest"]
 fn spdk_target_killed_under_a_guests_virtio_blk_loses_nothing_smoke() {
     let dir = tempfile::tempdir().unwrap();
     let mut target = SpdkTarget::new(dir.path(), DoorKind::VhostUserBlk, VOLUME).unwrap();
     kill_under_load("vhost-spdk", &mut target, Load::SMOKE);
+}
+
+#[test]
+fn penstockd_killed_under_a_guests_virtio_blk_loses_nothing_smoke() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut target = PenstockTarget::new(dir.path(), DoorKind::VhostUserBlk, VOLUME).unwrap();
+    kill_under_load("vhost-penstock", &mut target, Load::SMOKE);
+}
+
+#[test]
+#[ignore = "several minutes of emulation; run by make test-guest"]
+fn penstockd_killed_six_times_under_a_guests_virtio_blk_loses_nothing_full() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut target = PenstockTarget::new(dir.path(), DoorKind::VhostUserBlk, VOLUME).unwrap();
+    kill_under_load("vhost-penstock-full", &mut target, Load::FULL);
 }

@@ -24,8 +24,8 @@ const RUN: &str = "/run/penstock";
 pub enum Inside {
     /// SPDK's target, the NVMe namespace as it is. Unless told so, SPDK answers FLUSH without sending it to the drive.
     SpdkTarget { enable_flush: bool },
-    /// penstockd at this path, on one drive, with one volume of as many bytes.
-    Penstockd { program: PathBuf, volume: u64 },
+    /// penstockd at this path with these further flags, on one drive, with one volume of as many bytes.
+    Penstockd { program: PathBuf, flags: Vec<String>, volume: u64 },
 }
 
 /// The marked workload; see `tests/guest/writer.rs`.
@@ -107,8 +107,8 @@ fn serve(machine: &mut Machine, inside: &Inside) -> Result<Door> {
             machine.until("SPDK's target to listen in the guest", &listening, limit)?;
             Ok(Door::NvmfTcp { port: PORT, nqn: SPDK_NQN.into() })
         }
-        Inside::Penstockd { volume, .. } => {
-            start(machine, format!("penstockd {} --mem-mib 512", flags(RUN).join(" ")))?;
+        Inside::Penstockd { volume, flags: further, .. } => {
+            start(machine, format!("penstockd {} --mem-mib 512 {}", flags(RUN).join(" "), further.join(" ")))?;
             let socket = format!("{RUN}/run/penstockd.sock");
             let mut line = GuestLine { machine, socket: &socket };
             let served = wait_for_node(&mut line, limit)

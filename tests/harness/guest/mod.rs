@@ -11,6 +11,7 @@ pub mod cpio;
 pub mod image;
 pub mod initiator;
 pub mod inside;
+pub mod judge;
 pub mod logged_drive;
 pub mod machine;
 pub mod modules;

@@ -2,19 +2,23 @@
 //! wherever it runs. Not here: penstock-control. A lone penstockd must come back serving by itself, which every
 //! [`Target::start`] after the first shows.
 
+use super::acks::BLOCK;
+use super::initiator::Namespace;
 use super::rpc::{HostLine, Line, call};
 use super::target::{Daemon, Door, DoorKind, Identity, Target, free_port};
 use super::wait::wait_for;
 use super::{At, GuestError, Result};
 use penstock_api::id::{ClusterTag, Id, IdParts, Incarnation, NodeNumber, Sequence};
 use penstock_api::rpc::{
-    BlockSize, Door as ApiDoor, DriveAdd, DriveAddParams, Empty, ExportAdd, ExportAddParams, ExportInfo, NodeClaim, NodeClaimParams,
-    NodeGet, VolumeCreate, VolumeCreateParams, VolumeList, VolumeState,
+    BlockSize, Door as ApiDoor, DriveAdd, DriveAddParams, DriveRemove, DriveRemoveParams, Empty, ExportAdd, ExportAddParams, ExportInfo,
+    ExportRemove, ExportRemoveParams, NodeClaim, NodeClaimParams, NodeGet, VolumeCreate, VolumeCreateParams, VolumeList, VolumeState,
 };
 use penstock_api::{ByteSize, ClusterId, DriveId, NodeId, ReplicaId, SegmentId, VolumeId};
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+
+const LIMIT: Duration = Duration::from_secs(60);
 
 /// Ids of the one cluster, node, drive and volume that guest tests have.
 #[derive(Debug, Clone, Copy)]
@@ -128,6 +132,16 @@ pub fn export(line: &mut dyn Line, kind: DoorKind, port: u16) -> Result<()> {
     call::<ExportAdd>(line, &ExportAddParams { volume_id: TestIds::new().volume, door }).map(drop)
 }
 
+/// Waits until the drive's recovery has brought the volume back.
+pub fn wait_for_volume(line: &mut dyn Line, limit: Duration) -> Result<()> {
+    let mut last = Vec::new();
+    let found = wait_for("the volume to be recovered", limit, || {
+        last = call::<VolumeList>(line, &Empty {})?;
+        Ok(last.iter().any(|v| v.state == VolumeState::Serving).then_some(()))
+    });
+    found.map_err(|e| GuestError::failed(e.to_string(), format!("{last:?}")))
+}
+
 /// Waits until the volume serves through a door, and answers which.
 pub fn wait_for_door(line: &mut dyn Line, limit: Duration) -> Result<Door> {
     let mut last = String::new();
@@ -162,67 +176,90 @@ pub fn flags(dir: &str) -> Vec<String> {
     flags.split(' ').map(str::to_owned).collect()
 }
 
-/// A penstockd on this host with one file drive and one volume.
-pub struct PenstockTarget {
+/// A penstockd process of this host, without drives until it is given some.
+pub struct PenstockNode {
     daemon: Daemon,
     line: HostLine,
+}
+
+impl PenstockNode {
+    /// Sockets, state and log go to `dir`. Does not start.
+    pub fn new(dir: &Path) -> Result<Self> {
+        let mut arguments = flags(&dir.display().to_string());
+        arguments.push("--no-huge".into());
+        let daemon = Daemon::new(built_program("penstockd")?, arguments, dir.join("penstockd.log"));
+        Ok(PenstockNode { daemon, line: HostLine { socket: dir.join("run/penstockd.sock") } })
+    }
+
+    /// Starts it and waits until it answers.
+    pub fn start(&mut self) -> Result<()> {
+        self.daemon.start()?;
+        let PenstockNode { daemon, line } = self;
+        let mut last = String::new();
+        let answered = wait_for("penstockd to answer", LIMIT, || {
+            daemon.expect_alive()?;
+            match call::<NodeGet>(line, &Empty {}) {
+                Ok(_) => Ok(Some(())),
+                Err(why) => {
+                    last = why.to_string(); // the socket of a killed predecessor refuses at first
+                    Ok(None)
+                }
+            }
+        });
+        answered.map_err(|e| self.explain(GuestError::failed(e.to_string(), last)))
+    }
+
+    pub fn kill(&mut self) -> Result<()> {
+        self.daemon.kill()
+    }
+
+    pub fn line(&mut self) -> &mut HostLine {
+        &mut self.line
+    }
+
+    /// Adds what penstockd logged last.
+    pub fn explain(&self, error: GuestError) -> GuestError {
+        GuestError::failed(error.to_string(), format!("\n--- penstockd said ---\n{}", self.daemon.last_words()))
+    }
+}
+
+/// A penstockd on this host with one file drive and one volume.
+pub struct PenstockTarget {
+    node: PenstockNode,
     drive: String,
     kind: DoorKind,
     volume_size: u64,
-    open_only: bool,
     door: Option<Door>,
 }
 
 impl PenstockTarget {
     /// Everything goes to `dir`; the drive is created with room for the volume. Does not start.
     pub fn new(dir: &Path, kind: DoorKind, volume_size: u64) -> Result<Self> {
-        let drive = format!("file:{}?size={}MiB", dir.join("drive.img").display(), (volume_size * 3 / 2 >> 20) + 64);
-        Self::over(dir, kind, drive, volume_size)
-    }
-
-    /// Over a drive image that holds the volume already, as after a power cut.
-    pub fn recovering(dir: &Path, image: &Path) -> Result<Self> {
-        let target = Self::over(dir, DoorKind::NvmfTcp, format!("file:{}", image.display()), 0)?;
-        Ok(PenstockTarget { open_only: true, ..target })
-    }
-
-    fn over(dir: &Path, kind: DoorKind, drive: String, volume_size: u64) -> Result<Self> {
-        let mut arguments = flags(&dir.display().to_string());
-        arguments.push("--no-huge".into());
-        let daemon = Daemon::new(built_program("penstockd")?, arguments, dir.join("penstockd.log"));
-        let line = HostLine { socket: dir.join("run/penstockd.sock") };
-        Ok(PenstockTarget { daemon, line, drive, kind, volume_size, open_only: false, door: None })
+        let drive = format!("file:{}?size={}MiB", dir.join("drive.img").display(), ((volume_size * 3 / 2) >> 20) + 64);
+        Ok(PenstockTarget { node: PenstockNode::new(dir)?, drive, kind, volume_size, door: None })
     }
 
     fn serve(&mut self) -> Result<()> {
-        let limit = Duration::from_secs(60);
-        let PenstockTarget { daemon, line, .. } = self;
-        wait_for("penstockd to open its socket", limit, || {
-            daemon.expect_alive()?;
-            Ok(line.socket.exists().then_some(()))
-        })?;
-        wait_for_node(line, limit)?;
+        let line = self.node.line();
         if self.door.is_none() {
-            add_drive(line, &self.drive, self.open_only)?;
-            if !self.open_only {
-                create_volume(line, self.volume_size)?;
-            }
+            add_drive(line, &self.drive, false)?;
+            create_volume(line, self.volume_size)?;
             let port = if self.kind == DoorKind::NvmfTcp { free_port()? } else { 0 };
             export(line, self.kind, port)?;
         }
-        self.door = Some(wait_for_door(line, limit)?);
+        self.door = Some(wait_for_door(line, LIMIT)?);
         Ok(())
     }
 }
 
 impl Target for PenstockTarget {
     fn start(&mut self) -> Result<()> {
-        self.daemon.start()?;
-        self.serve().map_err(|e| GuestError::failed(e.to_string(), format!("\n{}", self.daemon.last_words())))
+        self.node.start()?;
+        self.serve().map_err(|e| self.node.explain(e))
     }
 
     fn kill(&mut self) -> Result<()> {
-        self.daemon.kill()
+        self.node.kill()
     }
 
     fn door(&self) -> Door {
@@ -231,5 +268,43 @@ impl Target for PenstockTarget {
 
     fn identity(&self) -> Identity {
         Identity { write_cache: "write through", logical_block_size: 4096, discard: true, write_zeroes: true }
+    }
+}
+
+/// One penstockd that is given rebuilt drive images one after another, and shows what it recovered from each.
+pub struct Recoverer {
+    node: PenstockNode,
+    port: u16,
+}
+
+impl Recoverer {
+    pub fn start(dir: &Path) -> Result<Self> {
+        let mut node = PenstockNode::new(dir)?;
+        node.start()?;
+        Ok(Recoverer { node, port: free_port()? })
+    }
+
+    /// Has the image opened, reads `blocks` blocks of 4 KiB from the start of the volume, and lets the image go.
+    pub fn read(&mut self, image: &Path, blocks: u64) -> Result<Vec<u8>> {
+        self.try_read(image, blocks).map_err(|e| self.node.explain(e))
+    }
+
+    fn try_read(&mut self, image: &Path, blocks: u64) -> Result<Vec<u8>> {
+        let ids = TestIds::new();
+        let port = self.port;
+        let line = self.node.line();
+        add_drive(line, &format!("file:{}", image.display()), true)?;
+        wait_for_volume(line, LIMIT)?;
+        export(line, DoorKind::NvmfTcp, port)?;
+        let Door::NvmfTcp { port, nqn } = wait_for_door(line, LIMIT)? else {
+            return Err(GuestError::failed("the door of a recovered volume", "not NVMe/TCP, as was asked"));
+        };
+        let mut namespace = Namespace::connect(([127, 0, 0, 1], port).into(), &nqn)?;
+        let bytes = namespace.read(0, blocks as usize * BLOCK)?;
+        drop(namespace);
+        let door = ApiDoor::Nvmf { address: IpAddr::V4(Ipv4Addr::LOCALHOST), port, nqn: None };
+        call::<ExportRemove>(line, &ExportRemoveParams { volume_id: ids.volume, door, force: true })?;
+        call::<DriveRemove>(line, &DriveRemoveParams { drive_id: ids.drive, force: true })?;
+        Ok(bytes)
     }
 }

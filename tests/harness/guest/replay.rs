@@ -166,24 +166,6 @@ impl<'a> Replay<'a> {
     }
 }
 
-/// Where to cut: just before every flush (most is at stake there) and after it, and `between` random places; ascending.
-pub fn cuts(log: &WriteLog, between: usize, seed: u64) -> Vec<usize> {
-    let mut dice = Dice::new(seed);
-    let mut cuts: Vec<usize> = Vec::new();
-    for (place, entry) in log.entries.iter().enumerate() {
-        if entry.kind == Kind::Flush {
-            cuts.extend([place, place + 1]);
-        }
-    }
-    for _ in 0..between {
-        cuts.push(dice.below(log.entries.len() as u64 + 1) as usize);
-    }
-    cuts.push(log.entries.len());
-    cuts.sort_unstable();
-    cuts.dedup();
-    cuts
-}
-
 /// Repeatable dice (splitmix64; Steele, Lea, Flood, OOPSLA 2014).
 #[derive(Debug, Clone)]
 pub struct Dice(u64);
@@ -268,13 +250,6 @@ mod tests {
         replay.advance_to(2).unwrap();
         assert_eq!(replay.pending(), 1);
         assert_eq!(at(&replay.crash(Unflushed::Kept).unwrap(), 4096), 0);
-    }
-
-    #[test]
-    fn cuts_hold_both_sides_of_every_flush_and_the_end() {
-        let mut fake = FakeLog::new();
-        fake.write(0, &[1; 512]).flush().write(0, &[1; 512]).write(0, &[1; 512]).flush().write(0, &[1; 512]);
-        assert_eq!(cuts(&fake.open().unwrap(), 0, 1), [1, 2, 4, 5, 6]);
     }
 
     #[test]
