@@ -132,6 +132,16 @@ fn run(command: &mut Command) -> bool {
     command.output().is_ok_and(|out| out.status.success())
 }
 
+/// Flushes that a device has completed (the kernel's Documentation/block/stat.rst); `None` if it has no cache to flush.
+fn flushes(device: &Path) -> Option<u64> {
+    let sys = Path::new("/sys/block").join(device.file_name().unwrap());
+    if std::fs::read_to_string(sys.join("queue/write_cache")).unwrap().trim() != "write back" {
+        return None;
+    }
+    let stat = std::fs::read_to_string(sys.join("stat")).unwrap();
+    Some(stat.split_ascii_whitespace().nth(15).unwrap().parse().unwrap())
+}
+
 #[test]
 fn block_device_serves_and_is_exclusive() {
     let dir = scratch();
@@ -148,7 +158,11 @@ fn block_device_serves_and_is_exclusive() {
     let (mut ring, file) = ring_over(drive);
     assert_eq!(write(&mut ring, file, 512, penstock_uring::AlignedBuf::copy_of(&[9; 512])), Ok(512));
     assert_eq!(write(&mut ring, file, MIB, block(7, 16)), Ok(65536));
+    let flushes_before = flushes(&device.0);
     assert_eq!(sync(&mut ring, file), Ok(0));
+    if let Some(before) = flushes_before {
+        assert!(flushes(&device.0).unwrap() > before, "the barrier reached the device");
+    }
     assert_eq!(read(&mut ring, file, 0, BLOCK)[512..1024], [9; 512]);
     match discard(&mut ring, file, MIB, 32768) {
         Ok(0) => {
