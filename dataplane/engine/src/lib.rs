@@ -1,1 +1,33 @@
+//! The data plane's state machine: one [`Store`] is one core's share of one drive, with an oplog, a map and extents.
+//!
+//! Pure: no I/O, clock, random source, threads or `unsafe`. Events go in, effects come out ([`port`]); the daemon and the
+//! simulator run the same code. A write's way through the files: `write` (checked, admitted, merged) → `stream` (batched,
+//! persisted in order) → `index` (applied, answered) → `drain` (to its extent) → `checkpoint` (map durable, log trimmed);
+//! `recover` comes back from any of these.
+//!
+//! Architecture invariant: nothing here knows SPDK, sockets, files or control's ids beyond their bytes.
+
 #![forbid(unsafe_code)]
+
+mod alloc;
+mod audit;
+mod checkpoint;
+mod config;
+mod drain;
+mod epoch;
+pub mod format;
+mod index;
+mod map;
+mod orders;
+pub mod port;
+mod read;
+mod recover;
+mod scrub;
+mod store;
+mod stream;
+mod write;
+
+pub use audit::AuditError;
+pub use config::{Barrier, Canary, Counters, FenceReason, Limits, OpenError, RecoveryReport, ReplicaView, Stage, StoreConfig, StoreView};
+pub use port::*;
+pub use store::Store;

@@ -221,6 +221,11 @@ impl Section {
         &self.bytes
     }
 
+    /// A section read back, to be repeated in the next header.
+    pub fn from_bytes(bytes: &[u8]) -> Self {
+        Self { bytes: bytes.to_vec(), entry_at: 0 }
+    }
+
     /// Starts an entry; ops follow.
     pub fn entry(&mut self, replica: u32, term: Term, index: Index) {
         self.entry_at = self.bytes.len();

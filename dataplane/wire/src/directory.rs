@@ -26,6 +26,8 @@ pub struct Part {
     pub part: u32,
     /// Extent of the next part, or [`crate::superblock::NO_EXTENT`].
     pub next: u32,
+    /// Extent of the same part in the chain's copy.
+    pub twin: u32,
     pub len: u32,
 }
 
@@ -41,6 +43,7 @@ impl Part {
         w.u64(self.checkpoint);
         w.u32(self.next);
         w.u32(self.len);
+        w.u32(self.twin);
         let at = w.at();
         extent[at..HEAD].fill(0);
         extent[HEAD..HEAD + payload.len()].copy_from_slice(payload);
@@ -53,14 +56,9 @@ impl Part {
     pub fn decode(extent: &[u8]) -> Result<(Self, &[u8]), DecodeError> {
         unseal(extent, WHAT, MAGIC, VERSION)?;
         let mut r = Take::new(extent, PREFIX, WHAT);
-        let part = Self {
-            incarnation: Incarnation(r.id()?),
-            store: r.u32()?,
-            part: r.u32()?,
-            checkpoint: r.u64()?,
-            next: r.u32()?,
-            len: r.u32()?,
-        };
+        let (incarnation, store, part) = (Incarnation(r.id()?), r.u32()?, r.u32()?);
+        let (checkpoint, next, len, twin) = (r.u64()?, r.u32()?, r.u32()?, r.u32()?);
+        let part = Self { incarnation, store, checkpoint, part, next, twin, len };
         if part.len as usize > PART_PAYLOAD || extent.len() < HEAD + part.len as usize {
             return Err(DecodeError::Limit { what: "length of a directory part", found: u64::from(part.len), limit: PART_PAYLOAD as u64 });
         }
@@ -226,7 +224,7 @@ mod tests {
     #[test]
     fn part_round_trips_and_any_payload_bit_counts() {
         let payload: Vec<u8> = (0..1000u32).map(|i| i as u8).collect();
-        let part = Part { incarnation: Incarnation([8; 16]), store: 0, checkpoint: 3, part: 1, next: 44, len: 1000 };
+        let part = Part { incarnation: Incarnation([8; 16]), store: 0, checkpoint: 3, part: 1, next: 44, twin: 9, len: 1000 };
         let mut extent = vec![0xee; EXTENT];
         part.encode_into(&mut extent, &payload);
         assert_eq!(Part::decode(&extent).unwrap(), (part, &payload[..]));

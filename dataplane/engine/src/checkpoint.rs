@@ -1,0 +1,325 @@
+//! Checkpoints: dirty map pages copied on write, the directory twice, then the superblock twice; only then is the log
+//! trimmed and what the checkpoint before referred to reused.
+//!
+//! ```text
+//! flush (extents) → pages → directory chains → flush → superblock → flush → its copy → flush → trim, release
+//! ```
+//! A crash anywhere before the first superblock is durable leaves the checkpoint before, whole, and the log that it needs.
+
+use crate::alloc::{ExtentNo, SlotNo};
+use crate::config::{Barrier, Canary, FenceReason, Stage};
+use crate::map::PageKey;
+use crate::port::*;
+use crate::store::{Owner, Store};
+use penstock_wire::directory::{Directory, PART_PAYLOAD, PageRow, ReplicaRow};
+use penstock_wire::label::Geometry;
+use penstock_wire::superblock::{NO_EXTENT, Superblock};
+use penstock_wire::{BLOCK, EXTENT, EXTENT_BLOCKS, Seq};
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+enum CheckpointStage {
+    #[default]
+    Idle,
+    FlushExtents,
+    Pages,
+    Parts,
+    FlushParts,
+    Super,
+    FlushSuper,
+    SuperCopy,
+    FlushSuperCopy,
+}
+
+/// Commands of a checkpoint that may be out at a time.
+const OUT_MAX: usize = 32;
+
+#[derive(Debug, Default)]
+pub(crate) struct Checkpoint {
+    stage: CheckpointStage,
+    /// The log up to here is covered.
+    covers: Seq,
+    out: usize,
+    bufs: Vec<BufId>,
+    pages: Vec<PageKey>,
+    /// Slots that the durable checkpoint refers to and the one being written does not.
+    pub dropped: Vec<SlotNo>,
+    /// Extents of the directory chains: the durable ones and those being written.
+    pub chains: [Vec<ExtentNo>; 2],
+    new_chains: [Vec<ExtentNo>; 2],
+    directory: Vec<u8>,
+    directory_crc: u32,
+    /// Parts written so far, over both chains.
+    parts_sent: usize,
+    pub count: u64,
+    pub write_count: u64,
+}
+
+impl Checkpoint {
+    pub fn is_idle(&self) -> bool {
+        self.stage == CheckpointStage::Idle
+    }
+
+    /// Extents that hold the durable directory.
+    pub fn chain_extents(&self) -> impl Iterator<Item = ExtentNo> + '_ {
+        self.chains.iter().flatten().copied()
+    }
+}
+
+impl Store {
+    pub(crate) fn begin_checkpoint<M: Memory>(&mut self, covers: Seq, mem: &mut M, fx: &mut Effects) {
+        assert!(self.checkpoint.is_idle() && self.drain.is_idle());
+        self.counters.checkpoints += 1;
+        self.drain.unsaved = false;
+        self.checkpoint.covers = covers;
+        self.checkpoint.pages = self.map.take_dirty();
+        self.checkpoint.pages.reverse();
+        let unflushed = self.canary(Canary::CheckpointBeforeFlush);
+        if self.barrier() == Barrier::Flush && !unflushed {
+            self.checkpoint.stage = CheckpointStage::FlushExtents;
+            self.checkpoint.out = 1;
+            self.flush(fx, Owner::Checkpoint);
+        } else {
+            self.checkpoint.stage = CheckpointStage::Pages;
+            self.step_checkpoint(mem, fx);
+        }
+    }
+
+    pub(crate) fn on_checkpoint_done<M: Memory>(&mut self, ok: bool, mem: &mut M, fx: &mut Effects) {
+        self.checkpoint.out -= 1;
+        if !ok {
+            let flush = matches!(
+                self.checkpoint.stage,
+                CheckpointStage::FlushExtents | CheckpointStage::FlushParts | CheckpointStage::FlushSuper | CheckpointStage::FlushSuperCopy
+            );
+            self.fence(if flush { FenceReason::FlushFailed } else { FenceReason::CheckpointWriteFailed }, mem, fx);
+        }
+        if self.checkpoint.out > 0 {
+            return;
+        }
+        for buf in std::mem::take(&mut self.checkpoint.bufs) {
+            mem.free(buf);
+        }
+        if self.fenced() {
+            return;
+        }
+        use CheckpointStage as S;
+        let next = match self.checkpoint.stage {
+            S::Idle => unreachable!("no checkpoint is under way"),
+            S::FlushExtents => S::Pages,
+            // More of the same, until `step` finds nothing left.
+            stage @ (S::Pages | S::Parts) => stage,
+            S::FlushParts => S::Super,
+            S::Super => S::FlushSuper,
+            S::FlushSuper => S::SuperCopy,
+            S::SuperCopy => S::FlushSuperCopy,
+            S::FlushSuperCopy => {
+                self.end_checkpoint();
+                return;
+            }
+        };
+        self.checkpoint.stage = next;
+        self.step_checkpoint(mem, fx);
+    }
+
+    /// Goes on as far as memory allows; called again each turn while something is left.
+    pub(crate) fn step_checkpoint<M: Memory>(&mut self, mem: &mut M, fx: &mut Effects) {
+        use CheckpointStage as S;
+        while self.checkpoint.out == 0 && matches!(self.stage, Stage::Serving | Stage::Stopping) {
+            match self.checkpoint.stage {
+                S::Idle => return,
+                S::Pages => {
+                    if !self.checkpoint.pages.is_empty() {
+                        if !self.send_pages(mem, fx) {
+                            return;
+                        }
+                    } else {
+                        self.plan_directory();
+                        self.checkpoint.stage = S::Parts;
+                    }
+                }
+                S::Parts => {
+                    if self.checkpoint.parts_sent < self.checkpoint.new_chains[0].len() * 2 {
+                        if !self.send_parts(mem, fx) {
+                            return;
+                        }
+                    } else {
+                        self.barrier_then(S::FlushParts, S::Super, fx);
+                    }
+                }
+                S::Super | S::SuperCopy => {
+                    if !self.send_superblock(mem, fx) {
+                        return;
+                    }
+                }
+                S::FlushSuper if self.barrier() == Barrier::NotNeeded => self.checkpoint.stage = S::SuperCopy,
+                S::FlushSuperCopy if self.barrier() == Barrier::NotNeeded => {
+                    self.end_checkpoint();
+                    return;
+                }
+                S::FlushExtents | S::FlushParts | S::FlushSuper | S::FlushSuperCopy => {
+                    self.checkpoint.out = 1;
+                    self.flush(fx, Owner::Checkpoint);
+                }
+            }
+        }
+    }
+
+    fn barrier_then(&mut self, flush: CheckpointStage, without: CheckpointStage, fx: &mut Effects) {
+        if self.barrier() == Barrier::Flush {
+            self.checkpoint.stage = flush;
+            self.checkpoint.out = 1;
+            self.flush(fx, Owner::Checkpoint);
+        } else {
+            self.checkpoint.stage = without;
+        }
+    }
+
+    fn checkpoint_write(&mut self, buf: BufId, at: penstock_wire::BlockAddr, blocks: u32, fx: &mut Effects) {
+        self.checkpoint.bufs.push(buf);
+        self.checkpoint.out += 1;
+        self.submit(fx, DiskKind::Write, at, &[Part::Buf { buf, first: 0, blocks }], Owner::Checkpoint);
+    }
+
+    /// Sends dirty pages to new slots. False when memory is short and nothing is out.
+    fn send_pages<M: Memory>(&mut self, mem: &mut M, fx: &mut Effects) -> bool {
+        while self.checkpoint.out < OUT_MAX {
+            let Some(key) = self.checkpoint.pages.pop() else { break };
+            let Some(state) = self.map.page(key) else { continue };
+            let page = state.cached.as_ref().expect("a dirty page is loaded");
+            if page.is_empty() {
+                if let Some(slot) = self.map.drop_page(key) {
+                    self.checkpoint.dropped.push(slot);
+                }
+                continue;
+            }
+            let Some(buf) = mem.alloc(1) else {
+                self.checkpoint.pages.push(key);
+                break;
+            };
+            let slot = self.space.take_slot().expect("the reserve holds the slots of a checkpoint");
+            let name = self.page_name(key);
+            let count = self.checkpoint.count + 1;
+            let state = self.map.page_mut(key).expect("just seen");
+            let page = state.cached.as_ref().expect("just seen");
+            let crc = penstock_wire::page::encode_into(&mut mem.bytes_mut(buf)[..BLOCK], &name, count, page);
+            state.dirty = false;
+            if let Some((old, _)) = state.on_disk.replace((slot, crc)) {
+                self.checkpoint.dropped.push(old);
+            }
+            self.counters.checkpoint_pages += 1;
+            let at = self.extent_block(0, u64::from(slot.0));
+            self.checkpoint_write(buf, at, 1, fx);
+        }
+        if self.canary(Canary::ReuseSlotEarly) {
+            let mut dropped = std::mem::take(&mut self.checkpoint.dropped);
+            self.space.release_slots(&mut dropped);
+        }
+        self.checkpoint.out > 0 || self.checkpoint.pages.is_empty()
+    }
+
+    /// Everything that the directory says is settled now: places for its chains, the bitmap with them in it.
+    fn plan_directory(&mut self) {
+        let bitmap_len = self.space.extents().div_ceil(8) as usize;
+        let mut directory = Directory { next_replica: self.map.next_no(), replicas: Vec::new(), taken: vec![0; bitmap_len] };
+        for replica in self.map.iter() {
+            let mut pages: Vec<PageRow> = replica
+                .pages
+                .iter()
+                .filter_map(|(page_no, state)| state.on_disk.map(|(slot, crc)| PageRow { page_no: *page_no, slot: slot.0, crc }))
+                .collect();
+            pages.sort_unstable_by_key(|row| row.page_no);
+            directory.replicas.push(ReplicaRow {
+                no: replica.no.0,
+                deleting: replica.deleting,
+                term: replica.term,
+                voted_for: replica.voted_for,
+                applied: replica.applied,
+                shape: replica.shape.clone(),
+                pages,
+            });
+        }
+        let parts = directory.encode().len().div_ceil(PART_PAYLOAD);
+        for chain in 0..2 {
+            self.checkpoint.new_chains[chain] =
+                (0..parts).map(|_| self.space.take_reserved().expect("the reserve holds the directories of a checkpoint")).collect();
+        }
+        let old: Vec<ExtentNo> = self.checkpoint.chain_extents().collect();
+        for extent in old {
+            self.space.untake(extent);
+        }
+        directory.taken = self.space.bitmap(&self.checkpoint.dropped);
+        self.checkpoint.directory = directory.encode();
+        self.checkpoint.directory_crc = penstock_wire::crc32c(&self.checkpoint.directory);
+        self.checkpoint.parts_sent = 0;
+    }
+
+    fn send_parts<M: Memory>(&mut self, mem: &mut M, fx: &mut Effects) -> bool {
+        let parts = self.checkpoint.new_chains[0].len();
+        while self.checkpoint.out < OUT_MAX && self.checkpoint.parts_sent < parts * 2 {
+            let Some(buf) = mem.alloc(EXTENT_BLOCKS as u32) else { break };
+            let (chain, no) = (self.checkpoint.parts_sent / parts, self.checkpoint.parts_sent % parts);
+            let extents = &self.checkpoint.new_chains[chain];
+            let from = no * PART_PAYLOAD;
+            let payload = &self.checkpoint.directory[from..(from + PART_PAYLOAD).min(self.checkpoint.directory.len())];
+            let part = penstock_wire::directory::Part {
+                incarnation: self.config.incarnation,
+                store: self.config.store,
+                checkpoint: self.checkpoint.count + 1,
+                part: no as u32,
+                next: extents.get(no + 1).map_or(NO_EXTENT, |extent| extent.0),
+                twin: self.checkpoint.new_chains[1 - chain][no].0,
+                len: payload.len() as u32,
+            };
+            part.encode_into(&mut mem.bytes_mut(buf)[..EXTENT], payload);
+            let at = self.extent_block(extents[no].0, 0);
+            self.checkpoint.parts_sent += 1;
+            self.checkpoint_write(buf, at, EXTENT_BLOCKS as u32, fx);
+        }
+        self.checkpoint.out > 0
+    }
+
+    fn send_superblock<M: Memory>(&mut self, mem: &mut M, fx: &mut Effects) -> bool {
+        let Some(buf) = mem.alloc(1) else { return false };
+        let copy = usize::from(self.checkpoint.stage == CheckpointStage::SuperCopy);
+        let write_count = self.checkpoint.write_count + 1;
+        let first = self.checkpoint.covers.next();
+        let superblock = Superblock {
+            incarnation: self.config.incarnation,
+            store: self.config.store,
+            write_count,
+            generation: self.stream.generation,
+            log_seq: first,
+            log_at: self.stream.place_of(first),
+            checkpoint: self.checkpoint.count + 1,
+            directory: [self.checkpoint.new_chains[0][0].0, self.checkpoint.new_chains[1][0].0],
+            directory_parts: self.checkpoint.new_chains[0].len() as u32,
+            directory_len: self.checkpoint.directory.len() as u64,
+            directory_crc: self.checkpoint.directory_crc,
+        };
+        superblock.encode_into(&mut mem.bytes_mut(buf)[..BLOCK]);
+        let at = Geometry::superblock_slots(write_count)[copy];
+        self.checkpoint_write(buf, at, 1, fx);
+        true
+    }
+
+    /// The checkpoint is durable, twice: let go of what only the one before needed.
+    fn end_checkpoint(&mut self) {
+        self.checkpoint.stage = CheckpointStage::Idle;
+        self.checkpoint.count += 1;
+        self.checkpoint.write_count += 1;
+        let old: Vec<ExtentNo> = self.checkpoint.chain_extents().collect();
+        for extent in old {
+            self.space.release(extent);
+        }
+        self.checkpoint.chains = std::mem::take(&mut self.checkpoint.new_chains);
+        let mut dropped = std::mem::take(&mut self.checkpoint.dropped);
+        self.space.release_slots(&mut dropped);
+        self.checkpoint.dropped = dropped;
+        self.checkpoint.directory.clear();
+        let first = self.checkpoint.covers.next();
+        if first > self.stream.first_kept() {
+            self.stream.trim(first, &mut self.epochs);
+        }
+        self.stream.credit += 64;
+    }
+}

@@ -1,0 +1,215 @@
+//! What a store is opened with, and what it shows of itself.
+
+use crate::port::ReplicaNo;
+use penstock_wire::label::Geometry;
+use penstock_wire::{DecodeError, Incarnation, ReplicaShape};
+use thiserror::Error;
+
+/// What makes the drive's completed writes durable.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Barrier {
+    /// A flush command, shown to reach the drive.
+    Flush,
+    /// Nothing: the drive has no volatile cache, or its operator declared it power-safe, or its loss is accepted.
+    NotNeeded,
+}
+
+/// Why a store takes no more writes. Kept off the drive by the node, until an operator clears it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum FenceReason {
+    LogWriteFailed,
+    FlushFailed,
+    DrainWriteFailed,
+    CheckpointWriteFailed,
+    /// Batches of the log cannot be read in either copy: which blocks they wrote is unknown.
+    LogLost,
+    /// Another store of the same drive was fenced, or the drive went away.
+    Drive,
+}
+
+/// Why recovery cannot go on. Nothing was written.
+#[derive(Clone, PartialEq, Eq, Debug, Error)]
+pub enum OpenError {
+    #[error("none of the superblock's four copies is readable (last: {0}); the store cannot be opened. If the drive was meant to be blank, add it anew with force")]
+    NoSuperblock(DecodeError),
+    #[error("the superblock is of drive life {found}; the drive's label says {expected}. Parts of two drives are mixed: restore the whole drive or add it anew")]
+    OtherLife { found: Incarnation, expected: Incarnation },
+    #[error("both copies of checkpoint {checkpoint}'s directory are unreadable ({error}); the store cannot be opened")]
+    DirectoryLost { checkpoint: u64, error: DecodeError },
+    #[error("the drive failed a read while the store was opened, at block {0} of the store")]
+    ReadFailed(u64),
+    #[error("the drive failed a write or barrier while the store was opened")]
+    WriteFailed,
+    #[error("the log needs more memory than the loop could give while the store was opened")]
+    NoMemory,
+}
+
+/// Seeded bugs. Each stands for one that somebody shipped; the simulator proves that it would see it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Canary {
+    CountBeforeBarrier,
+    AckEarly,
+    TornIsCorruption,
+    RotIsTear,
+    TrimPastCheckpoint,
+    ReuseSlotEarly,
+    MergeAgainstApplied,
+    ApplyWithoutSpace,
+    ForgetFence,
+    SkipReadVerify,
+    FreeBufEarly,
+    DrainUnverified,
+    CheckpointBeforeFlush,
+}
+
+impl Canary {
+    pub const ALL: [Canary; 13] = [
+        Canary::CountBeforeBarrier,
+        Canary::AckEarly,
+        Canary::TornIsCorruption,
+        Canary::RotIsTear,
+        Canary::TrimPastCheckpoint,
+        Canary::ReuseSlotEarly,
+        Canary::MergeAgainstApplied,
+        Canary::ApplyWithoutSpace,
+        Canary::ForgetFence,
+        Canary::SkipReadVerify,
+        Canary::FreeBufEarly,
+        Canary::DrainUnverified,
+        Canary::CheckpointBeforeFlush,
+    ];
+}
+
+/// Run-time limits.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Limits {
+    /// Log batches out at a time. More hide device latency, fewer gather more writes a batch.
+    pub batches_out: u32,
+    /// Extents that one slice of the drain moves.
+    pub drain_slice: u32,
+    /// No host write for this long: drain and seal in the background.
+    pub idle_ms: u64,
+    /// Extents that scrub reads in one tick.
+    pub scrub_per_tick: u32,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { batches_out: 4, drain_slice: 64, idle_ms: 500, scrub_per_tick: 8 }
+    }
+}
+
+/// Most batches that may be out: recovery's look-ahead is sized by it.
+pub const BATCHES_OUT_MAX: u32 = 8;
+
+/// What a store is opened with.
+#[derive(Clone, Debug)]
+pub struct StoreConfig {
+    pub geometry: Geometry,
+    pub incarnation: Incarnation,
+    /// Which store of the drive.
+    pub store: u32,
+    pub barrier: Barrier,
+    /// A fence that was recorded in an earlier life and not cleared.
+    pub fenced: Option<FenceReason>,
+    /// The operator has accepted that batches of the log are lost ([`FenceReason::LogLost`]).
+    pub accept_lost_log: bool,
+    pub limits: Limits,
+    /// Always `None` outside the simulator; has no effect without feature `canary`.
+    pub canary: Option<Canary>,
+}
+
+/// Where a store stands.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Stage {
+    Opening,
+    /// See [`OpenError`].
+    Failed,
+    Serving,
+    Fenced(FenceReason),
+    Stopping,
+    Stopped,
+}
+
+/// What recovery found.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct RecoveryReport {
+    pub batches: u64,
+    pub entries: u64,
+    /// Bytes of log that were read.
+    pub bytes: u64,
+    /// Batches above the last durable one that were torn or cut with it: never acknowledged.
+    pub dropped_batches: u64,
+    /// Headers read from their second copy.
+    pub repaired_headers: u64,
+    /// Blocks of durable batches that are gone: they read as errors.
+    pub lost_blocks: u64,
+    /// Batches whose descriptors are gone too.
+    pub lost_batches: u64,
+}
+
+macro_rules! counters {
+    ($($(#[$doc:meta])* $name:ident),+ $(,)?) => {
+        /// Counts since the store was opened. Blocks are 4 KiB.
+        #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+        pub struct Counters { $($(#[$doc])* pub $name: u64,)+ }
+        impl Counters {
+            /// Every counter with its name, for metrics.
+            pub fn rows(&self) -> impl Iterator<Item = (&'static str, u64)> {
+                [$((stringify!($name), self.$name)),+].into_iter()
+            }
+        }
+    };
+}
+
+counters! {
+    host_reads, host_writes, host_zeros, host_flushes, host_compares, host_refused,
+    host_read_blocks, host_write_blocks,
+    /// Host payload blocks that had to be copied (guest memory, unaligned).
+    copied_blocks,
+    /// Sub-block writes that read before they wrote.
+    merges,
+    /// Times a host write had to wait for room in the log.
+    held_for_log,
+    log_batches, log_seals, log_header_blocks, log_payload_blocks, log_flushes,
+    reads_from_log, reads_from_extents, read_retries,
+    drain_slices, drained_extents, drained_blocks,
+    /// Blocks that were overwritten in the log before they were drained.
+    absorbed_blocks,
+    checkpoints, checkpoint_pages, page_loads,
+    corrupt_blocks, scrubbed_blocks,
+    disk_reads, disk_writes, disk_flushes,
+}
+
+/// A replica, as `StoreView` shows it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ReplicaView {
+    pub no: ReplicaNo,
+    pub shape: ReplicaShape,
+    pub deleting: bool,
+}
+
+/// What a store shows of itself.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct StoreView {
+    pub stage: Stage,
+    pub ring_blocks: u64,
+    /// Blocks of log that cannot be reused yet.
+    pub ring_used: u64,
+    /// Extents of volumes with blocks that are not drained.
+    pub undrained_extents: u64,
+    pub extents: u64,
+    pub extents_free: u64,
+    /// Pages of the map held in memory.
+    pub pages_cached: u64,
+    pub recovery: RecoveryReport,
+    pub counters: Counters,
+    /// Whether scrub is on, and the share of extents it has seen in this pass, in 1/1000.
+    pub scrub_permille: Option<u32>,
+    /// Host commands and orders not answered yet.
+    pub held: u64,
+    /// Device commands that are out.
+    pub disk_out: u64,
+    /// Nothing is out, held, waiting or worth doing in the background: no tick is needed until the next event.
+    pub quiescent: bool,
+}

@@ -1,0 +1,229 @@
+//! Undrained blocks: for each, where in the log its newest version lies. Grouped by extent, since the drain moves extents.
+//!
+//! Groups queue in the order in which they were first written since they were last drained; so the front of the queue
+//! tells how far the log is needed.
+
+use crate::port::ReplicaNo;
+use penstock_wire::{EXTENT_BLOCKS, Seq};
+use rustc_hash::FxHashMap;
+use std::collections::VecDeque;
+
+const BLOCKS: usize = EXTENT_BLOCKS as usize;
+
+/// An extent of a volume.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, PartialOrd, Ord)]
+pub struct GroupKey {
+    pub replica: ReplicaNo,
+    pub extent: u32,
+}
+
+/// Newest undrained version of a block.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Version {
+    /// Block of the ring, and checksum.
+    Log {
+        at: u32,
+        crc: u32,
+    },
+    Zero,
+    Lost,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Slot {
+    /// The batch that wrote it.
+    pub seq: Seq,
+    pub version: Version,
+}
+
+#[derive(Clone, Debug)]
+pub struct Group {
+    pub key: GroupKey,
+    pub slots: [Option<Slot>; BLOCKS],
+    /// Raft index of the newest entry in it.
+    pub changed: u64,
+    /// Batch that wrote it first since it was last taken from the queue.
+    pub first_seq: Seq,
+    pub queued: bool,
+    /// Holds a promise of an extent.
+    pub promised: bool,
+    /// The drain is moving it.
+    pub draining: bool,
+}
+
+/// A group's place in memory.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct GroupId(u32);
+
+#[derive(Debug, Default)]
+pub struct Index {
+    by_key: FxHashMap<GroupKey, GroupId>,
+    groups: Vec<Group>,
+    free: Vec<GroupId>,
+    queue: VecDeque<GroupId>,
+}
+
+impl Index {
+    pub fn len(&self) -> usize {
+        self.by_key.len()
+    }
+
+    #[inline]
+    pub fn find(&self, key: GroupKey) -> Option<GroupId> {
+        self.by_key.get(&key).copied()
+    }
+
+    #[inline]
+    pub fn group(&self, id: GroupId) -> &Group {
+        &self.groups[id.0 as usize]
+    }
+
+    pub fn group_mut(&mut self, id: GroupId) -> &mut Group {
+        &mut self.groups[id.0 as usize]
+    }
+
+    /// Newest undrained version of a volume's block.
+    #[inline]
+    pub fn lookup(&self, replica: ReplicaNo, block: u64) -> Option<Slot> {
+        let key = GroupKey { replica, extent: (block / EXTENT_BLOCKS) as u32 };
+        let id = self.find(key)?;
+        self.groups[id.0 as usize].slots[(block % EXTENT_BLOCKS) as usize]
+    }
+
+    /// Puts a newer version over whatever is there; returns the group and whether an undrained version was absorbed.
+    pub fn put(&mut self, replica: ReplicaNo, block: u64, slot: Slot, changed: u64) -> (GroupId, bool) {
+        let key = GroupKey { replica, extent: (block / EXTENT_BLOCKS) as u32 };
+        let id = match self.by_key.get(&key) {
+            Some(id) => *id,
+            None => self.insert(key),
+        };
+        let group = &mut self.groups[id.0 as usize];
+        let old = group.slots[(block % EXTENT_BLOCKS) as usize].replace(slot);
+        debug_assert!(old.is_none_or(|old| old.seq <= slot.seq));
+        group.changed = changed;
+        if !group.queued {
+            group.queued = true;
+            group.first_seq = slot.seq;
+            self.queue.push_back(id);
+        }
+        (id, old.is_some())
+    }
+
+    fn insert(&mut self, key: GroupKey) -> GroupId {
+        let group = Group { key, slots: [None; BLOCKS], changed: 0, first_seq: Seq(0), queued: false, promised: false, draining: false };
+        let id = match self.free.pop() {
+            Some(id) => {
+                self.groups[id.0 as usize] = group;
+                id
+            }
+            None => {
+                self.groups.push(group);
+                GroupId(self.groups.len() as u32 - 1)
+            }
+        };
+        self.by_key.insert(key, id);
+        id
+    }
+
+    /// The group that was written first, for the drain.
+    pub fn pop(&mut self) -> Option<GroupId> {
+        let id = self.queue.pop_front()?;
+        let group = &mut self.groups[id.0 as usize];
+        group.queued = false;
+        group.draining = true;
+        Some(id)
+    }
+
+    /// Puts a group back that was popped and not drained: it is still the oldest.
+    pub fn unpop(&mut self, id: GroupId) {
+        let group = &mut self.groups[id.0 as usize];
+        group.draining = false;
+        if group.queued {
+            // Written again meanwhile: the older place in the queue is the one that counts.
+            self.queue.retain(|queued| *queued != id);
+        }
+        group.queued = true;
+        let oldest = group.slots.iter().flatten().map(|slot| slot.seq).min().unwrap_or(group.first_seq);
+        group.first_seq = oldest.min(group.first_seq);
+        self.queue.push_front(id);
+    }
+
+    /// The drain is done with a group: it goes when nothing newer came.
+    pub fn finish(&mut self, id: GroupId) {
+        let group = &mut self.groups[id.0 as usize];
+        group.draining = false;
+        if group.slots.iter().all(Option::is_none) {
+            assert!(!group.queued, "an empty group is queued");
+            self.by_key.remove(&group.key);
+            self.free.push(id);
+        } else {
+            assert!(group.queued, "a group with undrained blocks is not queued");
+        }
+    }
+
+    /// First batch that some undrained block needs, among the queued groups.
+    pub fn needed_from(&self) -> Option<Seq> {
+        self.queue.front().map(|id| self.groups[id.0 as usize].first_seq)
+    }
+
+    pub fn queued(&self) -> usize {
+        self.queue.len()
+    }
+
+    /// All groups, for the audit.
+    pub fn iter(&self) -> impl Iterator<Item = &Group> {
+        self.by_key.values().map(|id| &self.groups[id.0 as usize])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn log(seq: u64, at: u32) -> Slot {
+        Slot { seq: Seq(seq), version: Version::Log { at, crc: at } }
+    }
+
+    #[test]
+    fn newer_version_absorbs_and_the_queue_keeps_the_oldest_need() {
+        let mut index = Index::default();
+        let r = ReplicaNo(1);
+        assert!(!index.put(r, 5, log(1, 10), 1).1);
+        assert!(!index.put(r, 40, log(2, 11), 2).1);
+        assert!(index.put(r, 5, log(3, 12), 3).1);
+        assert_eq!(index.lookup(r, 5), Some(log(3, 12)));
+        assert_eq!(index.lookup(r, 6), None);
+        assert_eq!(index.needed_from(), Some(Seq(1)));
+        assert_eq!(index.len(), 2);
+    }
+
+    #[test]
+    fn write_during_a_drain_queues_the_group_again_and_survives_it() {
+        let mut index = Index::default();
+        let r = ReplicaNo(1);
+        index.put(r, 5, log(1, 10), 1);
+        let id = index.pop().unwrap();
+        assert_eq!(index.needed_from(), None);
+        index.put(r, 5, log(7, 12), 2);
+        assert_eq!(index.needed_from(), Some(Seq(7)));
+        index.finish(id);
+        assert_eq!(index.lookup(r, 5), Some(log(7, 12)));
+        let id = index.pop().unwrap();
+        index.group_mut(id).slots[5] = None;
+        index.finish(id);
+        assert_eq!(index.len(), 0);
+    }
+
+    #[test]
+    fn group_put_back_is_the_oldest_again() {
+        let mut index = Index::default();
+        let r = ReplicaNo(1);
+        index.put(r, 5, log(1, 10), 1);
+        index.put(r, 99, log(2, 11), 1);
+        let id = index.pop().unwrap();
+        index.put(r, 6, log(9, 12), 2);
+        index.unpop(id);
+        assert_eq!(index.needed_from(), Some(Seq(1)));
+        assert_eq!(index.queued(), 2);
+    }
+}

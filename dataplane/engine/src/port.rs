@@ -1,0 +1,234 @@
+//! What goes into a store and what comes out: events, effects, and the memory that both sides share.
+//!
+//! A [`crate::Store`] is a closed machine. The loop around it (a core's poller, or the simulator) feeds it
+//! [`Event`]s, calls `settle` once a turn, and carries out the [`Effect`]s in order. Nothing in here does I/O,
+//! and nothing of an effect happens before the loop carries it out.
+//!
+//! Ownership: a host command is known by [`IoId`] from its `Event::Host` until its [`Effect::Reply`]; a buffer by
+//! [`BufId`] from [`Memory::alloc`] until [`Memory::free`]. While a [`DiskOp`] that names them is out, the device owns
+//! their bytes: the engine touches none of them, and the adapter may assert so.
+
+use penstock_wire::BlockAddr;
+
+/// One host command that has not been answered. Chosen by the adapter, dense from 0, reused after the reply.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, PartialOrd, Ord)]
+pub struct IoId(pub u32);
+
+/// Device-visible memory that the engine holds, 4 KiB aligned. Chosen by the adapter.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, PartialOrd, Ord)]
+pub struct BufId(pub u32);
+
+/// One device command that is out. Chosen by the engine, never 0, reused only after its `DiskDone`.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, PartialOrd, Ord)]
+pub struct DiskId(pub u32);
+
+/// One order of the control side that has not been answered. Chosen by the adapter.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, PartialOrd, Ord)]
+pub struct OrderId(pub u64);
+
+/// A replica's number within its store: given at its creation, never reused.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, PartialOrd, Ord)]
+pub struct ReplicaNo(pub u32);
+
+/// Milliseconds since an arbitrary start; only differences count. Never goes back.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, PartialOrd, Ord, Default)]
+pub struct Millis(pub u64);
+
+/// Bytes of a volume: `offset` from its start, `len` bytes. Both in bytes, whatever the logical block is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Span {
+    pub offset: u64,
+    pub len: u64,
+}
+
+impl Span {
+    /// First byte after the span, or `None` where that does not fit.
+    pub fn end(self) -> Option<u64> {
+        self.offset.checked_add(self.len)
+    }
+}
+
+/// What a host asks of a volume.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum HostOp {
+    /// Fill the command's payload with the span.
+    Read(Span),
+    /// Store the command's payload (`span.len` bytes). Acknowledged is durable.
+    Write(Span),
+    /// Make the span read as zeros and give its space back (discard and write-zeroes alike).
+    Zero(Span),
+    /// Answered when every command answered before it is durable, which is at once: see DESIGN 4, step 8.
+    Flush,
+    /// Payload is `2 × span.len` bytes: first what is expected, then what to write if it is found.
+    CompareWrite(Span),
+}
+
+/// Why the engine answers a host command as it does. The front door turns it into NVMe or virtio status.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Status {
+    Ok,
+    /// The span leaves the volume.
+    OutOfRange,
+    /// Length or alignment that the volume does not offer.
+    Invalid,
+    /// No space left on the store. Reads, discards and deletes still work.
+    NoSpace,
+    /// Compare-and-write found something else at byte `at` of the span.
+    Miscompare { at: u32 },
+    /// The media's bytes do not match their checksum, or the block is known to be lost.
+    Unrecovered,
+    /// The drive is fenced: its state after a failed write or barrier is unknown.
+    Fenced,
+    /// Not serving (opening, stopping, volume gone): try again, on another path if there is one.
+    NotReady,
+}
+
+/// An order from the control side; answered once by [`Effect::OrderDone`].
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Order {
+    /// Make an empty replica. Idempotent for the same ids and shape.
+    Create(Box<penstock_wire::ReplicaShape>),
+    /// Delete a replica and give its space back in the background. Idempotent.
+    Delete { segment: penstock_wire::SegmentId },
+    /// New size in 4 KiB blocks. What a shrink cuts off reads as zeros if the volume grows again.
+    Resize { segment: penstock_wire::SegmentId, blocks: u64 },
+    /// Answered when everything acknowledged before it is drained and checkpointed.
+    Drain,
+    /// Read all media once and verify it. Answered at once; progress is in [`crate::StoreView`].
+    ScrubStart,
+    ScrubStop,
+    /// Take no more host I/O, answer what is held, persist what is accepted, drain, checkpoint, stop.
+    Stop,
+}
+
+/// Why an order was refused.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum OrderError {
+    NotServing,
+    Fenced,
+    NoSuchSegment,
+    /// Same segment id, other shape: says what stands.
+    Conflict(Box<penstock_wire::ReplicaShape>),
+    NoSpace,
+    Invalid(&'static str),
+    Stopping,
+}
+
+/// A fact for the engine.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Event {
+    Host { io: IoId, replica: ReplicaNo, op: HostOp },
+    DiskDone { id: DiskId, ok: bool },
+    Order { id: OrderId, order: Order },
+    /// The drive is not to be written any more: another store on it was fenced, or it went away. The loop tells all stores
+    /// of the drive in the turn in which it hears of it, since one failed barrier may have lost any store's writes.
+    Fence(crate::FenceReason),
+    /// Time passes: at least every 10 ms while anything is out, none are needed while `StoreView::quiescent`.
+    Tick { now: Millis },
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum DiskKind {
+    Read,
+    Write,
+    /// The drive's barrier: everything that completed before it was submitted is durable when it completes.
+    Flush,
+}
+
+/// A piece of a device command's memory, in order. All lengths are whole 4 KiB blocks.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Part {
+    /// `blocks` of buffer `buf` from its block `first`.
+    Buf { buf: BufId, first: u32, blocks: u32 },
+    /// `blocks` of host command `io`'s payload from byte `offset` (only for `host_direct` payloads).
+    Host { io: IoId, offset: u32, blocks: u32 },
+}
+
+impl Part {
+    pub fn blocks(self) -> u32 {
+        match self {
+            Part::Buf { blocks, .. } | Part::Host { blocks, .. } => blocks,
+        }
+    }
+}
+
+/// One device command. Its parts are `Effects::parts[first_part .. first_part + part_count]`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct DiskOp {
+    pub id: DiskId,
+    pub kind: DiskKind,
+    /// 4 KiB block within the store (the adapter adds the store's start on the drive).
+    pub at: BlockAddr,
+    pub blocks: u32,
+    pub first_part: u32,
+    pub part_count: u32,
+}
+
+/// Something an operator, the control side or the node's own state must hear of.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Notice {
+    /// Recovery is over and the store serves.
+    Serving(crate::RecoveryReport),
+    /// Recovery cannot go on; nothing was changed on the drive.
+    OpenFailed(crate::OpenError),
+    /// The store takes no more writes; must be recorded off this drive.
+    Fenced(crate::FenceReason),
+    /// Media that does not match its checksum, by volume block.
+    Corrupt { replica: ReplicaNo, block: u64, place: BlockAddr },
+    /// A replica appeared, changed size, or went (also told once per replica when recovery is over).
+    Replica { replica: ReplicaNo, shape: Box<penstock_wire::ReplicaShape>, gone: bool },
+    ScrubDone { blocks: u64, corrupt: u64 },
+    Stopped,
+}
+
+/// An imperative for the loop, carried out in order.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Effect {
+    Disk(DiskOp),
+    Reply { io: IoId, status: Status },
+    OrderDone { id: OrderId, result: Result<(), OrderError> },
+    Notice(Notice),
+}
+
+/// What one turn wants done. Reused from turn to turn: `clear` keeps the capacity.
+#[derive(Default, Debug)]
+pub struct Effects {
+    pub list: Vec<Effect>,
+    pub parts: Vec<Part>,
+}
+
+impl Effects {
+    pub fn clear(&mut self) {
+        self.list.clear();
+        self.parts.clear();
+    }
+
+    pub fn parts_of(&self, op: &DiskOp) -> &[Part] {
+        &self.parts[op.first_part as usize..(op.first_part + op.part_count) as usize]
+    }
+}
+
+/// Memory that the loop owns and the engine names: its own buffers, and the payloads of host commands.
+///
+/// Offsets and lengths of host payloads are bytes from the payload's start, whatever pieces it lies in.
+pub trait Memory {
+    /// A buffer of `blocks` × 4 KiB, contents undefined; `None` when memory is short (the engine then waits).
+    fn alloc(&mut self, blocks: u32) -> Option<BufId>;
+    fn free(&mut self, buf: BufId);
+    fn bytes(&self, buf: BufId) -> &[u8];
+    fn bytes_mut(&mut self, buf: BufId) -> &mut [u8];
+
+    /// True when nobody else can change the payload before the reply and every 4 KiB of it lies in whole, 4 KiB
+    /// aligned pieces: then it may go to the device as it is. False for guest memory.
+    fn host_direct(&self, io: IoId) -> bool;
+    /// CRC-32C of the payload's 4096 bytes from `offset`.
+    fn host_crc(&self, io: IoId, offset: u32) -> u32;
+    /// Copies payload bytes from `offset` into `buf` at byte `at`.
+    fn host_to_buf(&mut self, io: IoId, offset: u32, buf: BufId, at: u32, len: u32);
+    /// Copies bytes of `buf` from `at` into the payload at `offset`.
+    fn buf_to_host(&mut self, buf: BufId, at: u32, io: IoId, offset: u32, len: u32);
+    /// Fills payload bytes with zeros.
+    fn host_zero(&mut self, io: IoId, offset: u32, len: u32);
+    /// First byte from which payload `offset..offset + len` differs from `buf` at `at`, if any.
+    fn host_differs(&self, io: IoId, offset: u32, buf: BufId, at: u32, len: u32) -> Option<u32>;
+}

@@ -1,0 +1,234 @@
+//! Reads: where each block lies, the device reads for them, and the check of every block before it leaves.
+//!
+//! A block that does not match its checksum may have been overwritten in place by the drain while it was read: look again,
+//! read again. The same place bad twice, with no drain at work on it, is corruption.
+
+use crate::config::Canary;
+use crate::index::{GroupKey, Version};
+use crate::map::{Known, PageKey};
+use crate::port::*;
+use crate::store::{Owner, PageWaiter, Store};
+use crate::write::JobId;
+use penstock_wire::page::BlockState;
+use penstock_wire::{BLOCK, BlockAddr, EXTENT_BLOCKS};
+
+/// Where a block's newest version lies.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Place {
+    /// Block of the store, and checksum.
+    At(BlockAddr, u32),
+    Zero,
+    Lost,
+    /// Not wanted: a merge overwrites all of it.
+    Unread,
+}
+
+/// Same place bad this often is corruption.
+const STRIKES: u32 = 2;
+
+impl Store {
+    /// Where a block lies, or which page would tell.
+    #[inline]
+    pub(crate) fn place_of(&self, replica: ReplicaNo, block: u64) -> Result<Place, PageKey> {
+        if let Some(slot) = self.index.lookup(replica, block) {
+            return Ok(match slot.version {
+                Version::Log { at, crc } => Place::At(self.ring_block(at), crc),
+                Version::Zero => Place::Zero,
+                Version::Lost => Place::Lost,
+            });
+        }
+        let extent = (block / EXTENT_BLOCKS) as u32;
+        let at = (block % EXTENT_BLOCKS) as usize;
+        match self.map.known(replica, extent) {
+            Known::Nothing => Ok(Place::Zero),
+            Known::NotLoaded => Err(PageKey::of(replica, extent).0),
+            Known::Entry(entry) => Ok(match entry.state(at) {
+                BlockState::Inherit | BlockState::Zero => Place::Zero,
+                BlockState::Lost => Place::Lost,
+                BlockState::Data => Place::At(self.extent_block(entry.place, at as u64), entry.crcs[at]),
+            }),
+        }
+    }
+
+    /// Whether a merge needs what a block holds now.
+    fn wanted(op: HostOp, chunk: &crate::write::Chunk, i: u64) -> bool {
+        match op {
+            HostOp::Write(_) | HostOp::Zero(_) => {
+                i == 0 && chunk.skip != 0 || i == chunk.blocks - 1 && !(u64::from(chunk.skip) + chunk.bytes).is_multiple_of(BLOCK as u64)
+            }
+            _ => true,
+        }
+    }
+
+    /// Looks up the chunk's blocks and reads them; goes on at once when there is nothing to read.
+    pub(crate) fn issue_reads<M: Memory>(&mut self, id: JobId, mem: &mut M, fx: &mut Effects) {
+        let job = self.host.job(id);
+        let (replica, io, op, chunk, done) = (job.replica, job.io, job.op, job.chunk, job.done);
+        let is_read = matches!(op, HostOp::Read(_));
+        let mut places = std::mem::take(&mut job.places);
+        places.clear();
+        if self.map.live(replica).is_none() {
+            self.host.job(id).places = places;
+            self.finish_job(id, Status::NotReady, mem, fx);
+            return;
+        }
+        for i in 0..chunk.blocks {
+            if !is_read && !Self::wanted(op, &chunk, i) {
+                places.push(Place::Unread);
+                continue;
+            }
+            match self.place_of(replica, chunk.first + i) {
+                Ok(Place::Lost) => {
+                    self.host.job(id).places = places;
+                    self.finish_job(id, Status::Unrecovered, mem, fx);
+                    return;
+                }
+                Ok(place) => places.push(place),
+                Err(page) => {
+                    self.host.job(id).places = places;
+                    self.want_page(page, PageWaiter::Job(id), mem, fx);
+                    return;
+                }
+            }
+        }
+        let direct = is_read && chunk.is_aligned() && done.is_multiple_of(BLOCK as u64) && mem.host_direct(io);
+        if !direct && self.host.job(id).buf.is_none() {
+            match mem.alloc(chunk.blocks as u32) {
+                Some(buf) => self.host.job(id).buf = Some(buf),
+                None => {
+                    self.host.job(id).places = places;
+                    self.host.starved.push_back(id);
+                    return;
+                }
+            }
+        }
+        let buf = self.host.job(id).buf;
+        let mut out = 0;
+        let mut i = 0;
+        while i < places.len() {
+            let Place::At(at, _) = places[i] else {
+                if places[i] == Place::Zero {
+                    match buf {
+                        Some(buf) => mem.bytes_mut(buf)[i * BLOCK..][..BLOCK].fill(0),
+                        None => mem.host_zero(io, done as u32 + (i * BLOCK) as u32, BLOCK as u32),
+                    }
+                }
+                i += 1;
+                continue;
+            };
+            let mut run = 1;
+            while i + run < places.len() && matches!(places[i + run], Place::At(next, _) if next == at.plus(run as u64)) {
+                run += 1;
+            }
+            if at < self.config.geometry.extents_start {
+                self.counters.reads_from_log += run as u64;
+            } else {
+                self.counters.reads_from_extents += run as u64;
+            }
+            let part = match buf {
+                Some(buf) => Part::Buf { buf, first: i as u32, blocks: run as u32 },
+                None => Part::Host { io, offset: done as u32 + (i * BLOCK) as u32, blocks: run as u32 },
+            };
+            self.submit(fx, DiskKind::Read, at, &[part], Owner::Job(id));
+            out += 1;
+            i += run;
+        }
+        let epoch = (out > 0).then(|| self.epochs.enter());
+        let job = self.host.job(id);
+        job.places = places;
+        job.out = out;
+        job.read_failed = false;
+        if out == 0 {
+            self.chunk_read(id, mem, fx);
+        } else {
+            self.host.job(id).epoch = epoch;
+        }
+    }
+
+    pub(crate) fn on_job_read<M: Memory>(&mut self, id: JobId, ok: bool, mem: &mut M, fx: &mut Effects) {
+        let job = self.host.job(id);
+        job.out -= 1;
+        job.read_failed |= !ok;
+        if job.out > 0 {
+            return;
+        }
+        let epoch = job.epoch.take();
+        let failed = job.read_failed;
+        let bad = if failed { Some(0) } else { self.first_mismatch(id, mem) };
+        if let Some(epoch) = epoch {
+            self.epochs.leave(epoch);
+        }
+        match bad {
+            None => self.chunk_read(id, mem, fx),
+            Some(at) => self.read_again(id, at, failed, mem, fx),
+        }
+    }
+
+    /// First block of the chunk whose bytes are not what they should be.
+    fn first_mismatch<M: Memory>(&self, id: JobId, mem: &M) -> Option<usize> {
+        if self.canary(Canary::SkipReadVerify) {
+            return None;
+        }
+        let job = &self.host.jobs[id.0 as usize];
+        job.places.iter().enumerate().position(|(i, place)| match place {
+            Place::At(_, crc) => {
+                let found = match job.buf {
+                    Some(buf) => penstock_wire::crc32c(&mem.bytes(buf)[i * BLOCK..][..BLOCK]),
+                    None => mem.host_crc(job.io, job.done as u32 + (i * BLOCK) as u32),
+                };
+                found != *crc
+            }
+            _ => false,
+        })
+    }
+
+    fn read_again<M: Memory>(&mut self, id: JobId, at: usize, failed: bool, mem: &mut M, fx: &mut Effects) {
+        self.counters.read_retries += 1;
+        let job = self.host.job(id);
+        let (replica, block, was) = (job.replica, job.chunk.first + at as u64, job.places[at]);
+        let key = GroupKey { replica, extent: (block / EXTENT_BLOCKS) as u32 };
+        let moving = self.index.find(key).is_some_and(|group| self.index.group(group).draining);
+        let same = self.place_of(replica, block) == Ok(was);
+        if moving && !failed {
+            self.host.after_drain.push(id);
+            return;
+        }
+        let job = self.host.job(id);
+        job.strikes += u32::from(same || failed);
+        if job.strikes >= STRIKES {
+            self.counters.corrupt_blocks += 1;
+            if let Place::At(place, _) = was {
+                fx.list.push(Effect::Notice(Notice::Corrupt { replica, block, place }));
+            }
+            self.finish_job(id, Status::Unrecovered, mem, fx);
+        } else {
+            self.issue_reads(id, mem, fx);
+        }
+    }
+
+    /// Every block of the chunk is verified: hand it on.
+    fn chunk_read<M: Memory>(&mut self, id: JobId, mem: &mut M, fx: &mut Effects) {
+        let job = self.host.job(id);
+        if !matches!(job.op, HostOp::Read(_)) {
+            if self.fenced() {
+                self.finish_job(id, Status::Fenced, mem, fx);
+            } else {
+                self.merged(id, mem, fx);
+            }
+            return;
+        }
+        let (io, chunk, done) = (job.io, job.chunk, job.done);
+        if let Some(buf) = job.buf.take() {
+            mem.buf_to_host(buf, chunk.skip, io, done as u32, chunk.bytes as u32);
+            mem.free(buf);
+        }
+        let job = self.host.job(id);
+        job.done += chunk.bytes;
+        if job.done == job.span.len {
+            self.finish_job(id, Status::Ok, mem, fx);
+        } else {
+            self.next_read_chunk(id);
+            self.issue_reads(id, mem, fx);
+        }
+    }
+}

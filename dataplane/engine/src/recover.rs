@@ -1,0 +1,557 @@
+//! Coming back: newest superblock, its directory, then the log from there on, batch by batch.
+//!
+//! How a batch is judged (`expected` is the sequence that must come next here):
+//!
+//! | header here | payload | a later header says `durable_to ≥ expected` | verdict |
+//! |---|---|---|---|
+//! | whole, expected | whole | – | redo |
+//! | whole, expected | bad blocks | yes | corruption: redo the good blocks, the bad ones are lost |
+//! | whole, expected | bad blocks | no | tear: it and all after it were never promised, drop |
+//! | none | – | yes, and the next header repeats it | corruption of the header alone: redo from the copy |
+//! | none | – | yes, and no copy | corruption: which blocks are lost is unknown, fence until the operator accepts |
+//! | none | – | no | the log ends here (a tear, or just the end) |
+//!
+//! Then the stream goes on under a new generation, whose first batch (Open) lies over the cut: so what was dropped stays
+//! dropped. Nothing is written before that, and a crash anywhere in recovery starts it again from the same bytes.
+
+use crate::alloc::SlotNo;
+use crate::config::{BATCHES_OUT_MAX, Canary, FenceReason, OpenError, RecoveryReport, Stage};
+use crate::index::{Slot, Version};
+use crate::map::{PageState, Replica};
+use crate::port::*;
+use crate::store::{Owner, Store};
+use crate::stream::BATCH_BLOCKS_MAX;
+use penstock_wire::batch::{Batch, Entry, Header, Op, Prev, decode_section};
+use penstock_wire::directory::{Directory, Part as DirectoryPart};
+use penstock_wire::label::Geometry;
+use penstock_wire::superblock::Superblock;
+use penstock_wire::{BLOCK, DecodeError, EXTENT_BLOCKS, Generation, Index as RaftIndex, RingPos, Seq};
+use std::collections::VecDeque;
+
+/// Blocks of one read of the log.
+const CHUNK: u64 = 256;
+/// How far past a bad record a header is looked for that knows it durable.
+const LOOK_AHEAD: u64 = (BATCHES_OUT_MAX as u64 + 2) * BATCH_BLOCKS_MAX;
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+enum Step {
+    #[default]
+    Superblocks,
+    Directory,
+    Walk,
+    Scan,
+    Opening,
+}
+
+/// A later header, found by looking ahead.
+#[derive(Clone, Debug)]
+struct Found {
+    header: Header,
+    prev_section: Vec<u8>,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Recovery {
+    step: Step,
+    buf: Option<BufId>,
+    out: bool,
+    // Superblocks.
+    slot: u64,
+    supers: Vec<Superblock>,
+    super_error: Option<DecodeError>,
+    superblock: Option<Superblock>,
+    // Directory.
+    chain: usize,
+    part: u32,
+    extent: u32,
+    bytes: Vec<u8>,
+    chains: [Vec<u32>; 2],
+    directory_error: Option<DecodeError>,
+    // Log.
+    pos: RingPos,
+    seq: Seq,
+    generation: Generation,
+    durable_to: Seq,
+    places: VecDeque<RingPos>,
+    before: Option<(Prev, Vec<u8>)>,
+    /// Ring blocks `window_at ..` in memory.
+    window: Vec<u8>,
+    window_at: u64,
+    /// Below this block of the ring, reads go block by block: one that was larger failed.
+    fine_below: u64,
+    read_len: u64,
+    // Looking ahead from `pos`: how far, what was found, and whether the header at `pos` is whole.
+    scanned: u64,
+    found: Vec<Found>,
+    whole_header: bool,
+    log_lost: bool,
+    report: RecoveryReport,
+}
+
+/// The bytes are not in memory: read from this block of the ring.
+struct Missing(u64);
+
+impl Recovery {
+    fn ring_end(&self) -> u64 {
+        self.window_at + (self.window.len() / BLOCK) as u64
+    }
+
+    /// Ring blocks `at .. at + blocks` if they are in memory.
+    fn peek(&mut self, at: u64, blocks: u64) -> Result<&[u8], Missing> {
+        if at >= self.window_at && at + blocks <= self.ring_end() {
+            let from = (at - self.window_at) as usize * BLOCK;
+            return Ok(&self.window[from..from + blocks as usize * BLOCK]);
+        }
+        if at >= self.window_at && at < self.ring_end() {
+            // Keep what is wanted, read on behind it.
+            self.window.drain(..(at - self.window_at) as usize * BLOCK);
+        } else {
+            self.window.clear();
+        }
+        self.window_at = at;
+        Err(Missing(self.ring_end()))
+    }
+}
+
+impl Store {
+    pub(crate) fn settle_recovery<M: Memory>(&mut self, mem: &mut M, fx: &mut Effects) {
+        let Some(mut rec) = self.recovery.take() else { return };
+        if !rec.out && self.stop_order.is_some() && rec.step != Step::Opening {
+            self.stage = Stage::Stopped;
+            let id = self.stop_order.take().expect("just seen");
+            fx.list.push(Effect::OrderDone { id, result: Ok(()) });
+            fx.list.push(Effect::Notice(Notice::Stopped));
+            return;
+        }
+        if !rec.out {
+            self.step_recovery(&mut rec, mem, fx);
+        }
+        if self.stage == Stage::Opening {
+            self.recovery = Some(rec);
+        }
+    }
+
+    pub(crate) fn open_failed(&mut self, error: OpenError, fx: &mut Effects) {
+        self.stage = Stage::Failed;
+        fx.list.push(Effect::Notice(Notice::OpenFailed(error)));
+    }
+
+    fn read_for_recovery<M: Memory>(&mut self, rec: &mut Recovery, at: penstock_wire::BlockAddr, blocks: u64, mem: &mut M, fx: &mut Effects) {
+        let Some(buf) = mem.alloc(blocks as u32) else { return };
+        rec.buf = Some(buf);
+        rec.read_len = blocks;
+        rec.out = true;
+        self.submit(fx, DiskKind::Read, at, &[Part::Buf { buf, first: 0, blocks: blocks as u32 }], Owner::Recovery);
+    }
+
+    /// Asks for what the current step needs; the walk goes on in `on_recovery_done`.
+    fn step_recovery<M: Memory>(&mut self, rec: &mut Recovery, mem: &mut M, fx: &mut Effects) {
+        match rec.step {
+            Step::Superblocks => self.read_for_recovery(rec, penstock_wire::BlockAddr(rec.slot), 1, mem, fx),
+            Step::Directory => self.read_for_recovery(rec, self.extent_block(rec.extent, 0), EXTENT_BLOCKS, mem, fx),
+            Step::Walk | Step::Scan => {
+                let missing = loop {
+                    let result = if rec.step == Step::Walk { self.walk(rec) } else { self.scan(rec) };
+                    match result {
+                        Err(missing) => break missing,
+                        Ok(()) if rec.step == Step::Opening => {
+                            self.finish_walk(rec, mem, fx);
+                            return;
+                        }
+                        Ok(()) => {}
+                    }
+                };
+                let ring = self.stream.ring_blocks();
+                let len = if missing.0 < rec.fine_below { 1 } else { CHUNK.min(ring - missing.0) };
+                self.read_for_recovery(rec, self.config.geometry.ring_start.plus(missing.0), len, mem, fx);
+            }
+            Step::Opening => self.begin_stream(rec, mem, fx),
+        }
+    }
+
+    pub(crate) fn on_recovery_done<M: Memory>(&mut self, ok: bool, mem: &mut M, fx: &mut Effects) {
+        let mut rec = self.recovery.take().expect("recovery is under way");
+        rec.out = false;
+        let buf = rec.buf.take().expect("recovery reads into its buffer");
+        match rec.step {
+            Step::Superblocks => self.on_superblock(&mut rec, ok.then(|| &mem.bytes(buf)[..BLOCK]), fx),
+            Step::Directory => self.on_directory(&mut rec, ok.then(|| &mem.bytes(buf)[..penstock_wire::EXTENT]), fx),
+            Step::Walk | Step::Scan => {
+                let len = rec.read_len as usize * BLOCK;
+                if ok {
+                    rec.report.bytes += len as u64;
+                    rec.window.extend_from_slice(&mem.bytes(buf)[..len]);
+                } else if rec.read_len > 1 {
+                    rec.fine_below = rec.ring_end() + rec.read_len;
+                } else {
+                    // An unreadable block is one whose bytes are wrong; what that means is judged like any rot.
+                    let filled = rec.window.len() + BLOCK;
+                    rec.window.resize(filled, 0);
+                }
+            }
+            Step::Opening => {}
+        }
+        mem.free(buf);
+        if self.stage == Stage::Opening {
+            self.recovery = Some(rec);
+        }
+    }
+
+    fn on_superblock(&mut self, rec: &mut Recovery, bytes: Option<&[u8]>, fx: &mut Effects) {
+        match bytes.map(Superblock::decode) {
+            Some(Ok(superblock)) => rec.supers.push(superblock),
+            Some(Err(error)) => rec.super_error = Some(error),
+            None => {}
+        }
+        rec.slot += 1;
+        if rec.slot < u64::from(Geometry::SUPERBLOCK_BLOCKS) {
+            return;
+        }
+        let newest = rec.supers.iter().filter(|sb| sb.incarnation == self.config.incarnation && sb.store == self.config.store).max_by_key(|sb| sb.write_count);
+        let Some(superblock) = newest.copied() else {
+            let error = match rec.supers.first() {
+                Some(other) => OpenError::OtherLife { found: other.incarnation, expected: self.config.incarnation },
+                None => rec.super_error.clone().map_or(OpenError::ReadFailed(0), OpenError::NoSuperblock),
+            };
+            self.open_failed(error, fx);
+            return;
+        };
+        rec.superblock = Some(superblock);
+        self.checkpoint.count = superblock.checkpoint;
+        self.checkpoint.write_count = superblock.write_count;
+        rec.seq = superblock.log_seq;
+        rec.pos = superblock.log_at;
+        rec.extent = superblock.directory[0];
+        rec.step = if superblock.checkpoint == 0 { Step::Walk } else { Step::Directory };
+    }
+
+    fn on_directory(&mut self, rec: &mut Recovery, bytes: Option<&[u8]>, fx: &mut Effects) {
+        let superblock = rec.superblock.expect("the superblock is read first");
+        match self.take_part(rec, &superblock, bytes) {
+            Ok(false) => {}
+            Ok(true) => match self.load_directory(rec, &superblock) {
+                Ok(()) => rec.step = Step::Walk,
+                Err(error) => self.other_chain(rec, &superblock, error, fx),
+            },
+            Err(error) => self.other_chain(rec, &superblock, error, fx),
+        }
+    }
+
+    fn other_chain(&mut self, rec: &mut Recovery, superblock: &Superblock, error: DecodeError, fx: &mut Effects) {
+        if rec.chain == 1 {
+            self.open_failed(OpenError::DirectoryLost { checkpoint: superblock.checkpoint, error }, fx);
+            return;
+        }
+        rec.directory_error = Some(error);
+        rec.chain = 1;
+        rec.part = 0;
+        rec.extent = superblock.directory[1];
+        rec.bytes.clear();
+    }
+
+    /// Takes one part of a chain; true when it was the last.
+    fn take_part(&self, rec: &mut Recovery, superblock: &Superblock, bytes: Option<&[u8]>) -> Result<bool, DecodeError> {
+        let bytes = bytes.ok_or(DecodeError::Value { what: "read of a directory part", found: u64::from(rec.extent) })?;
+        let (part, payload) = DirectoryPart::decode(bytes)?;
+        let expected = (self.config.incarnation, self.config.store, superblock.checkpoint, rec.part);
+        let found = (part.incarnation, part.store, part.checkpoint, part.part);
+        if found != expected {
+            return Err(DecodeError::Mismatch { what: "directory part", found: format!("{found:?}"), expected: format!("{expected:?}") });
+        }
+        rec.bytes.extend_from_slice(payload);
+        if rec.part == 0 {
+            rec.chains = Default::default();
+        }
+        rec.chains[rec.chain].push(rec.extent);
+        rec.chains[1 - rec.chain].push(part.twin);
+        rec.part += 1;
+        if rec.part < superblock.directory_parts {
+            if u64::from(part.next) >= self.space.extents() {
+                return Err(DecodeError::Limit { what: "next directory part", found: u64::from(part.next), limit: self.space.extents() });
+            }
+            rec.extent = part.next;
+            return Ok(false);
+        }
+        Ok(true)
+    }
+
+    fn load_directory(&mut self, rec: &mut Recovery, superblock: &Superblock) -> Result<(), DecodeError> {
+        let crc = penstock_wire::crc32c(&rec.bytes);
+        if crc != superblock.directory_crc || rec.bytes.len() as u64 != superblock.directory_len {
+            return Err(DecodeError::Checksum { what: "directory", found: superblock.directory_crc, computed: crc });
+        }
+        let directory = Directory::decode(&rec.bytes, self.space.extents())?;
+        if let Some(twin) = rec.chains.iter().flatten().find(|extent| u64::from(**extent) >= self.space.extents()) {
+            return Err(DecodeError::Limit { what: "twin of a directory part", found: u64::from(*twin), limit: self.space.extents() });
+        }
+        for chain in 0..2 {
+            self.checkpoint.chains[chain] = rec.chains[chain].iter().map(|extent| crate::alloc::ExtentNo(*extent)).collect();
+        }
+        let slots = directory.replicas.iter().flat_map(|replica| replica.pages.iter().map(|row| SlotNo(row.slot)));
+        self.space.load(&directory.taken, slots);
+        for row in directory.replicas {
+            let pages = row
+                .pages
+                .iter()
+                .map(|page| (page.page_no, PageState { on_disk: Some((SlotNo(page.slot), page.crc)), cached: None, dirty: false, loading: false }))
+                .collect();
+            self.drain.deletions += u32::from(row.deleting);
+            self.map.add(Box::new(Replica {
+                no: ReplicaNo(row.no),
+                limit_blocks: row.shape.blocks,
+                shape: row.shape,
+                deleting: row.deleting,
+                term: row.term,
+                voted_for: row.voted_for,
+                proposed: row.applied,
+                applied: row.applied,
+                pages,
+            }));
+        }
+        self.map.reserve_numbers(directory.next_replica);
+        Ok(())
+    }
+
+    fn is_ours(&self, rec: &Recovery, header: &Header) -> bool {
+        header.incarnation == self.config.incarnation && header.store == self.config.store && header.generation >= rec.generation
+    }
+
+    /// One batch forward. `Ok` leaves the step changed when the walk cannot simply go on.
+    fn walk(&mut self, rec: &mut Recovery) -> Result<(), Missing> {
+        let ring = self.stream.ring_blocks();
+        let superblock = rec.superblock.expect("the superblock is read first");
+        for wrapped in [false, true] {
+            let at = rec.pos.0 % ring;
+            let pos = match wrapped {
+                false => rec.pos,
+                true if at == 0 => break,
+                true => RingPos(rec.pos.0 + ring - at),
+            };
+            let phys = pos.0 % ring;
+            let (seq, tail) = (rec.seq, superblock.log_at.0);
+            if pos.0 >= tail + ring {
+                break;
+            }
+            let room = (ring - phys).min(tail + ring - pos.0);
+            let head = rec.peek(phys, room.min(2))?;
+            let Ok(batch) = Batch::decode(head) else { continue };
+            let (header, head_blocks, blocks) = (batch.header, batch.header_blocks, batch.blocks());
+            let section = batch.own.to_vec();
+            if header.seq != seq || header.at != pos || blocks > room || !self.is_ours(rec, &header) {
+                continue;
+            }
+            let Ok(entries) = decode_section(&section, header.payload_blocks) else { continue };
+            let payload_at = phys + u64::from(head_blocks);
+            let payload = rec.peek(phys, blocks)?;
+            let bad = bad_payload(&payload[head_blocks as usize * BLOCK..], &entries);
+            if !bad.is_empty() && !rec.whole_header {
+                // Judged by what comes after it.
+                rec.pos = pos;
+                rec.whole_header = true;
+                rec.scanned = 0;
+                rec.found.clear();
+                rec.step = Step::Scan;
+                return Ok(());
+            }
+            rec.whole_header = false;
+            let prev = Prev { seq, at: pos, header_blocks: head_blocks, payload_blocks: header.payload_blocks };
+            self.redo(rec, prev, header.generation, entries, payload_at as u32, &bad);
+            rec.durable_to = rec.durable_to.max(header.durable_to);
+            rec.before = Some((prev, section));
+            return Ok(());
+        }
+        rec.whole_header = false;
+        rec.scanned = 0;
+        rec.found.clear();
+        rec.step = Step::Scan;
+        Ok(())
+    }
+
+    /// Looks past a bad record for headers that know it durable, then judges it.
+    fn scan(&mut self, rec: &mut Recovery) -> Result<(), Missing> {
+        let ring = self.stream.ring_blocks();
+        let tail = rec.superblock.expect("the superblock is read first").log_at.0;
+        let far = LOOK_AHEAD.min((tail + ring).saturating_sub(rec.pos.0));
+        while rec.scanned < far {
+            let pos = rec.pos.0 + rec.scanned;
+            let phys = pos % ring;
+            let (seq, from) = (rec.seq, rec.pos);
+            let bytes = rec.peek(phys, (ring - phys).min(2))?;
+            if Batch::looks_like(bytes)
+                && let Ok(batch) = Batch::decode(bytes)
+            {
+                let header = batch.header;
+                let prev_section = batch.prev.to_vec();
+                if header.seq > seq && header.at.0 == pos && header.at > from && self.is_ours(rec, &header) {
+                    rec.found.push(Found { header, prev_section });
+                }
+            }
+            rec.scanned += 1;
+        }
+        self.judge(rec)
+    }
+
+    fn judge(&mut self, rec: &mut Recovery) -> Result<(), Missing> {
+        let ring = self.stream.ring_blocks();
+        // Several generations ahead: the newest one is the log, what is older was cut away by it.
+        let newest = rec.found.iter().map(|found| found.header.generation).max();
+        let known_durable = rec.found.iter().map(|found| found.header.durable_to).max().unwrap_or_default().max(rec.durable_to);
+        let durable = if self.canary(Canary::TornIsCorruption) {
+            !rec.found.is_empty()
+        } else if self.canary(Canary::RotIsTear) {
+            false
+        } else {
+            known_durable >= rec.seq
+        };
+        if !durable {
+            rec.report.dropped_batches += u64::from(rec.whole_header || !rec.found.is_empty()) + rec.found.len() as u64;
+            rec.step = Step::Opening;
+            return Ok(());
+        }
+        if rec.whole_header {
+            // `walk` redoes it, its bad blocks as lost.
+            rec.step = Step::Walk;
+            return Ok(());
+        }
+        let next = rec.found.iter().find(|found| found.header.seq == rec.seq.next() && found.header.prev.is_some_and(|prev| prev.seq == rec.seq));
+        if let Some(found) = next {
+            let prev = found.header.prev.expect("just seen");
+            let generation = found.header.generation;
+            let section = found.prev_section.clone();
+            let phys = prev.at.0 % ring;
+            let payload_at = phys + u64::from(prev.header_blocks);
+            let sane = prev.at >= rec.pos && payload_at + u64::from(prev.payload_blocks) <= ring;
+            if let (true, Ok(entries)) = (sane, decode_section(&section, prev.payload_blocks)) {
+                let bad = if prev.payload_blocks == 0 { Vec::new() } else { bad_payload(rec.peek(payload_at, u64::from(prev.payload_blocks))?, &entries) };
+                rec.report.repaired_headers += 1;
+                // Its own generation is not known: that of the one before it is the most that is safe to ask of those after.
+                self.redo(rec, prev, generation.min(rec.generation.max(Generation(1))), entries, payload_at as u32, &bad);
+                rec.before = Some((prev, section));
+                rec.step = Step::Walk;
+                return Ok(());
+            }
+        }
+        // Neither copy: skip to the first batch after it that can be read.
+        let first = rec.found.iter().filter(|found| Some(found.header.generation) == newest).min_by_key(|found| found.header.seq);
+        let first = first.map(|found| found.header).expect("something said that it was durable");
+        rec.report.lost_batches += first.seq.0 - rec.seq.0;
+        rec.log_lost = true;
+        for _ in rec.seq.0..first.seq.0 {
+            rec.places.push_back(rec.pos);
+        }
+        rec.seq = first.seq;
+        rec.pos = first.at;
+        rec.step = Step::Walk;
+        Ok(())
+    }
+
+    /// Makes a batch take effect once more. `bad` are the payload blocks that are lost.
+    fn redo(&mut self, rec: &mut Recovery, place: Prev, generation: Generation, entries: Vec<Entry>, payload_at: u32, bad: &[u32]) {
+        rec.report.batches += 1;
+        rec.report.lost_blocks += bad.len() as u64;
+        self.drain.unsaved |= !entries.is_empty();
+        let seq = place.seq;
+        let mut block_at = 0u32;
+        for entry in entries {
+            rec.report.entries += 1;
+            let no = ReplicaNo(entry.replica);
+            if let Some(replica) = self.map.get_mut(no) {
+                replica.applied = replica.applied.max(entry.index);
+                replica.proposed = replica.proposed.max(entry.index);
+                replica.term = replica.term.max(entry.term);
+            }
+            for op in entry.ops {
+                match op {
+                    Op::Write { block, crcs } => {
+                        for (i, crc) in crcs.iter().enumerate() {
+                            let lost = bad.contains(&(block_at + i as u32));
+                            let version = if lost { Version::Lost } else { Version::Log { at: payload_at + block_at + i as u32, crc: *crc } };
+                            self.redo_block(no, block + i as u64, Slot { seq, version }, entry.index);
+                        }
+                        block_at += crcs.len() as u32;
+                    }
+                    Op::Zero { block, count } => self.apply_zero(no, block, u64::from(count), seq, entry.index.0),
+                    Op::Create(shape) => {
+                        if self.map.get(no).is_none() {
+                            self.add_replica(no, *shape);
+                        }
+                    }
+                    Op::Delete => self.delete_replica(no),
+                    Op::Resize { blocks } => self.resize_replica(no, blocks, seq, entry.index.0),
+                }
+            }
+        }
+        while rec.places.len() as u64 <= seq.0 - rec.superblock.expect("read first").log_seq.0 {
+            rec.places.push_back(place.at);
+        }
+        rec.generation = rec.generation.max(generation);
+        rec.seq = seq.next();
+        rec.pos = RingPos(place.at.0 + u64::from(place.header_blocks + place.payload_blocks));
+    }
+
+    fn redo_block(&mut self, no: ReplicaNo, block: u64, slot: Slot, index: RaftIndex) {
+        let Some(replica) = self.map.live(no) else { return };
+        if block >= replica.shape.blocks && block >= penstock_wire::VOLUME_BLOCKS_MAX {
+            return;
+        }
+        let (id, _) = self.index.put(no, block, slot, index.0);
+        let group = self.index.group_mut(id);
+        if !group.promised {
+            group.promised = true;
+            self.space.promise_again();
+        }
+    }
+
+    fn finish_walk<M: Memory>(&mut self, rec: &mut Recovery, mem: &mut M, fx: &mut Effects) {
+        let superblock = rec.superblock.expect("the superblock is read first");
+        let generation = Generation(rec.generation.max(superblock.generation).0 + 1);
+        self.report = rec.report;
+        self.stream.resume(superblock.log_seq, std::mem::take(&mut rec.places), rec.seq, rec.pos, superblock.log_at, generation);
+        rec.window = Vec::new();
+        let lost = (rec.log_lost && !self.config.accept_lost_log).then_some(FenceReason::LogLost);
+        if let Some(reason) = self.config.fenced.or(lost) {
+            if lost.is_some() {
+                fx.list.push(Effect::Notice(Notice::Fenced(reason)));
+            }
+            self.serve(Stage::Fenced(reason), fx);
+            return;
+        }
+        self.begin_stream(rec, mem, fx);
+    }
+
+    /// Writes the Open batch; tried again each turn while memory is short.
+    fn begin_stream<M: Memory>(&mut self, rec: &mut Recovery, mem: &mut M, fx: &mut Effects) {
+        let before = rec.before.as_ref().map(|(prev, section)| (*prev, &section[..]));
+        rec.out = self.write_open(before, mem, fx);
+    }
+
+    /// The Open batch is durable.
+    pub(crate) fn opened<M: Memory>(&mut self, _mem: &mut M, fx: &mut Effects) {
+        self.recovery = None;
+        self.serve(Stage::Serving, fx);
+    }
+
+    fn serve(&mut self, stage: Stage, fx: &mut Effects) {
+        // A stop that was ordered meanwhile takes hold now.
+        self.stage = if self.stop_order.is_some() && stage == Stage::Serving { Stage::Stopping } else { stage };
+        for replica in self.map.iter().filter(|replica| !replica.deleting) {
+            fx.list.push(Effect::Notice(Notice::Replica { replica: replica.no, shape: Box::new(replica.shape.clone()), gone: false }));
+        }
+        fx.list.push(Effect::Notice(Notice::Serving(self.report)));
+    }
+}
+
+/// Payload blocks that do not match their checksums, counted over the batch.
+fn bad_payload(payload: &[u8], entries: &[Entry]) -> Vec<u32> {
+    let crcs = entries.iter().flat_map(|entry| &entry.ops).filter_map(|op| match op {
+        Op::Write { crcs, .. } => Some(crcs),
+        _ => None,
+    });
+    let mut bad = Vec::new();
+    for (i, (crc, block)) in crcs.flatten().zip(payload.chunks_exact(BLOCK)).enumerate() {
+        if penstock_wire::crc32c(block) != *crc {
+            bad.push(i as u32);
+        }
+    }
+    bad
+}

@@ -1,0 +1,154 @@
+//! Scrub: reads every allocated extent within a pass and verifies every block of it, a few extents a tick.
+//!
+//! With one copy there is nothing to repair from: what is bad is told and counted, and reads of it fail by themselves.
+
+use crate::map::{Known, Map, PageKey};
+use crate::port::*;
+use crate::store::{Owner, Store};
+use penstock_wire::page::{BlockState, EXTENTS_PER_PAGE, ExtentEntry};
+use penstock_wire::{BLOCK, EXTENT_BLOCKS};
+
+const BLOCKS: usize = EXTENT_BLOCKS as usize;
+
+#[derive(Debug)]
+struct Item {
+    replica: ReplicaNo,
+    extent: u32,
+    entry: ExtentEntry,
+    buf: BufId,
+    epoch: crate::epoch::Epoch,
+    again: bool,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Scrub {
+    on: bool,
+    /// Next extent: replica number, page, extent within the page.
+    replica: u32,
+    page: u32,
+    at: usize,
+    items: Vec<Option<Item>>,
+    out: u32,
+    blocks: u64,
+    corrupt: u64,
+}
+
+impl Scrub {
+    pub fn start(&mut self) {
+        if !self.on {
+            self.on = true;
+            (self.replica, self.page, self.at, self.blocks, self.corrupt) = (0, 0, 0, 0, 0);
+        }
+    }
+    pub fn stop(&mut self) {
+        self.on = false;
+    }
+    pub fn is_on(&self) -> bool {
+        self.on || self.out > 0
+    }
+    /// Share of the replicas that this pass has seen, in 1/1000.
+    pub fn permille(&self, map: &Map) -> Option<u32> {
+        self.on.then(|| (u64::from(self.replica) * 1000 / u64::from(map.next_no().max(1))) as u32)
+    }
+}
+
+impl Store {
+    /// Starts the reads of one tick.
+    pub(crate) fn scrub_slice<M: Memory>(&mut self, mem: &mut M, fx: &mut Effects) {
+        let mut budget = self.config.limits.scrub_per_tick;
+        while self.scrub.on && budget > self.scrub.out {
+            let no = ReplicaNo(self.scrub.replica);
+            if no.0 >= self.map.next_no() {
+                if self.scrub.out == 0 {
+                    self.scrub.on = false;
+                    fx.list.push(Effect::Notice(Notice::ScrubDone { blocks: self.scrub.blocks, corrupt: self.scrub.corrupt }));
+                }
+                return;
+            }
+            let next = self.map.live(no).and_then(|replica| replica.pages.keys().copied().filter(|page| *page >= self.scrub.page).min());
+            let Some(page_no) = next else {
+                self.scrub.replica += 1;
+                (self.scrub.page, self.scrub.at) = (0, 0);
+                continue;
+            };
+            if page_no > self.scrub.page {
+                (self.scrub.page, self.scrub.at) = (page_no, 0);
+            }
+            let key = PageKey { replica: no, page_no };
+            if self.map.page(key).is_some_and(|page| page.cached.is_none()) {
+                if !self.page_waiters.contains_key(&key) {
+                    // Nobody is woken: the next tick finds it loaded.
+                    self.page_waiters.insert(key, Vec::new());
+                    self.load_page(key, mem, fx);
+                }
+                return;
+            }
+            if self.scrub.at == EXTENTS_PER_PAGE {
+                (self.scrub.page, self.scrub.at) = (page_no + 1, 0);
+                continue;
+            }
+            let extent = page_no * EXTENTS_PER_PAGE as u32 + self.scrub.at as u32;
+            if !self.scrub_extent(no, extent, mem, fx) {
+                return;
+            }
+            self.scrub.at += 1;
+            budget = budget.saturating_sub(1);
+        }
+    }
+
+    /// False when memory is short.
+    fn scrub_extent<M: Memory>(&mut self, replica: ReplicaNo, extent: u32, mem: &mut M, fx: &mut Effects) -> bool {
+        let Known::Entry(entry) = self.map.known(replica, extent) else { return true };
+        if !entry.has_data() {
+            return true;
+        }
+        let Some(buf) = mem.alloc(BLOCKS as u32) else { return false };
+        let item = Item { replica, extent, entry, buf, epoch: self.epochs.enter(), again: false };
+        let free = self.scrub.items.iter().position(Option::is_none);
+        let at = free.unwrap_or_else(|| {
+            self.scrub.items.push(None);
+            self.scrub.items.len() - 1
+        });
+        self.scrub.items[at] = Some(item);
+        self.scrub.out += 1;
+        self.read_scrub(at as u32, fx);
+        true
+    }
+
+    fn read_scrub(&mut self, at: u32, fx: &mut Effects) {
+        let item = self.scrub.items[at as usize].as_ref().expect("an item that is read stands");
+        let part = Part::Buf { buf: item.buf, first: 0, blocks: BLOCKS as u32 };
+        let from = self.extent_block(item.entry.place, 0);
+        self.submit(fx, DiskKind::Read, from, &[part], Owner::Scrub { item: at });
+    }
+
+    pub(crate) fn on_scrub_read<M: Memory>(&mut self, at: u32, ok: bool, mem: &mut M, fx: &mut Effects) {
+        let item = self.scrub.items[at as usize].as_ref().expect("an item that was read stands");
+        let bytes = mem.bytes(item.buf);
+        let data = |i: &usize| item.entry.state(*i) == BlockState::Data;
+        let bad: Vec<usize> = (0..BLOCKS).filter(data).filter(|i| !ok || penstock_wire::crc32c(&bytes[i * BLOCK..][..BLOCK]) != item.entry.crcs[*i]).collect();
+        let seen = (0..BLOCKS).filter(data).count() as u64;
+        let (replica, extent, entry) = (item.replica, item.extent, item.entry);
+        // The drain may have been at it: only what still stands, with nothing newer above, is held against the media.
+        let still = self.map.known(replica, extent) == Known::Entry(entry) && self.index.find(crate::index::GroupKey { replica, extent }).is_none();
+        if !bad.is_empty() && still && !item.again {
+            self.scrub.items[at as usize].as_mut().expect("just seen").again = true;
+            self.read_scrub(at, fx);
+            return;
+        }
+        let item = self.scrub.items[at as usize].take().expect("just seen");
+        self.scrub.out -= 1;
+        self.epochs.leave(item.epoch);
+        mem.free(item.buf);
+        self.scrub.blocks += seen;
+        self.counters.scrubbed_blocks += seen;
+        if still {
+            for i in bad {
+                self.scrub.corrupt += 1;
+                self.counters.corrupt_blocks += 1;
+                let block = u64::from(extent) * EXTENT_BLOCKS + i as u64;
+                fx.list.push(Effect::Notice(Notice::Corrupt { replica, block, place: self.extent_block(entry.place, i as u64) }));
+            }
+        }
+    }
+}

@@ -1,0 +1,523 @@
+//! The log's way out: what was proposed in a turn becomes one batch, batches are persisted in stream order, then applied.
+//!
+//! A batch counts as persisted when it and all before it are written and the drive's barrier has passed after that.
+
+use crate::config::{BATCHES_OUT_MAX, Barrier, Canary, FenceReason, Stage};
+use crate::epoch::{Epoch, Epochs};
+use crate::index::{Slot, Version};
+use crate::port::*;
+use crate::store::{Owner, Store};
+use crate::write::{Proposed, Source, What};
+use penstock_wire::batch::{ENTRY_HEAD, Header, Kind, OP_HEAD, PAYLOAD_BLOCKS_MAX, Prev, SECTION_MAX, Section, header_blocks};
+use penstock_wire::label::Geometry;
+use penstock_wire::{BLOCK, Generation, Index as RaftIndex, RingPos, Seq};
+use std::collections::VecDeque;
+
+/// A batch between its submission and its application.
+#[derive(Debug)]
+struct Batch {
+    at: RingPos,
+    header_blocks: u32,
+    header: BufId,
+    ops: Vec<Proposed>,
+    /// Checksum of each payload block.
+    crcs: Vec<u32>,
+    written: bool,
+}
+
+#[derive(Debug)]
+pub(crate) struct Stream {
+    ring_blocks: u64,
+    pub generation: Generation,
+    /// Where the next batch goes, padding aside, and its sequence.
+    head: RingPos,
+    next: Seq,
+    /// From here on the ring is in use: by the log, or by reads of what was trimmed.
+    tail: RingPos,
+    tails: VecDeque<(Epoch, RingPos)>,
+    /// First batch that is kept, and where each batch from there on lies.
+    first: Seq,
+    places: VecDeque<RingPos>,
+    out: VecDeque<Batch>,
+    /// All up to here are on the drive, and all up to here are behind a barrier.
+    written: Seq,
+    persisted: Seq,
+    flushing: Option<Seq>,
+    /// The batch before, for the next header.
+    prev: Option<Prev>,
+    prev_section: Section,
+    section: Section,
+    /// Whether the newest durable batch is known durable by a later record.
+    sealed: bool,
+    pub last_write: Millis,
+    /// Blocks that may still be admitted while the log is under pressure.
+    pub credit: u64,
+    spare_ops: Vec<Vec<Proposed>>,
+    spare_crcs: Vec<Vec<u32>>,
+    parts: Vec<Part>,
+}
+
+/// A batch's largest size in blocks.
+pub(crate) const BATCH_BLOCKS_MAX: u64 = PAYLOAD_BLOCKS_MAX as u64 + penstock_wire::batch::HEADER_BLOCKS_MAX as u64;
+
+impl Stream {
+    pub fn new(geometry: &Geometry) -> Self {
+        Self {
+            ring_blocks: geometry.ring_blocks,
+            generation: Generation(0),
+            head: RingPos(0),
+            next: Seq(1),
+            tail: RingPos(0),
+            tails: VecDeque::new(),
+            first: Seq(1),
+            places: VecDeque::new(),
+            out: VecDeque::new(),
+            written: Seq(0),
+            persisted: Seq(0),
+            flushing: None,
+            prev: None,
+            prev_section: Section::default(),
+            section: Section::default(),
+            sealed: true,
+            last_write: Millis(0),
+            credit: 0,
+            spare_ops: Vec::new(),
+            spare_crcs: Vec::new(),
+            parts: Vec::new(),
+        }
+    }
+
+    /// Takes over where recovery ended: batches `first..next` stand at `places`, the next goes to `head`.
+    pub fn resume(&mut self, first: Seq, places: VecDeque<RingPos>, next: Seq, head: RingPos, tail: RingPos, generation: Generation) {
+        self.first = first;
+        self.places = places;
+        self.next = next;
+        self.head = head;
+        self.tail = tail;
+        self.generation = generation;
+        self.written = Seq(next.0 - 1);
+        self.persisted = self.written;
+    }
+
+    pub fn ring_blocks(&self) -> u64 {
+        self.ring_blocks
+    }
+    pub fn used(&self) -> u64 {
+        self.head.0 - self.tail.0
+    }
+    /// Blocks that a host's writes may fill; the rest is for orders, seals and the padding of wraps.
+    pub fn host_limit(&self) -> u64 {
+        self.ring_blocks - 2 * BATCH_BLOCKS_MAX - 64
+    }
+    /// Newest batch that was sent out.
+    pub fn last_sent(&self) -> Seq {
+        Seq(self.next.0 - 1)
+    }
+    pub fn persisted(&self) -> Seq {
+        self.persisted
+    }
+    pub fn first_kept(&self) -> Seq {
+        self.first
+    }
+    pub fn is_idle(&self) -> bool {
+        self.out.is_empty() && self.flushing.is_none()
+    }
+    pub fn is_sealed(&self) -> bool {
+        self.sealed
+    }
+    pub fn head(&self) -> RingPos {
+        self.head
+    }
+
+    /// Where batch `seq` is, or will be if it is the next.
+    pub fn place_of(&self, seq: Seq) -> RingPos {
+        match self.places.get((seq.0 - self.first.0) as usize) {
+            Some(at) => *at,
+            None => self.head,
+        }
+    }
+
+    /// Where a batch of `blocks` goes: batches never wrap.
+    fn place(&self, blocks: u64) -> RingPos {
+        let at = self.head.0 % self.ring_blocks;
+        if at + blocks <= self.ring_blocks { self.head } else { RingPos(self.head.0 + self.ring_blocks - at) }
+    }
+
+    fn fits(&self, at: RingPos, blocks: u64, limit: u64) -> bool {
+        at.0 + blocks - self.tail.0 <= limit
+    }
+
+    /// Forgets batches before `first`; their blocks are free once the reads of them have left.
+    pub fn trim(&mut self, first: Seq, epochs: &mut Epochs) {
+        assert!(first >= self.first, "the log is trimmed backwards, from {:?} to {first:?}", self.first);
+        let at = self.place_of(first);
+        while self.first < first {
+            self.places.pop_front();
+            self.first = self.first.next();
+        }
+        self.tails.push_back((epochs.close(), at));
+    }
+
+    pub fn settle_tail(&mut self, epochs: &Epochs) {
+        while self.tails.front().is_some_and(|(epoch, _)| epochs.passed(*epoch)) {
+            self.tail = self.tails.pop_front().expect("just seen").1;
+        }
+    }
+
+    /// Every op that is out, for those who must not overtake it.
+    pub fn ops_out(&self) -> impl Iterator<Item = &Proposed> {
+        self.out.iter().flat_map(|batch| batch.ops.iter())
+    }
+
+    /// Promises of space that ops in batches hold.
+    pub fn promises(&self) -> u64 {
+        self.ops_out().map(Proposed::promises).sum()
+    }
+
+    pub fn out_count(&self) -> usize {
+        self.out.len()
+    }
+}
+
+impl Store {
+    /// Sends out what is ready, as far as the ring and the number of batches out allow.
+    pub(crate) fn settle_stream<M: Memory>(&mut self, mem: &mut M, fx: &mut Effects) {
+        if !matches!(self.stage, Stage::Serving | Stage::Stopping) {
+            return;
+        }
+        let limit = self.config.limits.batches_out.min(BATCHES_OUT_MAX) as usize;
+        while self.stream.out.len() < limit && !self.host.ready.is_empty() {
+            if !self.send_batch(mem, fx) {
+                break;
+            }
+        }
+    }
+
+    /// Makes one batch of the front of the ready queue. False when there is no room or memory for it now.
+    fn send_batch<M: Memory>(&mut self, mem: &mut M, fx: &mut Effects) -> bool {
+        let (mut payload, mut section, mut count) = (0u32, 0usize, 0usize);
+        for op in &self.host.ready {
+            let blocks = op.payload_blocks();
+            let bytes = ENTRY_HEAD + OP_HEAD + op.section_bytes();
+            if count > 0 && (payload + blocks > PAYLOAD_BLOCKS_MAX || section + bytes > SECTION_MAX) {
+                break;
+            }
+            payload += blocks;
+            section += bytes;
+            count += 1;
+        }
+        let head = header_blocks(SECTION_MAX.min(section), self.stream.prev_section.bytes().len());
+        let at = self.stream.place(u64::from(head + payload));
+        // Planned with an entry head for each op, which grouping makes smaller; so what is asked for here is enough.
+        if !self.stream.fits(at, u64::from(head + payload), self.stream.host_limit()) {
+            return false;
+        }
+        let mut ops = self.stream.spare_ops.pop().unwrap_or_default();
+        ops.extend(self.host.ready.drain(..count));
+        if ops.windows(2).any(|pair| pair[0].replica != pair[1].replica) {
+            // One entry a replica; order within a replica stays, and between replicas there is none.
+            ops.sort_by_key(|op| op.replica);
+        }
+        let mut crcs = self.stream.spare_crcs.pop().unwrap_or_default();
+        self.stream.section.clear();
+        let mut replica = None;
+        for op in &mut ops {
+            if replica != Some(op.replica) {
+                replica = Some(op.replica);
+                let (term, index) = self.next_entry(op);
+                self.stream.section.entry(op.replica.0, term, index);
+            }
+            op.index = self.map.get(op.replica).map_or(RaftIndex(1), |replica| replica.proposed);
+            let from = crcs.len();
+            match &op.what {
+                What::Write { source, .. } => {
+                    for i in 0..op.blocks as u32 {
+                        crcs.push(match *source {
+                            Source::Host { offset } => mem.host_crc(op.io.expect("a host payload has its command"), offset + i * BLOCK as u32),
+                            Source::Buf { buf } => penstock_wire::crc32c(&mem.bytes(buf)[i as usize * BLOCK..][..BLOCK]),
+                        });
+                    }
+                    self.stream.section.write(op.block, &crcs[from..]);
+                }
+                What::Zero => self.stream.section.zero(op.block, op.blocks as u32),
+                What::Create(shape) => self.stream.section.create(shape),
+                What::Delete => self.stream.section.delete(),
+                What::Resize => self.stream.section.resize(op.block),
+            }
+        }
+        if self.write_batch(Kind::Data, ops, crcs, payload, mem, fx) {
+            self.stream.last_write = self.now;
+            return true;
+        }
+        false
+    }
+
+    /// Index of the entry that `op` begins.
+    fn next_entry(&mut self, op: &Proposed) -> (penstock_wire::Term, RaftIndex) {
+        match self.map.get_mut(op.replica) {
+            Some(replica) => {
+                replica.proposed = RaftIndex(replica.proposed.0 + 1);
+                (replica.term, replica.proposed)
+            }
+            // A create: the replica begins with this entry.
+            None => (penstock_wire::Term(1), RaftIndex(1)),
+        }
+    }
+
+    /// Writes a batch whose descriptors are in `stream.section`. On refusal (no memory) the ops go back to the queue.
+    fn write_batch<M: Memory>(&mut self, kind: Kind, ops: Vec<Proposed>, crcs: Vec<u32>, payload: u32, mem: &mut M, fx: &mut Effects) -> bool {
+        let head = header_blocks(self.stream.section.bytes().len(), self.stream.prev_section.bytes().len());
+        let blocks = u64::from(head + payload);
+        let at = self.stream.place(blocks);
+        let limit = if kind == Kind::Data { self.stream.host_limit() } else { self.stream.ring_blocks };
+        let room = self.stream.fits(at, blocks, limit);
+        let Some(header) = (if room { mem.alloc(head) } else { None }) else {
+            self.unsend(ops, crcs);
+            return false;
+        };
+        let seq = self.stream.next;
+        let fixed = Header {
+            incarnation: self.config.incarnation,
+            store: self.config.store,
+            kind,
+            seq,
+            generation: self.stream.generation,
+            durable_to: self.stream.persisted,
+            at,
+            payload_blocks: payload,
+            prev: self.stream.prev,
+        };
+        let to = &mut mem.bytes_mut(header)[..head as usize * BLOCK];
+        fixed.encode_into(to, self.stream.section.bytes(), self.stream.prev_section.bytes());
+        let mut parts = std::mem::take(&mut self.stream.parts);
+        parts.clear();
+        parts.push(Part::Buf { buf: header, first: 0, blocks: head });
+        for op in &ops {
+            if let What::Write { source, .. } = &op.what {
+                let blocks = op.blocks as u32;
+                parts.push(match *source {
+                    Source::Host { offset } => Part::Host { io: op.io.expect("a host payload has its command"), offset, blocks },
+                    Source::Buf { buf } => Part::Buf { buf, first: 0, blocks },
+                });
+            }
+        }
+        let ring_at = (at.0 % self.stream.ring_blocks) as u32;
+        self.submit(fx, DiskKind::Write, self.ring_block(ring_at), &parts, Owner::Batch(seq));
+        self.stream.parts = parts;
+        let stream = &mut self.stream;
+        stream.head = RingPos(at.0 + blocks);
+        stream.places.push_back(at);
+        stream.next = seq.next();
+        stream.prev = Some(Prev { seq, at, header_blocks: head, payload_blocks: payload });
+        std::mem::swap(&mut stream.section, &mut stream.prev_section);
+        stream.sealed = kind == Kind::Seal;
+        self.counters.log_header_blocks += u64::from(head);
+        self.counters.log_payload_blocks += u64::from(payload);
+        match kind {
+            Kind::Data => self.counters.log_batches += 1,
+            Kind::Seal => self.counters.log_seals += 1,
+            Kind::Open => {}
+        }
+        self.stream.out.push_back(Batch { at, header_blocks: head, header, ops, crcs, written: false });
+        if self.canary(Canary::AckEarly) {
+            self.ack_early(fx);
+        }
+        if self.canary(Canary::FreeBufEarly) {
+            mem.free(header);
+        }
+        true
+    }
+
+    fn ack_early(&mut self, fx: &mut Effects) {
+        let ops: Vec<_> = self.stream.out.back().map(|batch| batch.ops.clone()).unwrap_or_default();
+        for op in ops {
+            if let Some(job) = op.job {
+                self.host.reply_early(job, fx);
+            }
+        }
+    }
+
+    fn unsend(&mut self, mut ops: Vec<Proposed>, mut crcs: Vec<u32>) {
+        // The entries were numbered; nothing was written under those numbers.
+        let mut replica = None;
+        for op in &ops {
+            if replica != Some(op.replica) {
+                replica = Some(op.replica);
+                if let Some(replica) = self.map.get_mut(op.replica) {
+                    replica.proposed = RaftIndex(replica.proposed.0 - 1);
+                }
+            }
+        }
+        for op in ops.drain(..).rev() {
+            self.host.ready.push_front(op);
+        }
+        crcs.clear();
+        self.stream.spare_ops.push(ops);
+        self.stream.spare_crcs.push(crcs);
+    }
+
+    /// The first batch of a generation, over whatever recovery cut away. `before` is the last good batch and its section.
+    pub(crate) fn write_open<M: Memory>(&mut self, before: Option<(Prev, &[u8])>, mem: &mut M, fx: &mut Effects) -> bool {
+        self.stream.section.clear();
+        self.stream.prev_section.clear();
+        self.stream.prev = None;
+        // Exactly where the log was cut, over whatever stands there: so near the ring's end it leaves the copy out and takes
+        // one block, which always fits.
+        let room = self.stream.ring_blocks - self.stream.head.0 % self.stream.ring_blocks;
+        if let Some((prev, section)) = before
+            && u64::from(header_blocks(0, section.len())) <= room
+        {
+            self.stream.prev = Some(prev);
+            self.stream.prev_section = Section::from_bytes(section);
+        }
+        self.write_batch(Kind::Open, Vec::new(), Vec::new(), 0, mem, fx)
+    }
+
+    /// An idle stream says that its last batch is durable, so that later rot of it is not taken for a tear.
+    pub(crate) fn seal_if_idle<M: Memory>(&mut self, mem: &mut M, fx: &mut Effects) {
+        let idle = self.stream.is_idle() && self.host.ready.is_empty() && self.now.0 >= self.stream.last_write.0 + 10;
+        if idle && !self.stream.sealed && self.stream.persisted >= self.stream.first {
+            self.stream.section.clear();
+            self.write_batch(Kind::Seal, Vec::new(), Vec::new(), 0, mem, fx);
+        }
+    }
+
+    pub(crate) fn on_batch_written<M: Memory>(&mut self, seq: Seq, ok: bool, mem: &mut M, fx: &mut Effects) {
+        let front = Seq(self.stream.next.0 - self.stream.out.len() as u64);
+        let batch = &mut self.stream.out[(seq.0 - front.0) as usize];
+        if !ok || !matches!(self.stage, Stage::Serving | Stage::Stopping | Stage::Opening) {
+            // Nothing counts any more, but the device has given this batch's memory back.
+            let ops = std::mem::take(&mut batch.ops);
+            mem.free(batch.header);
+            if self.stage == Stage::Opening {
+                self.open_failed(crate::OpenError::WriteFailed, fx);
+                return;
+            }
+            self.fail_ops(ops, Status::Fenced, mem, fx);
+            self.fence(FenceReason::LogWriteFailed, mem, fx);
+            return;
+        }
+        batch.written = true;
+        let mut at = (self.stream.written.0 + 1).saturating_sub(front.0) as usize;
+        while self.stream.out.get(at).is_some_and(|batch| batch.written) {
+            self.stream.written = self.stream.written.next();
+            at += 1;
+        }
+        if self.barrier() == Barrier::NotNeeded || self.canary(Canary::CountBeforeBarrier) {
+            self.persisted_to(self.stream.written, mem, fx);
+        } else {
+            self.flush_log(fx);
+        }
+    }
+
+    /// Gives up what is written but not persisted; what the device still holds follows when it comes back.
+    pub(crate) fn fail_written<M: Memory>(&mut self, status: Status, mem: &mut M, fx: &mut Effects) {
+        for at in 0..self.stream.out.len() {
+            let batch = &mut self.stream.out[at];
+            if batch.written {
+                let ops = std::mem::take(&mut batch.ops);
+                mem.free(batch.header);
+                self.fail_ops(ops, status, mem, fx);
+            }
+        }
+    }
+
+    fn flush_log(&mut self, fx: &mut Effects) {
+        if self.stream.flushing.is_none() && self.stream.written > self.stream.persisted {
+            self.stream.flushing = Some(self.stream.written);
+            self.counters.log_flushes += 1;
+            self.flush(fx, Owner::LogFlush);
+        }
+    }
+
+    pub(crate) fn on_log_flushed<M: Memory>(&mut self, ok: bool, mem: &mut M, fx: &mut Effects) {
+        let to = self.stream.flushing.take().expect("a flush was out");
+        if !ok && self.stage == Stage::Opening {
+            self.open_failed(crate::OpenError::WriteFailed, fx);
+        } else if !ok {
+            self.fence(FenceReason::FlushFailed, mem, fx);
+        }
+        if !ok || !matches!(self.stage, Stage::Serving | Stage::Stopping | Stage::Opening) {
+            return;
+        }
+        self.persisted_to(to, mem, fx);
+        self.flush_log(fx);
+    }
+
+    fn persisted_to<M: Memory>(&mut self, to: Seq, mem: &mut M, fx: &mut Effects) {
+        while self.stream.persisted < to {
+            self.stream.persisted = self.stream.persisted.next();
+            let seq = self.stream.persisted;
+            let batch = self.stream.out.pop_front().expect("what is persisted was out");
+            if !self.canary(Canary::FreeBufEarly) {
+                mem.free(batch.header);
+            }
+            if self.stage == Stage::Opening {
+                self.opened(mem, fx);
+                continue;
+            }
+            let mut ops = batch.ops;
+            let mut block = (batch.at.0 % self.stream.ring_blocks) as u32 + batch.header_blocks;
+            let mut crcs = batch.crcs;
+            let mut from = 0;
+            for op in ops.drain(..) {
+                let count = op.payload_blocks();
+                self.apply_op(&op, seq, block, &crcs[from..from + count as usize], fx);
+                block += count;
+                from += count as usize;
+                self.op_done(op, Status::Ok, mem, fx);
+            }
+            crcs.clear();
+            self.stream.spare_ops.push(ops);
+            self.stream.spare_crcs.push(crcs);
+        }
+        self.retry_waiters(mem, fx);
+    }
+
+    /// Makes a persisted op take effect. `at` is the ring block of its payload.
+    fn apply_op(&mut self, op: &Proposed, seq: Seq, at: u32, crcs: &[u32], fx: &mut Effects) {
+        self.drain.unsaved = true;
+        if let Some(replica) = self.map.get_mut(op.replica) {
+            replica.applied = replica.applied.max(op.index);
+        }
+        match &op.what {
+            What::Write { promises, .. } => {
+                let mut promises = *promises;
+                self.apply_write(op, seq, at, crcs, &mut promises);
+                for _ in 0..promises {
+                    self.space.unpromise();
+                }
+            }
+            What::Zero => self.apply_zero(op.replica, op.block, op.blocks, seq, op.index.0),
+            What::Create(shape) => self.apply_create(op.replica, (**shape).clone(), fx),
+            What::Delete => self.apply_delete(op.replica, fx),
+            What::Resize => self.apply_resize(op.replica, op.block, seq, op.index.0, fx),
+        }
+    }
+
+    /// Puts a write's blocks into the index. A group whose extent has no place takes one of the write's promises.
+    fn apply_write(&mut self, op: &Proposed, seq: Seq, at: u32, crcs: &[u32], promises: &mut u32) {
+        if self.map.live(op.replica).is_none() {
+            return;
+        }
+        for (i, crc) in crcs.iter().enumerate() {
+            let slot = Slot { seq, version: Version::Log { at: at + i as u32, crc: *crc } };
+            let (id, absorbed) = self.index.put(op.replica, op.block + i as u64, slot, op.index.0);
+            self.counters.absorbed_blocks += u64::from(absorbed);
+            let group = self.index.group(id);
+            if !group.promised && *promises > 0 && !self.has_place(group.key) {
+                self.index.group_mut(id).promised = true;
+                *promises -= 1;
+            }
+        }
+    }
+
+    /// Whether an extent is known to have its place on the drive.
+    pub(crate) fn has_place(&self, key: crate::index::GroupKey) -> bool {
+        matches!(self.map.known(key.replica, key.extent), crate::map::Known::Entry(entry) if entry.place != penstock_wire::page::UNALLOCATED)
+    }
+
+    pub(crate) fn put_version(&mut self, replica: ReplicaNo, block: u64, version: Version, seq: Seq, index: u64) {
+        self.index.put(replica, block, Slot { seq, version }, index);
+    }
+}

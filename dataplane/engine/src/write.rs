@@ -1,0 +1,680 @@
+//! Host commands from arrival to reply, and the writing half of them: checks, admission, copies, merges, proposals.
+//!
+//! What must be decided is decided here, before proposing. A write that covers whole blocks is proposed at once; one that
+//! does not, and compare-and-write, locks its blocks, waits until nothing on them is out, reads, decides, and then proposes
+//! whole blocks. So the log carries outcomes, and applying never fails.
+
+use crate::config::{Canary, Stage};
+use crate::index::GroupKey;
+use crate::map::{Known, PageKey};
+use crate::port::*;
+use crate::read::Place;
+use crate::store::{PageWaiter, Store};
+use crate::stream::Stream;
+use penstock_wire::batch::PAYLOAD_BLOCKS_MAX;
+use penstock_wire::page::UNALLOCATED;
+use penstock_wire::{BLOCK, EXTENT_BLOCKS, Index as RaftIndex, ReplicaShape};
+use std::collections::VecDeque;
+
+/// A host command in the slab.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct JobId(pub u32);
+
+/// Most bytes of a compare-and-write.
+pub const COMPARE_MAX: u64 = 128 * 1024;
+/// Blocks that one zero op covers at most: 1 GiB.
+const ZERO_CHUNK: u64 = 1 << 18;
+
+/// Where the bytes of a proposed write lie.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Source {
+    Host { offset: u32 },
+    Buf { buf: BufId },
+}
+
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum What {
+    /// `promises` of extents are held for it.
+    Write {
+        source: Source,
+        promises: u32,
+    },
+    Zero,
+    Create(Box<ReplicaShape>),
+    Delete,
+    /// New size in `block`.
+    Resize,
+}
+
+/// An op on its way into the log.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Proposed {
+    pub job: Option<JobId>,
+    pub io: Option<IoId>,
+    pub order: Option<OrderId>,
+    pub replica: ReplicaNo,
+    pub block: u64,
+    pub blocks: u64,
+    pub what: What,
+    /// Raft index of its entry, once it is in a batch.
+    pub index: RaftIndex,
+}
+
+impl Proposed {
+    pub fn payload_blocks(&self) -> u32 {
+        if matches!(self.what, What::Write { .. }) { self.blocks as u32 } else { 0 }
+    }
+    /// Bytes of descriptors beyond the op's head.
+    pub fn section_bytes(&self) -> usize {
+        match &self.what {
+            What::Write { .. } => 4 * self.blocks as usize,
+            What::Create(shape) => shape.encoded_len(),
+            _ => 0,
+        }
+    }
+    pub fn promises(&self) -> u64 {
+        match self.what {
+            What::Write { promises, .. } => u64::from(promises),
+            _ => 0,
+        }
+    }
+    fn overlaps(&self, replica: ReplicaNo, first: u64, end: u64) -> bool {
+        self.replica == replica && self.block < end && first < self.block + self.blocks
+    }
+}
+
+/// What a job is at.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum JobStage {
+    /// In the held queue: waits for room in the log, its turn, memory or space.
+    Held,
+    /// Its blocks are locked by another's merge.
+    Blocked,
+    /// Has locked its blocks; waits until nothing on them is out.
+    Locking,
+    Reading,
+    Proposed,
+}
+
+/// The part of a command that is being worked on: whole blocks around at most 1 MiB of its bytes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Chunk {
+    pub first: u64,
+    pub blocks: u64,
+    /// Bytes of the first block before the command's.
+    pub skip: u32,
+    /// Bytes of the command in this chunk.
+    pub bytes: u64,
+}
+
+impl Chunk {
+    fn of(span: Span, done: u64, blocks_max: u64) -> Self {
+        let start = span.offset + done;
+        let first = start / BLOCK as u64;
+        let end = (span.offset + span.len).min((first + blocks_max) * BLOCK as u64);
+        Self { first, blocks: end.div_ceil(BLOCK as u64) - first, skip: (start % BLOCK as u64) as u32, bytes: end - start }
+    }
+    pub fn end(&self) -> u64 {
+        self.first + self.blocks
+    }
+    pub fn is_aligned(&self) -> bool {
+        self.skip == 0 && self.bytes.is_multiple_of(BLOCK as u64)
+    }
+}
+
+#[derive(Debug)]
+pub struct Job {
+    pub io: IoId,
+    pub replica: ReplicaNo,
+    pub op: HostOp,
+    pub span: Span,
+    /// Bytes of the command that are done.
+    pub done: u64,
+    pub chunk: Chunk,
+    pub stage: JobStage,
+    pub buf: Option<BufId>,
+    /// Device reads that are out for it.
+    pub out: u32,
+    /// A device read of it failed.
+    pub read_failed: bool,
+    /// Times the same block at the same place was bad.
+    pub strikes: u32,
+    /// Where each block of the chunk was read from.
+    pub places: Vec<Place>,
+    pub epoch: Option<crate::epoch::Epoch>,
+    pub locked: bool,
+    /// Answered before its time: by a canary alone.
+    pub replied: bool,
+    /// Was counted as held.
+    pub held: bool,
+    live: bool,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Lock {
+    job: JobId,
+    replica: ReplicaNo,
+    first: u64,
+    end: u64,
+}
+
+/// All host commands of a store that are not answered.
+#[derive(Debug, Default)]
+pub(crate) struct HostSide {
+    pub jobs: Vec<Job>,
+    free: Vec<JobId>,
+    count: u64,
+    /// Writes in order of arrival that are not proposed yet.
+    pub held: VecDeque<JobId>,
+    /// Reads that wait for memory.
+    pub starved: VecDeque<JobId>,
+    locks: Vec<Lock>,
+    /// Jobs whose blocks another's lock covers, in order.
+    blocked: VecDeque<JobId>,
+    /// Jobs that hold their lock and wait for what is out.
+    locking: Vec<JobId>,
+    /// Proposed and not yet in a batch.
+    pub ready: VecDeque<Proposed>,
+    ready_blocks: u64,
+    /// Jobs that wait until the drain of their extents is over.
+    pub after_drain: Vec<JobId>,
+    /// A write found no space; it is refused only after everything was drained.
+    pub wants_space: bool,
+}
+
+impl HostSide {
+    pub fn job(&mut self, id: JobId) -> &mut Job {
+        let job = &mut self.jobs[id.0 as usize];
+        assert!(job.live, "job {} is used after its reply", id.0);
+        job
+    }
+
+    fn add(&mut self, io: IoId, replica: ReplicaNo, op: HostOp, span: Span) -> JobId {
+        let id = match self.free.pop() {
+            Some(id) => id,
+            None => {
+                self.jobs.push(Job {
+                    io,
+                    replica,
+                    op,
+                    span,
+                    done: 0,
+                    chunk: Chunk::default(),
+                    stage: JobStage::Held,
+                    buf: None,
+                    out: 0,
+                    read_failed: false,
+                    strikes: 0,
+                    places: Vec::new(),
+                    epoch: None,
+                    locked: false,
+                    replied: false,
+                    held: false,
+                    live: false,
+                });
+                JobId(self.jobs.len() as u32 - 1)
+            }
+        };
+        let job = &mut self.jobs[id.0 as usize];
+        let mut places = std::mem::take(&mut job.places);
+        places.clear();
+        *job = Job {
+            io,
+            replica,
+            op,
+            span,
+            done: 0,
+            chunk: Chunk::default(),
+            stage: JobStage::Held,
+            buf: None,
+            out: 0,
+            read_failed: false,
+            strikes: 0,
+            places,
+            epoch: None,
+            locked: false,
+            replied: false,
+            held: false,
+            live: true,
+        };
+        self.count += 1;
+        id
+    }
+
+    pub fn is_idle(&self) -> bool {
+        self.count == 0 && self.ready.is_empty()
+    }
+
+    pub fn held(&self) -> u64 {
+        self.count
+    }
+
+    pub fn reply_early(&mut self, id: JobId, fx: &mut Effects) {
+        let job = self.job(id);
+        // Only where the payload is not needed any more would a reply not be caught at once by its owner.
+        if !job.replied && job.buf.is_some() && job.done + job.chunk.bytes == job.span.len {
+            job.replied = true;
+            fx.list.push(Effect::Reply { io: job.io, status: Status::Ok });
+        }
+    }
+
+    fn is_locked(&self, replica: ReplicaNo, first: u64, end: u64, but: JobId) -> bool {
+        self.locks.iter().any(|lock| lock.job != but && lock.replica == replica && lock.first < end && first < lock.end)
+    }
+
+    fn is_out(&self, stream: &Stream, replica: ReplicaNo, first: u64, end: u64) -> bool {
+        self.ready.iter().chain(stream.ops_out()).any(|op| op.overlaps(replica, first, end))
+    }
+
+    /// Whether something on its way may count on an extent's place staying where it is.
+    pub fn touches(&self, stream: &Stream, key: GroupKey) -> bool {
+        let first = u64::from(key.extent) * EXTENT_BLOCKS;
+        let end = first + EXTENT_BLOCKS;
+        self.is_out(stream, key.replica, first, end) || self.locks.iter().any(|lock| lock.replica == key.replica && lock.first < end && first < lock.end)
+    }
+
+    /// Promises that ops not yet in a batch hold.
+    pub fn promises(&self) -> u64 {
+        self.ready.iter().map(Proposed::promises).sum()
+    }
+}
+
+impl Store {
+    pub(crate) fn on_host<M: Memory>(&mut self, io: IoId, replica: ReplicaNo, op: HostOp, mem: &mut M, fx: &mut Effects) {
+        let refused = match self.check_host(replica, op) {
+            Err(status) => Some(status),
+            Ok(()) if matches!(op, HostOp::Flush) => {
+                self.counters.host_flushes += 1;
+                Some(Status::Ok)
+            }
+            Ok(()) => None,
+        };
+        if let Some(status) = refused {
+            self.counters.host_refused += u64::from(status != Status::Ok);
+            fx.list.push(Effect::Reply { io, status });
+            return;
+        }
+        let (HostOp::Read(span) | HostOp::Write(span) | HostOp::Zero(span) | HostOp::CompareWrite(span)) = op else { return };
+        let job = self.host.add(io, replica, op, span);
+        match op {
+            HostOp::Read(_) => {
+                self.counters.host_reads += 1;
+                self.counters.host_read_blocks += span.len / BLOCK as u64;
+                self.next_read_chunk(job);
+                self.issue_reads(job, mem, fx);
+                return;
+            }
+            HostOp::Write(_) => {
+                self.counters.host_writes += 1;
+                self.counters.host_write_blocks += span.len / BLOCK as u64;
+            }
+            HostOp::Zero(_) => self.counters.host_zeros += 1,
+            _ => self.counters.host_compares += 1,
+        }
+        self.host.held.push_back(job);
+    }
+
+    fn check_host(&self, replica: ReplicaNo, op: HostOp) -> Result<(), Status> {
+        let writes = !matches!(op, HostOp::Read(_));
+        match self.stage {
+            Stage::Serving => {}
+            Stage::Fenced(_) if !writes => {}
+            Stage::Fenced(_) => return Err(Status::Fenced),
+            _ => return Err(Status::NotReady),
+        }
+        let replica = self.map.live(replica).ok_or(Status::NotReady)?;
+        let span = match op {
+            HostOp::Read(span) | HostOp::Write(span) | HostOp::Zero(span) | HostOp::CompareWrite(span) => span,
+            HostOp::Flush => return Ok(()),
+        };
+        let logical = u64::from(replica.shape.logical_block);
+        if span.len == 0 || span.offset % logical != 0 || span.len % logical != 0 {
+            return Err(Status::Invalid);
+        }
+        if matches!(op, HostOp::CompareWrite(_)) && span.len > COMPARE_MAX || !matches!(op, HostOp::Zero(_)) && span.len > u64::from(u32::MAX) {
+            return Err(Status::Invalid);
+        }
+        match span.end() {
+            Some(end) if end <= replica.limit_blocks * BLOCK as u64 => Ok(()),
+            _ => Err(Status::OutOfRange),
+        }
+    }
+
+    pub(crate) fn next_read_chunk(&mut self, id: JobId) {
+        let job = self.host.job(id);
+        job.stage = JobStage::Reading;
+        job.chunk = Chunk::of(job.span, job.done, u64::from(PAYLOAD_BLOCKS_MAX));
+        job.strikes = 0;
+    }
+
+    /// Starts held writes as far as the log has room; reads that lacked memory try again.
+    pub(crate) fn settle_host<M: Memory>(&mut self, mem: &mut M, fx: &mut Effects) {
+        for _ in 0..self.host.starved.len() {
+            let job = self.host.starved.pop_front().expect("counted");
+            self.resume_job(job, mem, fx);
+        }
+        if !matches!(self.stage, Stage::Serving | Stage::Stopping) {
+            return;
+        }
+        if self.host.wants_space && self.index.len() == 0 && self.drain_is_done() {
+            // All is drained, so no promise is held in vain: whoever finds no space now is told so.
+            self.host.wants_space = false;
+        }
+        self.host.ready_blocks = self.host.ready.iter().map(|op| u64::from(op.payload_blocks())).sum();
+        while let Some(&job) = self.host.held.front() {
+            if self.host.wants_space || !self.log_has_room(job) {
+                let job = self.host.job(job);
+                if !std::mem::replace(&mut job.held, true) {
+                    self.counters.held_for_log += 1;
+                }
+                break;
+            }
+            self.host.held.pop_front();
+            if !self.start_write(job, mem, fx) {
+                self.host.held.push_front(job);
+                break;
+            }
+        }
+    }
+
+    /// Back-pressure: half the ring is free of it; beyond, writers get what the drain gives back, scaled by the room left.
+    fn log_has_room(&mut self, id: JobId) -> bool {
+        let job = &self.host.jobs[id.0 as usize];
+        let blocks = match job.op {
+            HostOp::Write(_) | HostOp::CompareWrite(_) => (job.span.len - job.done).div_ceil(BLOCK as u64).min(u64::from(PAYLOAD_BLOCKS_MAX)) + 1,
+            _ => 1,
+        };
+        let (used, limit) = (self.stream.used(), self.stream.host_limit());
+        if used + self.host.ready_blocks + blocks > limit || self.index.len() as u64 > self.stream.ring_blocks() {
+            return false;
+        }
+        if used * 2 > self.stream.ring_blocks() {
+            if self.stream.credit < blocks {
+                return false;
+            }
+            self.stream.credit -= blocks;
+        }
+        self.host.ready_blocks += blocks;
+        true
+    }
+
+    /// Begins a write's next chunk. False when it must stay at the front of the held queue.
+    fn start_write<M: Memory>(&mut self, id: JobId, mem: &mut M, fx: &mut Effects) -> bool {
+        let job = self.host.job(id);
+        let (replica, io, span, done) = (job.replica, job.io, job.span, job.done);
+        let zero = matches!(job.op, HostOp::Zero(_));
+        let compare = matches!(job.op, HostOp::CompareWrite(_));
+        let mut chunk = Chunk::of(span, done, if zero { ZERO_CHUNK } else { u64::from(PAYLOAD_BLOCKS_MAX) });
+        if zero && chunk.skip != 0 {
+            chunk = Chunk::of(span, done, 1);
+        } else if zero && !chunk.is_aligned() && chunk.blocks > 1 {
+            // Whole blocks first, the rest of the last block after them.
+            chunk.blocks -= 1;
+            chunk.bytes = chunk.blocks * BLOCK as u64;
+        }
+        job.chunk = chunk;
+        if self.host.is_locked(replica, chunk.first, chunk.end(), id) {
+            self.host.job(id).stage = JobStage::Blocked;
+            self.host.blocked.push_back(id);
+            return true;
+        }
+        if zero && chunk.is_aligned() {
+            self.propose(id, What::Zero);
+            return true;
+        }
+        let direct = !compare && chunk.is_aligned() && done.is_multiple_of(BLOCK as u64) && !zero && mem.host_direct(io);
+        let buf = if direct { None } else { mem.alloc(chunk.blocks as u32) };
+        if !direct && buf.is_none() {
+            return false;
+        }
+        let promises = match self.promise_space(replica, chunk) {
+            Ok(promises) => promises,
+            Err(unloaded) => {
+                if let Some(buf) = buf {
+                    mem.free(buf);
+                }
+                return self.no_space(id, unloaded, mem, fx);
+            }
+        };
+        if direct {
+            self.propose(id, What::Write { source: Source::Host { offset: done as u32 }, promises });
+            return true;
+        }
+        let buf = buf.expect("allocated above");
+        self.host.job(id).buf = Some(buf);
+        if chunk.is_aligned() && !compare {
+            mem.host_to_buf(io, done as u32, buf, 0, chunk.bytes as u32);
+            self.counters.copied_blocks += chunk.blocks;
+            self.propose(id, What::Write { source: Source::Buf { buf }, promises });
+            return true;
+        }
+        // A merge keeps no promise while it waits: it takes it again when it knows what to write.
+        self.give_up_promises(promises);
+        self.counters.merges += 1;
+        let job = self.host.job(id);
+        job.locked = true;
+        job.stage = JobStage::Locking;
+        self.host.locks.push(Lock { job: id, replica, first: chunk.first, end: chunk.end() });
+        self.try_merge(id, mem, fx);
+        true
+    }
+
+    pub(crate) fn give_up_promises(&mut self, promises: u32) {
+        for _ in 0..promises {
+            self.space.unpromise();
+        }
+    }
+
+    /// Promises an extent for each that the chunk touches and that is not known to have one. On refusal says whether a page
+    /// that is not loaded could tell more.
+    fn promise_space(&mut self, replica: ReplicaNo, chunk: Chunk) -> Result<u32, Option<PageKey>> {
+        if self.canary(Canary::ApplyWithoutSpace) {
+            return Ok(0);
+        }
+        let mut promises = 0;
+        for extent in (chunk.first / EXTENT_BLOCKS)..=((chunk.end() - 1) / EXTENT_BLOCKS) {
+            let known = self.map.known(replica, extent as u32);
+            if matches!(known, Known::Entry(entry) if entry.place != UNALLOCATED) {
+                continue;
+            }
+            if !self.space.promise() {
+                self.give_up_promises(promises);
+                return Err((known == Known::NotLoaded).then(|| PageKey::of(replica, extent as u32).0));
+            }
+            promises += 1;
+        }
+        Ok(promises)
+    }
+
+    /// A write finds no space: look closer (load the page), then wait until all is drained, then say so.
+    fn no_space<M: Memory>(&mut self, id: JobId, unloaded: Option<PageKey>, mem: &mut M, fx: &mut Effects) -> bool {
+        if let Some(page) = unloaded {
+            self.host.job(id).stage = JobStage::Held;
+            self.want_page(page, PageWaiter::Job(id), mem, fx);
+            return true;
+        }
+        let busy = self.index.len() > 0 || !self.host.ready.is_empty() || self.stream.out_count() > 0 || !self.drain_is_done();
+        if busy {
+            self.host.wants_space = true;
+            return false;
+        }
+        self.finish_job(id, Status::NoSpace, mem, fx);
+        true
+    }
+
+    /// A job that locked its blocks reads them once nothing on them is out.
+    fn try_merge<M: Memory>(&mut self, id: JobId, mem: &mut M, fx: &mut Effects) {
+        let job = self.host.job(id);
+        let (replica, chunk) = (job.replica, job.chunk);
+        if !self.canary(Canary::MergeAgainstApplied) && self.host.is_out(&self.stream, replica, chunk.first, chunk.end()) {
+            self.host.locking.push(id);
+            return;
+        }
+        let job = self.host.job(id);
+        job.stage = JobStage::Reading;
+        job.strikes = 0;
+        self.issue_reads(id, mem, fx);
+    }
+
+    /// The blocks of a merge are in its buffer: decide and propose.
+    pub(crate) fn merged<M: Memory>(&mut self, id: JobId, mem: &mut M, fx: &mut Effects) {
+        let job = self.host.job(id);
+        let (io, op, chunk, span, done) = (job.io, job.op, job.chunk, job.span, job.done);
+        let buf = job.buf.expect("a merge has its buffer");
+        let mut from = done as u32;
+        match op {
+            HostOp::Zero(_) => mem.bytes_mut(buf)[chunk.skip as usize..][..chunk.bytes as usize].fill(0),
+            HostOp::CompareWrite(_) => {
+                if let Some(at) = mem.host_differs(io, 0, buf, chunk.skip, span.len as u32) {
+                    self.finish_job(id, Status::Miscompare { at }, mem, fx);
+                    return;
+                }
+                from = span.len as u32;
+                mem.host_to_buf(io, from, buf, chunk.skip, chunk.bytes as u32);
+            }
+            _ => mem.host_to_buf(io, from, buf, chunk.skip, chunk.bytes as u32),
+        }
+        self.counters.copied_blocks += chunk.blocks;
+        let replica = self.host.job(id).replica;
+        match self.promise_space(replica, chunk) {
+            Ok(promises) => {
+                self.propose(id, What::Write { source: Source::Buf { buf }, promises });
+                self.unlock(id);
+                self.retry_waiters(mem, fx);
+            }
+            Err(_) => self.finish_job(id, Status::NoSpace, mem, fx),
+        }
+    }
+
+    fn unlock(&mut self, id: JobId) {
+        self.host.job(id).locked = false;
+        self.host.locks.retain(|lock| lock.job != id);
+    }
+
+    fn propose(&mut self, id: JobId, what: What) {
+        let job = self.host.job(id);
+        job.stage = JobStage::Proposed;
+        let op = Proposed {
+            job: Some(id),
+            io: Some(job.io),
+            order: None,
+            replica: job.replica,
+            block: job.chunk.first,
+            blocks: job.chunk.blocks,
+            what,
+            index: RaftIndex(0),
+        };
+        self.host.ready.push_back(op);
+    }
+
+    /// Something was applied or unlocked: whoever waited for it tries again, in order.
+    pub(crate) fn retry_waiters<M: Memory>(&mut self, mem: &mut M, fx: &mut Effects) {
+        if !self.host.locking.is_empty() {
+            for job in std::mem::take(&mut self.host.locking) {
+                self.try_merge(job, mem, fx);
+            }
+        }
+        if !self.host.blocked.is_empty() && self.host.blocked.iter().any(|id| self.is_unblocked(*id)) {
+            // Back to the front of the queue, oldest first.
+            for job in std::mem::take(&mut self.host.blocked).into_iter().rev() {
+                self.host.job(job).stage = JobStage::Held;
+                self.host.held.push_front(job);
+            }
+        }
+    }
+
+    fn is_unblocked(&self, id: JobId) -> bool {
+        let job = &self.host.jobs[id.0 as usize];
+        !self.host.is_locked(job.replica, job.chunk.first, job.chunk.end(), id)
+    }
+
+    /// What a job waited for has come.
+    pub(crate) fn resume_job<M: Memory>(&mut self, id: JobId, mem: &mut M, fx: &mut Effects) {
+        match self.host.job(id).stage {
+            JobStage::Reading => self.issue_reads(id, mem, fx),
+            JobStage::Held => self.host.held.push_front(id),
+            stage => unreachable!("a job that is {stage:?} waits for nothing"),
+        }
+    }
+
+    /// A proposed op took effect, or never will.
+    pub(crate) fn op_done<M: Memory>(&mut self, op: Proposed, status: Status, mem: &mut M, fx: &mut Effects) {
+        if let Some(order) = op.order {
+            self.order_out = None;
+            let result = if status == Status::Ok { Ok(()) } else { Err(OrderError::Fenced) };
+            fx.list.push(Effect::OrderDone { id: order, result });
+        }
+        let Some(id) = op.job else { return };
+        let job = self.host.job(id);
+        if let Some(buf) = job.buf.take() {
+            mem.free(buf);
+        }
+        job.done += job.chunk.bytes;
+        if status != Status::Ok || job.done == job.span.len {
+            self.finish_job(id, status, mem, fx);
+        } else if self.stage == Stage::Stopping {
+            self.finish_job(id, Status::NotReady, mem, fx);
+        } else {
+            job.stage = JobStage::Held;
+            self.host.held.push_front(id);
+        }
+    }
+
+    pub(crate) fn finish_job<M: Memory>(&mut self, id: JobId, status: Status, mem: &mut M, fx: &mut Effects) {
+        let job = self.host.job(id);
+        assert_eq!(job.out, 0, "a command is answered while the device holds its memory");
+        if let Some(buf) = job.buf.take() {
+            mem.free(buf);
+        }
+        if let Some(epoch) = job.epoch.take() {
+            self.epochs.leave(epoch);
+        }
+        let job = self.host.job(id);
+        if !job.replied {
+            fx.list.push(Effect::Reply { io: job.io, status });
+        }
+        let locked = job.locked;
+        if locked {
+            self.unlock(id);
+        }
+        self.host.job(id).live = false;
+        self.host.free.push(id);
+        self.host.count -= 1;
+        if locked {
+            self.retry_waiters(mem, fx);
+        }
+    }
+
+    pub(crate) fn fail_ops<M: Memory>(&mut self, ops: Vec<Proposed>, status: Status, mem: &mut M, fx: &mut Effects) {
+        for op in ops {
+            if let What::Write { promises, .. } = op.what {
+                self.give_up_promises(promises);
+            }
+            self.op_done(op, status, mem, fx);
+        }
+    }
+
+    /// Refuses what has not been proposed.
+    pub(crate) fn refuse_held<M: Memory>(&mut self, status: Status, mem: &mut M, fx: &mut Effects) {
+        self.host.wants_space = false;
+        // Blocked ones first: finishing those that hold locks would wake them.
+        let mut jobs: Vec<JobId> = self.host.held.drain(..).collect();
+        jobs.extend(self.host.blocked.drain(..));
+        for job in jobs {
+            self.finish_job(job, status, mem, fx);
+        }
+        for job in std::mem::take(&mut self.host.locking) {
+            self.finish_job(job, status, mem, fx);
+        }
+    }
+
+    /// After a fence: every write that can be answered is, the rest when the device gives its memory back.
+    pub(crate) fn fail_writes<M: Memory>(&mut self, status: Status, mem: &mut M, fx: &mut Effects) {
+        self.refuse_held(status, mem, fx);
+        let ready: Vec<Proposed> = self.host.ready.drain(..).collect();
+        self.fail_ops(ready, status, mem, fx);
+        self.fail_written(status, mem, fx);
+        // What finished above may have been the next chunk's turn.
+        self.refuse_held(status, mem, fx);
+    }
+}
