@@ -61,6 +61,14 @@ pub fn fill(unit: &mut [u8], seed: u64, block: BlockIndex, generation: Generatio
     }
 }
 
+/// Fills a buffer of a multiple of 8 bytes with words that are neither zero nor equal; for loads that verify nothing.
+pub fn fill_noise(buffer: &mut [u8], salt: u64) {
+    let key = key(!salt, BlockIndex(0), Generation(0));
+    for (index, bytes) in buffer.chunks_exact_mut(8).enumerate() {
+        bytes.copy_from_slice(&(word_at(key, index) | 1).to_le_bytes());
+    }
+}
+
 fn word(bytes: &[u8], index: usize) -> u64 {
     let at = index * 8;
     u64::from_le_bytes(bytes[at..at + 8].try_into().expect("eight bytes"))

@@ -4,16 +4,28 @@
 //! as [`sample::Sample`]s. Ratios of two arms are drawn by [`stats`] from runs that alternate within seconds.
 #![forbid(unsafe_code)]
 
+pub mod args;
 pub mod content;
+pub mod counters;
+pub mod cpu;
 pub mod expect;
 #[cfg(test)]
 mod fake;
+pub mod handicap;
+pub mod host;
+pub mod html;
 pub mod journal;
+pub mod lane;
+pub mod live;
 pub mod load;
 pub mod pace;
+pub mod report;
+pub mod rpc;
+pub mod run;
 pub mod sample;
 pub mod session;
 pub mod stats;
+pub mod target;
 pub mod units;
 pub mod verify;
 pub mod workload;

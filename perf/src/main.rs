@@ -1,4 +1,182 @@
-//! The command `penstock-perf`.
+//! The command `penstock-perf`: arguments in, files and exit codes out.
+//!
+//! Exit codes: 0 all well; 1 a check, an operation or a benchmark failed; 2 it could not be run as asked.
 #![forbid(unsafe_code)]
 
-fn main() {}
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use clap::Parser;
+
+use penstock_perf::args::{Cli, Command, HostArgs, OnError, RunArgs, VerifyArgs, ZeroOrAny};
+use penstock_perf::expect::{Initial, TrimReads};
+use penstock_perf::host::{self, HostError, HostOptions};
+use penstock_perf::html;
+use penstock_perf::pace::{Pace, fresh_seed};
+use penstock_perf::report::{Report, verify_text};
+use penstock_perf::run::{End, RunOptions, VerifyOptions, run, verify};
+use penstock_perf::session::Ending;
+use penstock_perf::target::{Reconnect, Target};
+use penstock_perf::units::{ByteOffset, Nanos};
+use penstock_perf::workload::Workload;
+
+const DEFAULT_DURATION: Nanos = Nanos(10_000_000_000);
+
+type Failure = Box<dyn std::error::Error + Send + Sync>;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let outcome = match cli.command {
+        Command::Run(args) => command_run(&args),
+        Command::Verify(args) => command_verify(&args),
+    };
+    match outcome {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::from(1),
+        Err(error) => {
+            eprintln!("penstock-perf: {error}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn host_options(args: &HostArgs, target: &Target) -> Result<HostOptions, Failure> {
+    if target.needs_hugepages() && !args.hugepages {
+        return Err(HostError::Hugepages(target.to_string()).into());
+    }
+    let core = args.core.unwrap_or_else(|| u32::from(std::thread::available_parallelism().is_ok_and(|cores| cores.get() > 1)));
+    let json_config = args.bdev_json.as_ref().map(|path| std::fs::read(path).map_err(|error| format!("{}: {error}", path.display())));
+    Ok(HostOptions {
+        core_mask: format!("[{core}]"),
+        hugepages: args.hugepages,
+        mem_mib: args.mem_mib,
+        json_config: json_config.transpose()?,
+        is_verbose: args.verbose,
+    })
+}
+
+fn run_options(args: &RunArgs) -> RunOptions {
+    let duration = args.duration.or_else(|| args.operations.is_none().then_some(DEFAULT_DURATION));
+    let verify = (args.verify || args.journal.is_some()).then(|| VerifyOptions {
+        journal: args.journal.clone(),
+        is_resumed: args.resume,
+        initial: if args.initial == ZeroOrAny::Zero { Initial::Zero } else { Initial::Unknown },
+        trim_reads: if args.trim_reads == ZeroOrAny::Zero { TrimReads::Zero } else { TrimReads::Unknown },
+        final_pass: !args.no_final_pass,
+    });
+    RunOptions {
+        target: args.target.clone(),
+        reconnect: Reconnect { keep_trying_s: args.reconnect, delay_s: 1, fail_io_after_s: args.fail_io_after },
+        workload: Workload {
+            seed: args.seed.unwrap_or_else(fresh_seed),
+            block_size: args.block_size,
+            mix: args.mix,
+            access: args.access,
+            depth: args.depth,
+            range_offset: ByteOffset(args.offset.0),
+            range_length: args.length,
+        },
+        pace: match args.rate {
+            None => Pace::Closed,
+            Some(rate) if args.poisson => Pace::Poisson(rate),
+            Some(rate) => Pace::Fixed(rate),
+        },
+        ending: Ending { warmup: args.warmup, duration, operations: args.operations, stop_on_error: args.on_error == OnError::Stop },
+        dead_after: args.dead_after,
+        verify,
+        handicap: args.handicap,
+        block_bytes: args.host.block_bytes,
+        is_quiet: args.host.quiet,
+    }
+}
+
+fn interruption() -> Result<Arc<AtomicBool>, Failure> {
+    let interrupted = Arc::new(AtomicBool::new(false));
+    for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
+        signal_hook::flag::register(signal, interrupted.clone())?;
+    }
+    Ok(interrupted)
+}
+
+fn write_out(path: &Path, text: &str) -> Result<(), Failure> {
+    std::fs::write(path, text).map_err(|error| format!("{}: {error}", path.display()).into())
+}
+
+fn command_run(args: &RunArgs) -> Result<bool, Failure> {
+    if args.rate.is_some_and(|rate| !(rate > 0.0 && rate <= 1e8)) {
+        return Err(
+            format!("--rate {} is out of range: use more than 0 and at most 1e8 operations a second", args.rate.unwrap_or(0.0)).into()
+        );
+    }
+    let host_options = host_options(&args.host, &args.target)?;
+    let options = run_options(args);
+    let interrupted = interruption()?;
+    let files = (args.json.clone(), args.hgrm.clone(), args.html.clone());
+    host::run(&host_options, move |host| {
+        let outcome = run(host, &options, &interrupted)?;
+        let is_good = publish(&outcome.report, outcome.end, &files)?;
+        if outcome.end != End::Whole || !is_good {
+            // The target may hold I/O that never ends, and SPDK would wait for it.
+            std::process::exit(i32::from(!is_good || outcome.end == End::TargetDead));
+        }
+        Ok(is_good)
+    })?
+}
+
+type Files = (Option<std::path::PathBuf>, Option<std::path::PathBuf>, Option<std::path::PathBuf>);
+
+fn publish(report: &Report, end: End, (json, hgrm, page): &Files) -> Result<bool, Failure> {
+    let is_json_shown = json.as_deref() == Some(Path::new("-"));
+    if is_json_shown {
+        println!("{}", serde_json::to_string_pretty(report)?);
+    } else {
+        print!("{}", report.text());
+        if let Some(path) = json {
+            write_out(path, &serde_json::to_string_pretty(report)?)?;
+        }
+    }
+    if let Some(path) = hgrm {
+        write_out(path, &report.hgrm())?;
+    }
+    if let Some(path) = page {
+        write_out(path, &html::page(report))?;
+    }
+    match end {
+        End::Whole => {}
+        End::Interrupted => eprintln!("interrupted; the figures are of the time until then"),
+        End::TargetDead => {
+            eprintln!("the target died; what was outstanding is in doubt. Next: restart it, then penstock-perf verify --journal")
+        }
+    }
+    Ok(report.is_good())
+}
+
+fn command_verify(args: &VerifyArgs) -> Result<bool, Failure> {
+    let host_options = host_options(&args.host, &args.target)?;
+    let interrupted = interruption()?;
+    let (target, journal, json) = (args.target.clone(), args.journal.clone(), args.json.clone());
+    let (block_bytes, is_quiet) = (args.host.block_bytes, args.host.quiet);
+    host::run(&host_options, move |host| -> Result<bool, Failure> {
+        let outcome = verify(host, &target, &journal, block_bytes, is_quiet, &interrupted)?;
+        let encoded = serde_json::to_string_pretty(&outcome.report)?;
+        match json.as_deref() {
+            Some(path) if path == Path::new("-") => println!("{encoded}"),
+            other => {
+                if let Some(path) = other {
+                    write_out(path, &encoded)?;
+                }
+                let end = if outcome.is_clean { "" } else { " (its writer was killed)" };
+                println!("journal{end}: {} mutations acknowledged, {} in doubt", outcome.acknowledged, outcome.in_doubt);
+                print!("{}", verify_text(&outcome.report));
+                println!("in {:.2} s", outcome.span.as_secs_f64());
+            }
+        }
+        let is_good = outcome.report.is_good();
+        if outcome.report.unreadable > 0 {
+            std::process::exit(1); // as in `run`: I/O may be stuck
+        }
+        Ok(is_good)
+    })?
+}

@@ -60,7 +60,7 @@ impl KindSample {
 pub struct Sample {
     pub from: Nanos,
     pub until: Nanos,
-    kinds: [KindSample; 3],
+    pub kinds: [KindSample; 3],
     /// The longest time without a completion while something was outstanding, and when it ended.
     pub longest_gap: Nanos,
     pub longest_gap_at: Nanos,

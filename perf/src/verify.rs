@@ -3,6 +3,8 @@
 //! Blocks next to each other are read together. Deliberately not here: how the promises were gathered
 //! (see [`crate::expect`] and [`crate::journal`]).
 
+use std::sync::Arc;
+
 use serde::Serialize;
 
 use crate::content::{self, Found};
@@ -43,17 +45,18 @@ impl VerifyReport {
 }
 
 /// What to compare with.
-pub struct Promises<'a> {
+#[derive(Clone)]
+pub struct Promises {
     pub seed: u64,
     pub unit: u32,
-    pub expectations: &'a Expectations,
+    pub expectations: Arc<Expectations>,
     /// The newest generation on record, where later ones may exist: the journal's writer was killed.
     pub open_end: Option<Generation>,
 }
 
 /// One pass over all touched blocks.
-pub struct VerifyPass<'a> {
-    promises: Promises<'a>,
+pub struct VerifyPass {
+    promises: Promises,
     todo: Vec<Op>,
     free: Vec<Tag>,
     flights: Vec<Option<(Op, u32, Nanos)>>,
@@ -78,9 +81,9 @@ fn gather(touched: &[BlockIndex], unit: u32, read_bytes: ByteCount) -> Vec<Op> {
     ops
 }
 
-impl<'a> VerifyPass<'a> {
+impl VerifyPass {
     /// Reads of at most `read_bytes` (at least one unit), `depth` at a time.
-    pub fn new(promises: Promises<'a>, read_bytes: ByteCount, depth: u32) -> Self {
+    pub fn new(promises: Promises, read_bytes: ByteCount, depth: u32) -> Self {
         let mut todo = gather(&promises.expectations.touched(), promises.unit, read_bytes);
         todo.reverse(); // taken from the back, so ascending
         Self {
@@ -102,7 +105,7 @@ impl<'a> VerifyPass<'a> {
     }
 
     fn compare(&mut self, op: &Op, data: &[u8]) {
-        let Promises { seed, unit, expectations, open_end } = &self.promises;
+        let Promises { seed, unit, expectations, open_end } = &self.promises.clone();
         let units = data[..op.length.0 as usize].chunks_exact(*unit as usize);
         for (bytes, block) in units.zip(blocks(op, *unit)) {
             let found = content::examine(bytes, *seed, block);
@@ -124,7 +127,7 @@ impl<'a> VerifyPass<'a> {
     }
 }
 
-impl Load for VerifyPass<'_> {
+impl Load for VerifyPass {
     fn begin(&mut self, now: Nanos) {
         self.last_done = now;
         self.sample.from = now;
@@ -259,8 +262,8 @@ mod tests {
         content::fill(&mut device.bytes[at..at + 512], SEED, BlockIndex(block), Generation(number));
     }
 
-    fn verify(table: &Expectations, device: &mut FakeDevice, open_end: Option<Generation>) -> VerifyReport {
-        let promises = Promises { seed: SEED, unit: UNIT, expectations: table, open_end };
+    fn verify(table: Expectations, device: &mut FakeDevice, open_end: Option<Generation>) -> VerifyReport {
+        let promises = Promises { seed: SEED, unit: UNIT, expectations: Arc::new(table), open_end };
         let mut pass = VerifyPass::new(promises, ByteCount(1024), 2);
         device.drive(&mut pass);
         pass.report()
@@ -268,7 +271,7 @@ mod tests {
 
     #[test]
     fn pass_over_a_sound_device_counts_every_block() {
-        let report = verify(&promised(), &mut device(), None);
+        let report = verify(promised(), &mut device(), None);
         assert_eq!((report.blocks, report.acknowledged, report.in_doubt_old), (6, 5, 1));
         assert!(report.is_good());
     }
@@ -284,7 +287,7 @@ mod tests {
     fn pass_over_a_lost_write_says_which_block_lost_what() {
         let mut device = device();
         device.bytes[8 * 512..9 * 512].fill(0);
-        let report = verify(&promised(), &mut device, None);
+        let report = verify(promised(), &mut device, None);
         assert!(!report.is_good());
         assert_eq!(report.bad.listed[0].block, BlockIndex(8));
         assert_eq!(report.bad.listed[0].fault, Fault::Lost { expected: Generation(5), found: None });
@@ -294,23 +297,22 @@ mod tests {
     fn block_newer_than_a_killed_writers_journal_is_counted_apart() {
         let mut device = device();
         put(&mut device, 8, 9);
-        assert_eq!(verify(&promised(), &mut device, Some(Generation(6))).after_journal, 1);
-        assert_eq!(verify(&promised(), &mut device, None).bad.count, 1);
+        assert_eq!(verify(promised(), &mut device, Some(Generation(6))).after_journal, 1);
+        assert_eq!(verify(promised(), &mut device, None).bad.count, 1);
     }
 
     #[test]
     fn unreadable_block_does_not_hide_its_neighbour() {
         let mut device = device();
         device.fail_reads_of = Some(1);
-        let report = verify(&promised(), &mut device, None);
+        let report = verify(promised(), &mut device, None);
         assert_eq!((report.unreadable, report.acknowledged), (1, 4));
         assert!(!report.is_good());
     }
 
     #[test]
     fn pass_abandoned_counts_the_rest_as_unreadable() {
-        let table = promised();
-        let promises = Promises { seed: SEED, unit: UNIT, expectations: &table, open_end: None };
+        let promises = Promises { seed: SEED, unit: UNIT, expectations: Arc::new(promised()), open_end: None };
         let mut pass = VerifyPass::new(promises, ByteCount(1024), 2);
         pass.begin(Nanos(0));
         assert!(pass.next(Nanos(0)).is_some());

@@ -5,6 +5,7 @@ use crate::journal::{Header, Replay};
 use crate::units::ByteOffset;
 use crate::verify::{Promises, VerifyPass};
 use crate::workload::{Access, Mix};
+use std::sync::Arc;
 
 const DEVICE: usize = 256 * 4096;
 const SEED: u64 = 21;
@@ -121,7 +122,7 @@ fn failed_write_is_counted_and_leaves_its_blocks_in_doubt() {
     assert_eq!(finished.last_window.error_texts["write: write fault"], 1);
     // Half of it landed: both halves are right, and so is a later overwrite.
     let kept = finished.verifier.unwrap();
-    let promises = Promises { seed: SEED, unit: 512, expectations: &kept.expectations, open_end: None };
+    let promises = Promises { seed: SEED, unit: 512, expectations: Arc::new(kept.expectations), open_end: None };
     let mut pass = VerifyPass::new(promises, ByteCount(65536), 4);
     device.drive(&mut pass);
     assert!(pass.report().is_good());
@@ -163,9 +164,10 @@ fn target_that_dies_leaves_a_journal_that_later_verifies() {
 
     let replay = Replay::read(&path).unwrap();
     assert!(replay.is_clean && replay.in_doubt > 0 && replay.acknowledged > 1_000);
+    let expectations = Arc::new(replay.expectations);
     let verify = |device: &mut FakeDevice| {
         device.dies_after = None;
-        let promises = Promises { seed: SEED, unit: 512, expectations: &replay.expectations, open_end: None };
+        let promises = Promises { seed: SEED, unit: 512, expectations: expectations.clone(), open_end: None };
         let mut pass = VerifyPass::new(promises, ByteCount(65536), 4);
         device.drive(&mut pass);
         pass.report()
@@ -175,7 +177,7 @@ fn target_that_dies_leaves_a_journal_that_later_verifies() {
     assert!(report.is_good(), "{report:?}");
     assert!(report.in_doubt_old > 0);
     // The same check must be able to fail: one acknowledged block goes back to zeroes.
-    let block = replay.expectations.touched().into_iter().find(|block| {
+    let block = expectations.touched().into_iter().find(|block| {
         let at = block.0 as usize * 512;
         content::examine(&revived.bytes[at..at + 512], SEED, *block) != content::Found::Zero
     });

@@ -1,0 +1,196 @@
+//! SPDK in this process: started on the main thread, steered from an ordinary one over our own JSON-RPC socket.
+//!
+//! Deliberately not here: loads. The steering thread is never on an I/O's way.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use crossbeam_channel::{Receiver, RecvTimeoutError, bounded};
+use serde_json::Value;
+use spdk_rs::app::{self, App, LogLevel};
+use spdk_rs::bdev::{Bdev, BdevEvent, Geometry};
+use spdk_rs::thread::app_thread;
+
+use crate::rpc::{RpcClient, RpcError};
+use crate::target::{Reconnect, Target, bdev_name};
+
+/// Longest wait for an attach or create call.
+const CALL_LIMIT: Duration = Duration::from_secs(30);
+/// Longest wait for SPDK to start.
+const START_LIMIT: Duration = Duration::from_secs(60);
+
+/// How SPDK is started.
+#[derive(Debug, Clone)]
+pub struct HostOptions {
+    /// Cores as a mask (`0x2`) or list (`[0,1]`).
+    pub core_mask: String,
+    pub hugepages: bool,
+    pub mem_mib: u32,
+    /// SPDK's own JSON configuration.
+    pub json_config: Option<Vec<u8>>,
+    /// Print SPDK's notices, not just its warnings and errors.
+    pub is_verbose: bool,
+}
+
+/// Why something could not be done with SPDK here.
+#[derive(Debug, thiserror::Error)]
+pub enum HostError {
+    #[error(transparent)]
+    App(#[from] spdk_rs::app::AppError),
+    #[error("SPDK was not up within {} s; its log above says what it waits for", START_LIMIT.as_secs())]
+    NotUp,
+    #[error("the directory for our RPC socket could not be made: {0}")]
+    Directory(std::io::Error),
+    #[error(transparent)]
+    Rpc(#[from] RpcError),
+    #[error("{method} answered {answer}, in which there is no bdev's name")]
+    NoBdev { method: &'static str, answer: Value },
+    #[error("bdev `{name}` cannot be opened: {errno}; `bdev:NAME` needs --bdev-json with a configuration that makes it")]
+    Open { name: String, errno: spdk_rs::Errno },
+    #[error(
+        "{0} needs hugepages, since SPDK's initiator shares them by file: reserve and mount some (penstock-hugepages reserve, mount) and give --hugepages"
+    )]
+    Hugepages(String),
+    #[error("SPDK is stopping")]
+    Stopping,
+}
+
+/// SPDK, up and running.
+pub struct Host {
+    rpc: RpcClient,
+    is_stopping: Arc<AtomicBool>,
+}
+
+struct SocketDir(PathBuf);
+
+impl SocketDir {
+    fn create() -> std::io::Result<Self> {
+        use std::os::unix::fs::DirBuilderExt;
+        let path = std::env::temp_dir().join(format!("penstock-perf-{}", std::process::id()));
+        std::fs::DirBuilder::new().mode(0o700).create(&path)?;
+        Ok(Self(path))
+    }
+}
+
+impl Drop for SocketDir {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// Starts SPDK, runs `work` on a thread of its own beside it, and stops SPDK when that returns.
+///
+/// SPDK waits without limit for outstanding I/O when it stops, so a process whose target is dead may need
+/// [`std::process::exit`] after `work`; the caller decides.
+pub fn run<R: Send + 'static>(options: &HostOptions, work: impl FnOnce(&mut Host) -> R + Send + 'static) -> Result<R, HostError> {
+    let directory = SocketDir::create().map_err(HostError::Directory)?;
+    let socket = directory.0.join("rpc.sock");
+    let (up_tx, up_rx) = bounded::<()>(1);
+    let is_stopping = Arc::new(AtomicBool::new(false));
+    let steering = {
+        let (socket, is_stopping) = (socket.clone(), is_stopping.clone());
+        // Before DPDK pins this thread, whose affinity new threads inherit.
+        std::thread::Builder::new().name("steering".into()).spawn(move || steer(&up_rx, &socket, is_stopping, work))
+    };
+    let steering = steering.map_err(HostError::Directory)?;
+    let level = if options.is_verbose { LogLevel::Notice } else { LogLevel::Warn };
+    let mut app = App::new("penstock-perf")
+        .core_mask(options.core_mask.clone())
+        .memory_mib(options.mem_mib)
+        .no_pci()
+        .rpc_socket(socket)
+        .log_level(level);
+    app = if options.hugepages { app.single_file_segments() } else { app.no_hugepages() };
+    if let Some(json) = &options.json_config {
+        app = app.json_config(json.clone());
+    }
+    let outcome = app.run(move || {
+        let _ = up_tx.send(());
+    });
+    is_stopping.store(true, Ordering::SeqCst);
+    let result = steering.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+    match (outcome, result) {
+        // SPDK's own failure explains more than "was not up".
+        (Err(error), _) => Err(error.into()),
+        (Ok(()), result) => result,
+    }
+}
+
+fn steer<R>(
+    up: &Receiver<()>,
+    socket: &std::path::Path,
+    is_stopping: Arc<AtomicBool>,
+    work: impl FnOnce(&mut Host) -> R,
+) -> Result<R, HostError> {
+    // A failed start drops the closure that would have told us.
+    match up.recv_timeout(START_LIMIT) {
+        Ok(()) => {}
+        Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => return Err(HostError::NotUp),
+    }
+    struct StopApp;
+    impl Drop for StopApp {
+        fn drop(&mut self) {
+            app::stop(0);
+        }
+    }
+    let _stop = StopApp; // also when `work` panics: else the main thread would never return
+    let rpc = RpcClient::connect_within(socket, Duration::from_secs(5))?;
+    let mut host = Host { rpc, is_stopping };
+    Ok(work(&mut host))
+}
+
+impl Host {
+    /// One JSON-RPC call to SPDK in this process.
+    pub fn call(&mut self, method: &str, params: &Value) -> Result<Value, HostError> {
+        Ok(self.rpc.call(method, params, CALL_LIMIT)?)
+    }
+
+    /// Makes a bdev of the target and gives its name.
+    pub fn attach(&mut self, target: &Target, name: &str, reconnect: Reconnect, block_bytes: u32) -> Result<String, HostError> {
+        if let Target::Bdev { name } = target {
+            return Ok(name.clone());
+        }
+        let mut last = None;
+        for call in target.attach_calls(name, reconnect, block_bytes) {
+            last = Some((call.method, self.call(call.method, &call.params)?));
+        }
+        let (method, answer) = last.expect("every other target has calls");
+        bdev_name(&answer).ok_or(HostError::NoBdev { method, answer })
+    }
+
+    /// Runs `f` on the app thread and waits for what it gives.
+    pub fn on_app_thread<R: Send + 'static>(&self, f: impl FnOnce() -> R + Send + 'static) -> Result<R, HostError> {
+        let (tx, rx) = bounded(1);
+        let thread = app_thread().ok_or(HostError::Stopping)?;
+        thread
+            .send(move || {
+                let _ = tx.send(f());
+            })
+            .map_err(|_| HostError::Stopping)?;
+        rx.recv_timeout(CALL_LIMIT).map_err(|_| HostError::Stopping)
+    }
+
+    /// Opens a bdev for loads. Its removal is only noted: I/O then fails, and the load counts that.
+    pub fn open(&self, name: &str, writable: bool) -> Result<(Bdev, Geometry), HostError> {
+        let asked = name.to_owned();
+        let opened = self.on_app_thread(move || {
+            Bdev::open(&asked, writable, |event| {
+                if event == BdevEvent::Removed {
+                    eprintln!("the target's device was removed");
+                }
+            })
+            .map(|bdev| {
+                let geometry = bdev.geometry();
+                (bdev, geometry)
+            })
+        })?;
+        opened.map_err(|errno| HostError::Open { name: name.to_owned(), errno })
+    }
+
+    /// True once SPDK is on its way down.
+    pub fn is_stopping(&self) -> bool {
+        self.is_stopping.load(Ordering::SeqCst)
+    }
+}
