@@ -261,7 +261,7 @@ exec /usr/bin/agent
 "#;
 
 /// A program of the host by name, in PATH or where administrators' programs live.
-fn program(name: &str) -> Result<PathBuf> {
+pub(super) fn program(name: &str) -> Result<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&path)
         .chain(["/sbin", "/usr/sbin"].map(PathBuf::from))

@@ -2,14 +2,15 @@
 //! Not here: what runs inside; what the drives are (the caller passes QEMU arguments for those).
 
 use super::channel::{Channel, Job};
-use super::image::{Image, Overlay};
+use super::image::{Image, Overlay, program};
 use super::proto::Outcome;
 use super::proto::PORT;
+use super::target::dying_with_us;
 use super::wait::{Deadline, wait_for};
 use super::{At, GuestError, Result, cache_dir};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 use std::time::Duration;
 
 /// A cold boot takes 3 to 6 s when the cores are free; they may be shared.
@@ -55,13 +56,13 @@ impl Machine {
 
         let complaints = logs.join("qemu.err");
         let errors = std::fs::File::create(&complaints).at("create", &complaints)?;
-        let mut qemu = Command::new("qemu-system-x86_64")
+        let mut qemu = dying_with_us(&program("qemu-system-x86_64")?)
             .args(arguments(spec, &initrd, &line, &logs))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(errors)
             .spawn()
-            .map_err(|e| GuestError::Missing { what: format!("qemu-system-x86_64 ({e})"), remedy: "run tests/guest/deps.sh".into() })?;
+            .map_err(|e| GuestError::failed("starting QEMU", e.to_string()))?;
 
         let connected = wait_for("QEMU to open the agent's line", deadline.left(), || match listener.accept() {
             Ok((stream, _)) => Ok(Some(stream)),

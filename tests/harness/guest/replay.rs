@@ -35,6 +35,21 @@ impl Media {
         }
     }
 
+    /// Zeros a range; whole chunks of it take no space afterwards.
+    pub fn zero(&mut self, offset: u64, length: u64) {
+        let mut at = offset;
+        let end = offset + length;
+        while at < end {
+            let next = (at / CHUNK + 1) * CHUNK;
+            if at.is_multiple_of(CHUNK) && next <= end {
+                self.chunks.remove(&(at / CHUNK));
+            } else if self.chunks.contains_key(&(at / CHUNK)) {
+                self.write(at, &vec![0; (next.min(end) - at) as usize]);
+            }
+            at = next;
+        }
+    }
+
     pub fn read(&self, offset: u64, length: usize) -> Vec<u8> {
         let mut bytes = vec![0; length];
         let mut done = 0;
@@ -106,10 +121,11 @@ impl<'a> Replay<'a> {
             let entry = &self.log.entries[self.position];
             match entry.kind {
                 Kind::Flush => {
+                    let mut durable = std::mem::take(&mut self.durable);
                     for place in std::mem::take(&mut self.pending) {
-                        let (offset, data) = self.content(place)?;
-                        self.durable.write(offset, &data);
+                        self.apply(place, &mut durable, || true)?;
                     }
+                    self.durable = durable;
                 }
                 Kind::Write { .. } | Kind::Discard if entry.offset < self.limit => self.pending.push(self.position),
                 Kind::Write { .. } | Kind::Discard => {}
@@ -126,8 +142,7 @@ impl<'a> Replay<'a> {
             Unflushed::Lost => {}
             Unflushed::Kept => {
                 for &place in &self.pending {
-                    let (offset, data) = self.content(place)?;
-                    media.write(offset, &data);
+                    self.apply(place, &mut media, || true)?;
                 }
             }
             Unflushed::Random(seed) => {
@@ -139,15 +154,10 @@ impl<'a> Replay<'a> {
                     }
                 }
                 for place in order {
-                    let fate = dice.below(3);
-                    if fate == 0 {
-                        continue;
-                    }
-                    let (offset, data) = self.content(place)?;
-                    for (i, sector) in data.chunks(SECTOR as usize).enumerate() {
-                        if fate == 1 || dice.below(2) == 0 {
-                            media.write(offset + i as u64 * SECTOR, sector);
-                        }
+                    match dice.below(3) {
+                        0 => {}
+                        1 => self.apply(place, &mut media, || true)?,
+                        _ => self.apply(place, &mut media, || dice.below(2) == 0)?,
                     }
                 }
             }
@@ -155,14 +165,28 @@ impl<'a> Replay<'a> {
         Ok(media)
     }
 
-    /// A discard reads as zeros once it has taken effect, as QEMU's drives do; until a flush it may not have.
-    fn content(&self, place: usize) -> Result<(u64, Vec<u8>)> {
+    /// Does entry `place` to `media`, as far as `keeps` says of each sector in turn (of each chunk, for a discard).
+    /// A discard reads as zeros once it has taken effect, as on QEMU's drives.
+    fn apply(&self, place: usize, media: &mut Media, mut keeps: impl FnMut() -> bool) -> Result<()> {
         let entry = &self.log.entries[place];
-        let data = match entry.kind {
-            Kind::Discard => vec![0; entry.length as usize],
-            _ => self.log.data(entry)?,
-        };
-        Ok((entry.offset, data))
+        if entry.kind == Kind::Discard {
+            let mut at = entry.offset;
+            let end = (entry.offset + entry.length).min(self.limit);
+            while at < end {
+                let next = ((at / CHUNK + 1) * CHUNK).min(end);
+                if keeps() {
+                    media.zero(at, next - at);
+                }
+                at = next;
+            }
+            return Ok(());
+        }
+        for (i, sector) in self.log.data(entry)?.chunks(SECTOR as usize).enumerate() {
+            if keeps() {
+                media.write(entry.offset + i as u64 * SECTOR, sector);
+            }
+        }
+        Ok(())
     }
 }
 
@@ -250,6 +274,28 @@ mod tests {
         replay.advance_to(2).unwrap();
         assert_eq!(replay.pending(), 1);
         assert_eq!(at(&replay.crash(Unflushed::Kept).unwrap(), 4096), 0);
+    }
+
+    #[test]
+    fn crash_with_an_unflushed_discard_shows_old_data_or_zeros() {
+        let mut fake = FakeLog::new();
+        fake.write(512, &[5; 1024]).flush().discard(0, 1 << 20);
+        let log = fake.open().unwrap();
+        let mut replay = Replay::new(&log, 1 << 20);
+        replay.advance_to(3).unwrap();
+        assert_eq!(at(&replay.crash(Unflushed::Lost).unwrap(), 512), 5);
+        assert_eq!(at(&replay.crash(Unflushed::Kept).unwrap(), 512), 0);
+        let seen: std::collections::BTreeSet<u8> = (0..50).map(|seed| at(&replay.crash(Unflushed::Random(seed)).unwrap(), 1024)).collect();
+        assert_eq!(seen, [0, 5].into());
+    }
+
+    #[test]
+    fn media_zeroed_in_part_keeps_the_rest() {
+        let mut media = Media::default();
+        media.write(0, &vec![9; 200 * 1024]);
+        media.zero(1000, 150 * 1024);
+        assert_eq!((at(&media, 999), at(&media, 1000), at(&media, 1000 + 150 * 1024 - 1), at(&media, 1000 + 150 * 1024)), (9, 0, 0, 9));
+        assert_eq!(media.chunks.len(), 3, "of four chunks one was zeroed whole");
     }
 
     #[test]

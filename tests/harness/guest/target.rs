@@ -56,7 +56,7 @@ impl Daemon {
         assert!(self.child.is_none(), "{} runs already", self.program.display());
         let log = std::fs::File::options().create(true).append(true).open(&self.output).at("open", &self.output)?;
         let for_errors = log.try_clone().at("open", &self.output)?;
-        let child = Command::new(&self.program)
+        let child = dying_with_us(&self.program)
             .args(&self.arguments)
             .stdin(Stdio::null())
             .stdout(log)
@@ -92,6 +92,19 @@ impl Daemon {
         let lines: Vec<&str> = text.lines().collect();
         lines[lines.len().saturating_sub(20)..].join("\n")
     }
+}
+
+/// A command for `program` that the kernel kills when the test dies, however it dies: a test run that is cut short must
+/// leave no poller behind. By way of util-linux's setpriv, which executes the program in its own place; without setpriv
+/// the program runs all the same.
+pub fn dying_with_us(program: &Path) -> Command {
+    let setpriv = Path::new("/usr/bin/setpriv");
+    if !setpriv.is_file() {
+        return Command::new(program);
+    }
+    let mut command = Command::new(setpriv);
+    command.args(["--pdeathsig", "KILL", "--"]).arg(program);
+    command
 }
 
 impl Drop for Daemon {

@@ -110,6 +110,9 @@ impl WriteLog {
             let (Some(offset), Some(bytes)) = (sector.checked_mul(step), sectors.checked_mul(step)) else {
                 return Err(bad("beyond any drive"));
             };
+            if offset.checked_add(bytes).is_none() {
+                return Err(bad("beyond any drive"));
+            }
             let data = at + step;
             at = data;
             if flags == DISCARD {
@@ -294,6 +297,18 @@ mod tests {
         fake.bytes[24..28].copy_from_slice(&4096u32.to_le_bytes());
         let said = fake.open().unwrap_err().to_string();
         assert!(said.contains("sector size 4096") && said.contains("512"), "{said}");
+    }
+
+    #[test]
+    fn log_with_any_byte_changed_reads_or_is_refused_and_never_panics() {
+        let mut fake = FakeLog::new();
+        fake.write(1024, &[7; 1024]).flush().discard(4096, 8192).write(0, &[9; 512]);
+        for at in 0..fake.bytes.len() {
+            let before = fake.bytes[at];
+            fake.bytes[at] = !before;
+            drop(fake.open());
+            fake.bytes[at] = before;
+        }
     }
 
     #[test]
