@@ -115,6 +115,8 @@ void ps_device_unregister(struct ps_device *device, ps_status_fn done, void *arg
 int ps_device_resize(struct ps_device *device, uint64_t block_count);
 void ps_io_complete_success(struct spdk_bdev_io *io, uint32_t cdw0);
 void ps_io_complete_nvme(struct spdk_bdev_io *io, uint32_t cdw0, uint8_t sct, uint8_t sc);
+/* As above for an I/O of the NVMe-oF target, telling the host not to try again. */
+void ps_io_complete_nvmf_final(struct spdk_bdev_io *io, uint8_t sct, uint8_t sc);
 void ps_io_complete_miscompare(struct spdk_bdev_io *io);
 void ps_io_complete_aborted(struct spdk_bdev_io *io);
 

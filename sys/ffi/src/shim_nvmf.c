@@ -83,6 +83,18 @@ ps_io_controller(struct spdk_bdev_io *io, bool *live)
 	return req->qpair->ctrlr;
 }
 
+void
+ps_io_complete_nvmf_final(struct spdk_bdev_io *io, uint8_t sct, uint8_t sc)
+{
+	struct spdk_nvmf_request *req = spdk_bdev_io_get_cb_arg(io);
+
+	/* The bdev layer has no place for this bit; the target fills in the rest of the status around it. */
+	if (req != NULL && req->rsp != NULL) {
+		req->rsp->nvme_cpl.status.dnr = 1;
+	}
+	spdk_bdev_io_complete_nvme_status(io, 0, sct, sc);
+}
+
 /* ---- identify ---- */
 
 struct id_list {

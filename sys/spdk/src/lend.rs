@@ -210,6 +210,8 @@ pub enum Payload {
     Io(RoamingIo),
     /// A command from within the process, whose payload is the first `len` bytes of a buffer.
     Buf { buf: LendBuf, len: usize },
+    /// A command without payload.
+    None,
 }
 
 struct Slot {
@@ -222,6 +224,7 @@ struct Slot {
 /// Calls `each(pointer, len)` for the pieces of memory that hold bytes `start..end` of the payload.
 fn walk(payload: &Payload, start: usize, end: usize, mut each: impl FnMut(NonNull<u8>, usize)) {
     match payload {
+        Payload::None => panic!("payload bytes {start}..{end} of a command without payload"),
         Payload::Buf { buf, len } => {
             assert!(end <= *len, "payload bytes {start}..{end} of {len}");
             // SAFETY: within the buffer: end <= len <= buf.len(), checked when it was put.
@@ -263,6 +266,7 @@ impl HostSlab {
     /// Holds a command; `direct` payloads (see [`HostSlab::is_direct`]) may be lent.
     pub fn put(&mut self, payload: Payload) -> u32 {
         let (len, direct) = match &payload {
+            Payload::None => (0, false),
             Payload::Buf { buf, len } => {
                 assert!(*len <= buf.len(), "a payload of {len} bytes in a buffer of {}", buf.len());
                 (*len, len.is_multiple_of(4096))

@@ -414,15 +414,19 @@ impl HostIo {
         unsafe { (vector(self.compare_iovs, self.compare_iov_count), vector(self.iovs, self.iov_count)) }
     }
 
-    /// Answers the host. From inside `submit` this costs a message; later it does not.
+    /// Answers the host. From inside `submit` this costs a message; later it does not. NVMe hosts are told not to retry where
+    /// the status [is final](NvmeStatus::is_final).
     pub fn complete(self, status: Status) {
         let io = self.io.as_ptr();
+        let from_nvmf = self.front_end != FrontEnd::Other;
         std::mem::forget(self);
-        // SAFETY: live until now, completed once since `self` is gone, and on its own thread since HostIo is not Send.
+        // SAFETY: live until now, completed once since `self` is gone, and on its own thread since HostIo is not Send. Devices
+        // registered for an NVMe-oF front end get its I/O alone.
         unsafe {
             match status {
                 Status::Success => spdk_sys::ps_io_complete_success(io, 0),
                 Status::SuccessWith(cdw0) => spdk_sys::ps_io_complete_success(io, cdw0),
+                Status::Nvme(status) if from_nvmf && status.is_final() => spdk_sys::ps_io_complete_nvmf_final(io, status.sct, status.sc),
                 Status::Nvme(NvmeStatus { sct, sc }) => spdk_sys::ps_io_complete_nvme(io, 0, sct, sc),
                 Status::Miscompare => spdk_sys::ps_io_complete_miscompare(io),
                 Status::Aborted => spdk_sys::ps_io_complete_aborted(io),

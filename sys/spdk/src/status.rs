@@ -80,6 +80,17 @@ impl NvmeStatus {
     pub const PATH_TRANSITION: NvmeStatus = NvmeStatus { sct: 3, sc: 0x03 };
 }
 
+impl NvmeStatus {
+    /// Whether the same command would fail again, so that the host is told not to retry it.
+    pub const fn is_final(self) -> bool {
+        match self.sct {
+            0 => matches!(self.sc, 0x01 | 0x02 | 0x0b | 0x20 | 0x80 | 0x83),
+            1 => true,
+            _ => false,
+        }
+    }
+}
+
 impl fmt::Display for NvmeStatus {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "NVMe status {}/0x{:02x} (sct/sc)", self.sct, self.sc)
@@ -123,6 +134,15 @@ mod tests {
         assert_eq!(Errno::check(-libc::ENODEV), Err(Errno::NODEV));
         assert_eq!(Errno::check(libc::EBUSY), Err(Errno::BUSY));
         assert!(Errno::NODEV.to_string().contains("No such device"));
+    }
+
+    #[test]
+    fn nvme_status_of_a_bad_command_is_final_and_of_a_path_or_medium_is_not() {
+        assert!(NvmeStatus::INVALID_OPCODE.is_final() && NvmeStatus::LBA_OUT_OF_RANGE.is_final());
+        for passing in [NvmeStatus::PATH_INACCESSIBLE, NvmeStatus::CAPACITY_EXCEEDED, NvmeStatus::NAMESPACE_NOT_READY] {
+            assert!(!passing.is_final(), "{passing}");
+        }
+        assert!(!NvmeStatus::UNRECOVERED_READ.is_final());
     }
 
     #[test]
