@@ -30,9 +30,13 @@ pub enum FenceReason {
 /// Why recovery cannot go on. Nothing was written.
 #[derive(Clone, PartialEq, Eq, Debug, Error)]
 pub enum OpenError {
-    #[error("none of the superblock's four copies is readable (last: {0}); the store cannot be opened. If the drive was meant to be blank, add it anew with force")]
+    #[error(
+        "none of the superblock's four copies is readable (last: {0}); the store cannot be opened. If the drive was meant to be blank, add it anew with force"
+    )]
     NoSuperblock(DecodeError),
-    #[error("the superblock is of drive life {found}; the drive's label says {expected}. Parts of two drives are mixed: restore the whole drive or add it anew")]
+    #[error(
+        "the superblock is of drive life {found}; the drive's label says {expected}. Parts of two drives are mixed: restore the whole drive or add it anew"
+    )]
     OtherLife { found: Incarnation, expected: Incarnation },
     #[error("both copies of checkpoint {checkpoint}'s directory are unreadable ({error}); the store cannot be opened")]
     DirectoryLost { checkpoint: u64, error: DecodeError },

@@ -140,7 +140,18 @@ impl Store {
                 self.drop_group(id);
                 continue;
             }
-            let item = Item { group: id, key, slots, changed, buf: None, place: UNALLOCATED, out: 0, read_failed: false, reread: false, done: false };
+            let item = Item {
+                group: id,
+                key,
+                slots,
+                changed,
+                buf: None,
+                place: UNALLOCATED,
+                out: 0,
+                read_failed: false,
+                reread: false,
+                done: false,
+            };
             self.drain.items.push(item);
         }
         self.drain.items.sort_unstable_by_key(|item| item.key);
@@ -218,7 +229,9 @@ impl Store {
                 continue;
             };
             let mut run = 1;
-            while i + run < BLOCKS && matches!(slots[i + run], Some(Slot { version: Version::Log { at, .. }, .. }) if at == from + run as u32) {
+            while i + run < BLOCKS
+                && matches!(slots[i + run], Some(Slot { version: Version::Log { at, .. }, .. }) if at == from + run as u32)
+            {
                 run += 1;
             }
             let buf = buf.expect("an item with data has its buffer");
@@ -368,6 +381,7 @@ impl Store {
             self.epochs.leave(epoch);
         }
         self.counters.drained_extents += items.len() as u64;
+        self.drain.unsaved |= !items.is_empty();
         let fenced = self.fenced();
         for item in &items {
             if let Some(buf) = item.buf {

@@ -113,10 +113,6 @@ impl Map {
         self.replicas.iter().flatten().map(|replica| &**replica)
     }
 
-    pub fn iter_mut(&mut self) -> impl Iterator<Item = &mut Replica> {
-        self.replicas.iter_mut().flatten().map(|replica| &mut **replica)
-    }
-
     pub fn mark_deleting(&mut self, no: ReplicaNo) {
         if let Some(replica) = self.get_mut(no) {
             replica.deleting = true;

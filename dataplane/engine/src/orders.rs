@@ -112,7 +112,12 @@ impl Store {
         replica.shape.blocks = blocks;
         replica.limit_blocks = blocks;
         let mut pages: Vec<u64> = replica.pages.keys().map(|page_no| u64::from(*page_no)).collect();
-        pages.extend(self.index.iter().filter(|group| group.key.replica == no).map(|group| u64::from(group.key.extent) * EXTENT_BLOCKS / PAGE_BLOCKS));
+        pages.extend(
+            self.index
+                .iter()
+                .filter(|group| group.key.replica == no)
+                .map(|group| u64::from(group.key.extent) * EXTENT_BLOCKS / PAGE_BLOCKS),
+        );
         pages.retain(|page_no| (page_no + 1) * PAGE_BLOCKS > blocks);
         pages.sort_unstable();
         pages.dedup();

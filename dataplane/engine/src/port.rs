@@ -74,7 +74,9 @@ pub enum Status {
     /// No space left on the store. Reads, discards and deletes still work.
     NoSpace,
     /// Compare-and-write found something else at byte `at` of the span.
-    Miscompare { at: u32 },
+    Miscompare {
+        at: u32,
+    },
     /// The media's bytes do not match their checksum, or the block is known to be lost.
     Unrecovered,
     /// The drive is fenced: its state after a failed write or barrier is unknown.
@@ -89,9 +91,14 @@ pub enum Order {
     /// Make an empty replica. Idempotent for the same ids and shape.
     Create(Box<penstock_wire::ReplicaShape>),
     /// Delete a replica and give its space back in the background. Idempotent.
-    Delete { segment: penstock_wire::SegmentId },
+    Delete {
+        segment: penstock_wire::SegmentId,
+    },
     /// New size in 4 KiB blocks. What a shrink cuts off reads as zeros if the volume grows again.
-    Resize { segment: penstock_wire::SegmentId, blocks: u64 },
+    Resize {
+        segment: penstock_wire::SegmentId,
+        blocks: u64,
+    },
     /// Answered when everything acknowledged before it is drained and checkpointed.
     Drain,
     /// Read all media once and verify it. Answered at once; progress is in [`crate::StoreView`].
@@ -117,14 +124,26 @@ pub enum OrderError {
 /// A fact for the engine.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Event {
-    Host { io: IoId, replica: ReplicaNo, op: HostOp },
-    DiskDone { id: DiskId, ok: bool },
-    Order { id: OrderId, order: Order },
+    Host {
+        io: IoId,
+        replica: ReplicaNo,
+        op: HostOp,
+    },
+    DiskDone {
+        id: DiskId,
+        ok: bool,
+    },
+    Order {
+        id: OrderId,
+        order: Order,
+    },
     /// The drive is not to be written any more: another store on it was fenced, or it went away. The loop tells all stores
     /// of the drive in the turn in which it hears of it, since one failed barrier may have lost any store's writes.
     Fence(crate::FenceReason),
     /// Time passes: at least every 10 ms while anything is out, none are needed while `StoreView::quiescent`.
-    Tick { now: Millis },
+    Tick {
+        now: Millis,
+    },
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -174,10 +193,21 @@ pub enum Notice {
     /// The store takes no more writes; must be recorded off this drive.
     Fenced(crate::FenceReason),
     /// Media that does not match its checksum, by volume block.
-    Corrupt { replica: ReplicaNo, block: u64, place: BlockAddr },
+    Corrupt {
+        replica: ReplicaNo,
+        block: u64,
+        place: BlockAddr,
+    },
     /// A replica appeared, changed size, or went (also told once per replica when recovery is over).
-    Replica { replica: ReplicaNo, shape: Box<penstock_wire::ReplicaShape>, gone: bool },
-    ScrubDone { blocks: u64, corrupt: u64 },
+    Replica {
+        replica: ReplicaNo,
+        shape: Box<penstock_wire::ReplicaShape>,
+        gone: bool,
+    },
+    ScrubDone {
+        blocks: u64,
+        corrupt: u64,
+    },
     Stopped,
 }
 

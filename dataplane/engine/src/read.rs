@@ -153,8 +153,9 @@ impl Store {
             return;
         }
         let epoch = job.epoch.take();
+        // A failed command does not tell which block it could not read: what verifies is good all the same.
         let failed = job.read_failed;
-        let bad = if failed { Some(0) } else { self.first_mismatch(id, mem) };
+        let bad = self.first_mismatch(id, mem);
         if let Some(epoch) = epoch {
             self.epochs.leave(epoch);
         }

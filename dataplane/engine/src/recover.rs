@@ -84,6 +84,8 @@ pub(crate) struct Recovery {
     scanned: u64,
     found: Vec<Found>,
     whole_header: bool,
+    /// No batch that fits was found at `pos` itself: it may have wrapped. Kept, since the two places share one window.
+    not_here: bool,
     log_lost: bool,
     report: RecoveryReport,
 }
@@ -136,7 +138,14 @@ impl Store {
         fx.list.push(Effect::Notice(Notice::OpenFailed(error)));
     }
 
-    fn read_for_recovery<M: Memory>(&mut self, rec: &mut Recovery, at: penstock_wire::BlockAddr, blocks: u64, mem: &mut M, fx: &mut Effects) {
+    fn read_for_recovery<M: Memory>(
+        &mut self,
+        rec: &mut Recovery,
+        at: penstock_wire::BlockAddr,
+        blocks: u64,
+        mem: &mut M,
+        fx: &mut Effects,
+    ) {
         let Some(buf) = mem.alloc(blocks as u32) else { return };
         rec.buf = Some(buf);
         rec.read_len = blocks;
@@ -207,7 +216,11 @@ impl Store {
         if rec.slot < u64::from(Geometry::SUPERBLOCK_BLOCKS) {
             return;
         }
-        let newest = rec.supers.iter().filter(|sb| sb.incarnation == self.config.incarnation && sb.store == self.config.store).max_by_key(|sb| sb.write_count);
+        let newest = rec
+            .supers
+            .iter()
+            .filter(|sb| sb.incarnation == self.config.incarnation && sb.store == self.config.store)
+            .max_by_key(|sb| sb.write_count);
         let Some(superblock) = newest.copied() else {
             let error = match rec.supers.first() {
                 Some(other) => OpenError::OtherLife { found: other.incarnation, expected: self.config.incarnation },
@@ -293,7 +306,9 @@ impl Store {
             let pages = row
                 .pages
                 .iter()
-                .map(|page| (page.page_no, PageState { on_disk: Some((SlotNo(page.slot), page.crc)), cached: None, dirty: false, loading: false }))
+                .map(|page| {
+                    (page.page_no, PageState { on_disk: Some((SlotNo(page.slot), page.crc)), cached: None, dirty: false, loading: false })
+                })
                 .collect();
             self.drain.deletions += u32::from(row.deleting);
             self.map.add(Box::new(Replica {
@@ -321,6 +336,10 @@ impl Store {
         let ring = self.stream.ring_blocks();
         let superblock = rec.superblock.expect("the superblock is read first");
         for wrapped in [false, true] {
+            if !wrapped && rec.not_here {
+                continue;
+            }
+            rec.not_here = wrapped;
             let at = rec.pos.0 % ring;
             let pos = match wrapped {
                 false => rec.pos,
@@ -348,19 +367,20 @@ impl Store {
                 // Judged by what comes after it.
                 rec.pos = pos;
                 rec.whole_header = true;
+                rec.not_here = false;
                 rec.scanned = 0;
                 rec.found.clear();
                 rec.step = Step::Scan;
                 return Ok(());
             }
-            rec.whole_header = false;
+            (rec.whole_header, rec.not_here) = (false, false);
             let prev = Prev { seq, at: pos, header_blocks: head_blocks, payload_blocks: header.payload_blocks };
             self.redo(rec, prev, header.generation, entries, payload_at as u32, &bad);
             rec.durable_to = rec.durable_to.max(header.durable_to);
             rec.before = Some((prev, section));
             return Ok(());
         }
-        rec.whole_header = false;
+        (rec.whole_header, rec.not_here) = (false, false);
         rec.scanned = 0;
         rec.found.clear();
         rec.step = Step::Scan;
@@ -413,7 +433,8 @@ impl Store {
             rec.step = Step::Walk;
             return Ok(());
         }
-        let next = rec.found.iter().find(|found| found.header.seq == rec.seq.next() && found.header.prev.is_some_and(|prev| prev.seq == rec.seq));
+        let next =
+            rec.found.iter().find(|found| found.header.seq == rec.seq.next() && found.header.prev.is_some_and(|prev| prev.seq == rec.seq));
         if let Some(found) = next {
             let prev = found.header.prev.expect("just seen");
             let generation = found.header.generation;
@@ -422,7 +443,11 @@ impl Store {
             let payload_at = phys + u64::from(prev.header_blocks);
             let sane = prev.at >= rec.pos && payload_at + u64::from(prev.payload_blocks) <= ring;
             if let (true, Ok(entries)) = (sane, decode_section(&section, prev.payload_blocks)) {
-                let bad = if prev.payload_blocks == 0 { Vec::new() } else { bad_payload(rec.peek(payload_at, u64::from(prev.payload_blocks))?, &entries) };
+                let bad = if prev.payload_blocks == 0 {
+                    Vec::new()
+                } else {
+                    bad_payload(rec.peek(payload_at, u64::from(prev.payload_blocks))?, &entries)
+                };
                 rec.report.repaired_headers += 1;
                 // Its own generation is not known: that of the one before it is the most that is safe to ask of those after.
                 self.redo(rec, prev, generation.min(rec.generation.max(Generation(1))), entries, payload_at as u32, &bad);
@@ -465,7 +490,8 @@ impl Store {
                     Op::Write { block, crcs } => {
                         for (i, crc) in crcs.iter().enumerate() {
                             let lost = bad.contains(&(block_at + i as u32));
-                            let version = if lost { Version::Lost } else { Version::Log { at: payload_at + block_at + i as u32, crc: *crc } };
+                            let version =
+                                if lost { Version::Lost } else { Version::Log { at: payload_at + block_at + i as u32, crc: *crc } };
                             self.redo_block(no, block + i as u64, Slot { seq, version }, entry.index);
                         }
                         block_at += crcs.len() as u32;

@@ -126,11 +126,15 @@ impl Store {
         let item = self.scrub.items[at as usize].as_ref().expect("an item that was read stands");
         let bytes = mem.bytes(item.buf);
         let data = |i: &usize| item.entry.state(*i) == BlockState::Data;
-        let bad: Vec<usize> = (0..BLOCKS).filter(data).filter(|i| !ok || penstock_wire::crc32c(&bytes[i * BLOCK..][..BLOCK]) != item.entry.crcs[*i]).collect();
+        let bad: Vec<usize> = (0..BLOCKS)
+            .filter(data)
+            .filter(|i| !ok || penstock_wire::crc32c(&bytes[i * BLOCK..][..BLOCK]) != item.entry.crcs[*i])
+            .collect();
         let seen = (0..BLOCKS).filter(data).count() as u64;
         let (replica, extent, entry) = (item.replica, item.extent, item.entry);
         // The drain may have been at it: only what still stands, with nothing newer above, is held against the media.
-        let still = self.map.known(replica, extent) == Known::Entry(entry) && self.index.find(crate::index::GroupKey { replica, extent }).is_none();
+        let still =
+            self.map.known(replica, extent) == Known::Entry(entry) && self.index.find(crate::index::GroupKey { replica, extent }).is_none();
         if !bad.is_empty() && still && !item.again {
             self.scrub.items[at as usize].as_mut().expect("just seen").again = true;
             self.read_scrub(at, fx);

@@ -26,12 +26,21 @@ pub(crate) enum Owner {
     LogFlush,
     /// One run of a host command's chunk.
     Job(JobId),
-    Page { key: PageKey, buf: BufId },
-    DrainRead { item: u32 },
-    DrainWrite { item: u32 },
+    Page {
+        key: PageKey,
+        buf: BufId,
+    },
+    DrainRead {
+        item: u32,
+    },
+    DrainWrite {
+        item: u32,
+    },
     Checkpoint,
     Recovery,
-    Scrub { item: u32 },
+    Scrub {
+        item: u32,
+    },
 }
 
 /// Who waits for a map page.
@@ -347,7 +356,11 @@ impl Store {
         mem.free(buf);
         if page.is_none() && self.map.page(key).is_some() {
             self.counters.corrupt_blocks += 1;
-            let at = self.map.page(key).and_then(|state| state.on_disk).map_or(BlockAddr(0), |(slot, _)| self.extent_block(0, u64::from(slot.0)));
+            let at = self
+                .map
+                .page(key)
+                .and_then(|state| state.on_disk)
+                .map_or(BlockAddr(0), |(slot, _)| self.extent_block(0, u64::from(slot.0)));
             let block = u64::from(key.page_no) * penstock_wire::page::EXTENTS_PER_PAGE as u64 * EXTENT_BLOCKS;
             fx.list.push(Effect::Notice(Notice::Corrupt { replica: key.replica, block, place: at }));
         }
@@ -396,7 +409,8 @@ impl Store {
                 && self.stage != Stage::Stopping
                 && (self.stage != Stage::Serving || (self.drain_is_done() && self.stream.is_sealed() && self.stream.is_idle()))
                 && !self.scrub.is_on()
-                && self.orders.is_empty(),
+                && self.orders.is_empty()
+                && self.drain_orders.is_empty(),
         }
     }
 

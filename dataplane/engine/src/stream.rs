@@ -125,9 +125,6 @@ impl Stream {
     pub fn is_sealed(&self) -> bool {
         self.sealed
     }
-    pub fn head(&self) -> RingPos {
-        self.head
-    }
 
     /// Where batch `seq` is, or will be if it is the next.
     pub fn place_of(&self, seq: Seq) -> RingPos {
@@ -233,7 +230,9 @@ impl Store {
                 What::Write { source, .. } => {
                     for i in 0..op.blocks as u32 {
                         crcs.push(match *source {
-                            Source::Host { offset } => mem.host_crc(op.io.expect("a host payload has its command"), offset + i * BLOCK as u32),
+                            Source::Host { offset } => {
+                                mem.host_crc(op.io.expect("a host payload has its command"), offset + i * BLOCK as u32)
+                            }
                             Source::Buf { buf } => penstock_wire::crc32c(&mem.bytes(buf)[i as usize * BLOCK..][..BLOCK]),
                         });
                     }
@@ -265,7 +264,15 @@ impl Store {
     }
 
     /// Writes a batch whose descriptors are in `stream.section`. On refusal (no memory) the ops go back to the queue.
-    fn write_batch<M: Memory>(&mut self, kind: Kind, ops: Vec<Proposed>, crcs: Vec<u32>, payload: u32, mem: &mut M, fx: &mut Effects) -> bool {
+    fn write_batch<M: Memory>(
+        &mut self,
+        kind: Kind,
+        ops: Vec<Proposed>,
+        crcs: Vec<u32>,
+        payload: u32,
+        mem: &mut M,
+        fx: &mut Effects,
+    ) -> bool {
         let head = header_blocks(self.stream.section.bytes().len(), self.stream.prev_section.bytes().len());
         let blocks = u64::from(head + payload);
         let at = self.stream.place(blocks);

@@ -270,7 +270,8 @@ impl HostSide {
     pub fn touches(&self, stream: &Stream, key: GroupKey) -> bool {
         let first = u64::from(key.extent) * EXTENT_BLOCKS;
         let end = first + EXTENT_BLOCKS;
-        self.is_out(stream, key.replica, first, end) || self.locks.iter().any(|lock| lock.replica == key.replica && lock.first < end && first < lock.end)
+        self.is_out(stream, key.replica, first, end)
+            || self.locks.iter().any(|lock| lock.replica == key.replica && lock.first < end && first < lock.end)
     }
 
     /// Promises that ops not yet in a batch hold.
@@ -331,7 +332,9 @@ impl Store {
         if span.len == 0 || span.offset % logical != 0 || span.len % logical != 0 {
             return Err(Status::Invalid);
         }
-        if matches!(op, HostOp::CompareWrite(_)) && span.len > COMPARE_MAX || !matches!(op, HostOp::Zero(_)) && span.len > u64::from(u32::MAX) {
+        if matches!(op, HostOp::CompareWrite(_)) && span.len > COMPARE_MAX
+            || !matches!(op, HostOp::Zero(_)) && span.len > u64::from(u32::MAX)
+        {
             return Err(Status::Invalid);
         }
         match span.end() {
@@ -381,7 +384,9 @@ impl Store {
     fn log_has_room(&mut self, id: JobId) -> bool {
         let job = &self.host.jobs[id.0 as usize];
         let blocks = match job.op {
-            HostOp::Write(_) | HostOp::CompareWrite(_) => (job.span.len - job.done).div_ceil(BLOCK as u64).min(u64::from(PAYLOAD_BLOCKS_MAX)) + 1,
+            HostOp::Write(_) | HostOp::CompareWrite(_) => {
+                (job.span.len - job.done).div_ceil(BLOCK as u64).min(u64::from(PAYLOAD_BLOCKS_MAX)) + 1
+            }
             _ => 1,
         };
         let (used, limit) = (self.stream.used(), self.stream.host_limit());
@@ -590,8 +595,10 @@ impl Store {
 
     /// What a job waited for has come.
     pub(crate) fn resume_job<M: Memory>(&mut self, id: JobId, mem: &mut M, fx: &mut Effects) {
-        match self.host.job(id).stage {
+        let stage = self.host.job(id).stage;
+        match stage {
             JobStage::Reading => self.issue_reads(id, mem, fx),
+            JobStage::Held if self.fenced() => self.finish_job(id, Status::Fenced, mem, fx),
             JobStage::Held => self.host.held.push_front(id),
             stage => unreachable!("a job that is {stage:?} waits for nothing"),
         }
