@@ -2,7 +2,7 @@
 //! trimmed and what the checkpoint before referred to reused.
 //!
 //! ```text
-//! flush (extents) → pages → directory chains → flush → superblock → flush → its copy → flush → trim, release
+//! pages → directory chains → flush (extents, pages, chains) → superblock → flush → its copy → flush → trim, release
 //! ```
 //! A crash anywhere before the first superblock is durable leaves the checkpoint before, whole, and the log that it needs.
 
@@ -20,9 +20,9 @@ use penstock_wire::{BLOCK, EXTENT, EXTENT_BLOCKS, Seq};
 enum CheckpointStage {
     #[default]
     Idle,
-    FlushExtents,
     Pages,
     Parts,
+    /// One barrier for all that the superblock will speak of: extents drained before, pages, both chains.
     FlushParts,
     Super,
     FlushSuper,
@@ -73,15 +73,8 @@ impl Store {
         self.checkpoint.covers = covers;
         self.checkpoint.pages = self.map.take_dirty();
         self.checkpoint.pages.reverse();
-        let unflushed = self.canary(Canary::CheckpointBeforeFlush);
-        if self.barrier() == Barrier::Flush && !unflushed {
-            self.checkpoint.stage = CheckpointStage::FlushExtents;
-            self.checkpoint.out = 1;
-            self.flush(fx, Owner::Checkpoint);
-        } else {
-            self.checkpoint.stage = CheckpointStage::Pages;
-            self.step_checkpoint(mem, fx);
-        }
+        self.checkpoint.stage = CheckpointStage::Pages;
+        self.step_checkpoint(mem, fx);
     }
 
     pub(crate) fn on_checkpoint_done<M: Memory>(&mut self, ok: bool, mem: &mut M, fx: &mut Effects) {
@@ -89,7 +82,7 @@ impl Store {
         if !ok {
             let flush = matches!(
                 self.checkpoint.stage,
-                CheckpointStage::FlushExtents | CheckpointStage::FlushParts | CheckpointStage::FlushSuper | CheckpointStage::FlushSuperCopy
+                CheckpointStage::FlushParts | CheckpointStage::FlushSuper | CheckpointStage::FlushSuperCopy
             );
             self.fence(if flush { FenceReason::FlushFailed } else { FenceReason::CheckpointWriteFailed }, mem, fx);
         }
@@ -105,7 +98,6 @@ impl Store {
         use CheckpointStage as S;
         let next = match self.checkpoint.stage {
             S::Idle => unreachable!("no checkpoint is under way"),
-            S::FlushExtents => S::Pages,
             // More of the same, until `step` finds nothing left.
             stage @ (S::Pages | S::Parts) => stage,
             S::FlushParts => S::Super,
@@ -156,7 +148,7 @@ impl Store {
                     self.end_checkpoint();
                     return;
                 }
-                S::FlushExtents | S::FlushParts | S::FlushSuper | S::FlushSuperCopy => {
+                S::FlushParts | S::FlushSuper | S::FlushSuperCopy => {
                     self.checkpoint.out = 1;
                     self.flush(fx, Owner::Checkpoint);
                 }
@@ -165,7 +157,7 @@ impl Store {
     }
 
     fn barrier_then(&mut self, flush: CheckpointStage, without: CheckpointStage, fx: &mut Effects) {
-        if self.barrier() == Barrier::Flush {
+        if self.barrier() == Barrier::Flush && !self.canary(Canary::CheckpointBeforeFlush) {
             self.checkpoint.stage = flush;
             self.checkpoint.out = 1;
             self.flush(fx, Owner::Checkpoint);

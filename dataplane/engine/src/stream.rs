@@ -122,8 +122,9 @@ impl Stream {
     pub fn is_idle(&self) -> bool {
         self.out.is_empty() && self.flushing.is_none()
     }
+    /// Nothing that is kept waits for a later record to say that it is durable.
     pub fn is_sealed(&self) -> bool {
-        self.sealed
+        self.sealed || self.persisted < self.first
     }
 
     /// Where batch `seq` is, or will be if it is the next.
