@@ -2,8 +2,9 @@
 //!
 //! Deliberately not here: loads. The steering thread is never on an I/O's way.
 
+use std::collections::HashSet;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -30,7 +31,7 @@ pub struct HostOptions {
     pub mem_mib: u32,
     /// SPDK's own JSON configuration.
     pub json_config: Option<Vec<u8>>,
-    /// Print SPDK's notices, not just its warnings and errors.
+    /// Print all that SPDK says, not just its warnings and errors, each kind once.
     pub is_verbose: bool,
 }
 
@@ -83,7 +84,7 @@ impl Drop for SocketDir {
 /// Starts SPDK, runs `work` on a thread of its own beside it, and stops SPDK when that returns.
 ///
 /// SPDK waits without limit for outstanding I/O when it stops, so a process whose target is dead may need
-/// [`std::process::exit`] after `work`; the caller decides.
+/// [`app::exit_now`] at the end of `work`; the caller decides.
 pub fn run<R: Send + 'static>(options: &HostOptions, work: impl FnOnce(&mut Host) -> R + Send + 'static) -> Result<R, HostError> {
     let directory = SocketDir::create().map_err(HostError::Directory)?;
     let socket = directory.0.join("rpc.sock");
@@ -102,6 +103,16 @@ pub fn run<R: Send + 'static>(options: &HostOptions, work: impl FnOnce(&mut Host
         .no_pci()
         .rpc_socket(socket)
         .log_level(level);
+    if !options.is_verbose {
+        let seen = Mutex::new(HashSet::new());
+        app = app.log(move |line| {
+            // A target that is away gives the same dozen lines a second. Each place in SPDK is heard once.
+            let is_new = line.level <= LogLevel::Warn && seen.lock().is_ok_and(|mut seen| seen.insert((line.file.to_owned(), line.line)));
+            if is_new {
+                eprintln!("spdk {:?}: {}", line.level, line.text.trim_end());
+            }
+        });
+    }
     app = if options.hugepages { app.single_file_segments() } else { app.no_hugepages() };
     if let Some(json) = &options.json_config {
         app = app.json_config(json.clone());

@@ -277,8 +277,9 @@ fn begin<L: Load + Send + 'static>(
         // What is still in flight keeps the channel until it ends; the lane itself is done.
         drop((channel, poller));
         bdev.take();
-        let _ = notices.send(Notice::Finished(load));
+        // Before the news: whoever hears it may stop the app, after which no thread can leave in good order.
         thread::exit_current();
+        let _ = notices.send(Notice::Finished(load));
         Activity::Idle
     };
     let poller = Poller::busy("perf_lane", turn).map_err(|error| format!("no poller: {error}"))?;

@@ -3,6 +3,7 @@
 //! Exit codes: 0 all well; 1 a check, an operation or a benchmark failed; 2 it could not be run as asked.
 #![forbid(unsafe_code)]
 
+use std::io::Write;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -100,6 +101,12 @@ fn interruption() -> Result<Arc<AtomicBool>, Failure> {
     Ok(interrupted)
 }
 
+/// Ends without SPDK's shutdown: the target may hold I/O that never ends, and SPDK would wait for it.
+fn leave(is_failed: bool) -> ! {
+    let _ = std::io::stdout().flush();
+    spdk_rs::app::exit_now(i32::from(is_failed))
+}
+
 fn write_out(path: &Path, text: &str) -> Result<(), Failure> {
     std::fs::write(path, text).map_err(|error| format!("{}: {error}", path.display()).into())
 }
@@ -118,8 +125,7 @@ fn command_run(args: &RunArgs) -> Result<bool, Failure> {
         let outcome = run(host, &options, &interrupted)?;
         let is_good = publish(&outcome.report, outcome.end, &files)?;
         if outcome.end != End::Whole || !is_good {
-            // The target may hold I/O that never ends, and SPDK would wait for it.
-            std::process::exit(i32::from(!is_good || outcome.end == End::TargetDead));
+            leave(!is_good || outcome.end == End::TargetDead);
         }
         Ok(is_good)
     })?
@@ -175,7 +181,7 @@ fn command_verify(args: &VerifyArgs) -> Result<bool, Failure> {
         }
         let is_good = outcome.report.is_good();
         if outcome.report.unreadable > 0 {
-            std::process::exit(1); // as in `run`: I/O may be stuck
+            leave(true);
         }
         Ok(is_good)
     })?

@@ -342,7 +342,8 @@ impl Session {
                 }
                 let gap = now.since(self.last_done);
                 self.last_done = now;
-                if self.phase == Phase::Measure {
+                // While draining too: a target that comes back after the window closed ends its gap here.
+                if matches!(self.phase, Phase::Measure | Phase::Drain) {
                     self.sample.gap(gap, now);
                 }
                 // What was started in the window counts, whenever it ends: leaving out the late ones would hide a
