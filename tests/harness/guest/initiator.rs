@@ -32,10 +32,34 @@ mod opcode {
     pub const FABRICS: u8 = 0x7f;
 }
 
+/// What controller and namespace say about themselves, as far as it is a promise.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Identified {
+    /// VWC bit 0: acknowledged writes may be lost with the power unless flushed.
+    pub volatile_write_cache: bool,
+    /// ONCS: bit 0 Compare, 1 Write Uncorrectable, 2 Dataset Management, 3 Write Zeroes, 5 reservations, 8 Copy.
+    pub optional_commands: u16,
+    /// AWUPF, in blocks from 0: what is written whole through a power cut.
+    pub atomic_write_power_fail: u16,
+    /// NSFEAT bit 1 set: NAWUPF of the namespace, in blocks from 0.
+    pub namespace_atomic_power_fail: Option<u16>,
+    /// DLFEAT bits 2:0; 1 means that discarded blocks read as zeros.
+    pub discarded_reads: u8,
+    pub nguid: [u8; 16],
+    pub controller_id: u16,
+}
+
+/// Status of a command that was refused: code type and code.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Refusal {
+    pub code_type: u8,
+    pub code: u8,
+}
+
 /// A namespace that is connected; dropping it closes the connections.
 pub struct Namespace {
     io: Queue,
-    _admin: Queue, // closing it would end the association
+    admin: Queue, // closing it would end the association
     block_bytes: usize,
     blocks: u64,
 }
@@ -56,7 +80,7 @@ impl Namespace {
         let blocks = u64::from_le_bytes(said[..8].try_into().expect("8 bytes"));
         let mut io = Queue::open(address)?;
         io.connect(nqn, 1, controller)?;
-        Ok(Namespace { io, _admin: admin, block_bytes, blocks })
+        Ok(Namespace { io, admin, block_bytes, blocks })
     }
 
     /// Size in bytes.
@@ -84,6 +108,40 @@ impl Namespace {
         assert!(bytes.len() <= IN_CAPSULE, "at most {IN_CAPSULE} bytes at once, not {}", bytes.len());
         let command = self.transfer(opcode::WRITE, offset, bytes.len());
         self.io.give(command, bytes).map(drop)
+    }
+
+    /// Asks both Identify pages again.
+    pub fn identify(&mut self) -> Result<Identified> {
+        let mut page = |structure: u32, namespace: u32| {
+            let mut command = Command::new(opcode::IDENTIFY);
+            command.word(4, namespace);
+            command.word(40, structure);
+            self.admin.take(command, 4096)
+        };
+        let (controller, namespace) = (page(1, 0)?, page(0, 1)?);
+        let half = |page: &[u8], at: usize| u16::from_le_bytes([page[at], page[at + 1]]);
+        Ok(Identified {
+            volatile_write_cache: controller[525] & 1 == 1,
+            optional_commands: half(&controller, 520),
+            atomic_write_power_fail: half(&controller, 528),
+            namespace_atomic_power_fail: (namespace[24] & 2 != 0).then(|| half(&namespace, 36)),
+            discarded_reads: namespace[33] & 7,
+            nguid: namespace[104..120].try_into().expect("16 bytes"),
+            controller_id: half(&controller, 78),
+        })
+    }
+
+    /// Sends any I/O command without data to namespace 1: its 64 bytes are the caller's but for SGL and command id.
+    /// `None` if it succeeded.
+    pub fn command(&mut self, entry: [u8; 64]) -> Result<Option<Refusal>> {
+        let mut command = Command(entry);
+        command.0[1] = 0x40;
+        let id = self.io.send(command, &[])?;
+        let (kind, _, body) = self.io.receive()?;
+        if kind != pdu::CAPSULE_RESP {
+            return Err(failed(format!("PDU type {kind} where a response was due")));
+        }
+        Ok(completion(&body, id)?.err())
     }
 
     fn transfer(&self, opcode: u8, offset: u64, length: usize) -> Command {
@@ -187,7 +245,7 @@ impl Queue {
         if kind != pdu::CAPSULE_RESP {
             return Err(failed(format!("PDU type {kind} where a response was due")));
         }
-        completion(&body, id)
+        success(&body, id)
     }
 
     /// Sends a command that has `length` bytes coming.
@@ -201,7 +259,7 @@ impl Queue {
             let (kind, flags, body) = self.receive()?;
             match kind {
                 pdu::CAPSULE_RESP => {
-                    completion(&body, id)?;
+                    success(&body, id)?;
                     break;
                 }
                 pdu::C2H_DATA => {
@@ -250,15 +308,19 @@ impl Queue {
     }
 }
 
-/// Checks a completion queue entry; answers its first two words.
-fn completion(entry: &[u8], id: u16) -> Result<u64> {
+/// Reads a completion queue entry; answers its first two words, or why the command was refused.
+fn completion(entry: &[u8], id: u16) -> Result<std::result::Result<u64, Refusal>> {
     let half = |at: usize| u16::from_le_bytes([entry[at], entry[at + 1]]);
     let status = half(14) >> 1;
     if half(12) != id {
         return Err(failed(format!("an answer to command {} where {id} was asked", half(12))));
     }
-    if status != 0 {
-        return Err(failed(format!("status code type {}, code {:#04x}", status >> 8 & 7, status & 0xff)));
+    if status & 0x7ff != 0 {
+        return Ok(Err(Refusal { code_type: (status >> 8 & 7) as u8, code: status as u8 }));
     }
-    Ok(u64::from_le_bytes(entry[..8].try_into().expect("8 bytes")))
+    Ok(Ok(u64::from_le_bytes(entry[..8].try_into().expect("8 bytes"))))
+}
+
+fn success(entry: &[u8], id: u16) -> Result<u64> {
+    completion(entry, id)?.map_err(|r| failed(format!("status code type {}, code {:#04x}", r.code_type, r.code)))
 }

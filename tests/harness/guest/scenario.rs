@@ -111,8 +111,24 @@ pub fn filesystem_survives_kills(machine: &mut Machine, target: &mut dyn Target,
     // once more from the volume alone, with nothing of the file left in the guest's memory
     let again = format!("mount -t ext4 /dev/{device} /mnt && {same} --verify_only=1 && cd / && umount /mnt");
     machine.shell(&again, Duration::from_secs(120 + 10 * seconds))?;
+    if target.identity().discard {
+        discarded_blocks_read_as_zeros(machine, device)?;
+    }
     no_errors_logged(machine)?;
     Ok(report)
+}
+
+/// fstrim of a deleted file is accepted, and the device reads as zeros after a discard of all of it.
+fn discarded_blocks_read_as_zeros(machine: &mut Machine, device: &str) -> Result<()> {
+    machine.shell(&format!("mount -t ext4 /dev/{device} /mnt && rm /mnt/data && sync && fstrim /mnt && umount /mnt"), SHORT)?;
+    machine.shell(&format!("e2fsck -f -n /dev/{device}"), SHORT)?;
+    let zeros = format!("blkdiscard /dev/{device} && dd if=/dev/{device} bs=1M count=64 iflag=direct 2>/dev/null | tr -d '\\0' | wc -c");
+    let others = machine.shell(&zeros, SHORT)?;
+    if others.trim() == "0" {
+        Ok(())
+    } else {
+        Err(GuestError::failed(format!("{device} after a discard"), format!("{} bytes of 64 MiB are not zero", others.trim())))
+    }
 }
 
 /// How many 4 KiB blocks the device has taken since boot.
