@@ -9,7 +9,10 @@ use penstock::guest::judge::{Tally, Tearing, judge, plan};
 use penstock::guest::logged_drive::{JOURNAL_DEVICE, LoggedDrive, NVME_ADDRESS, bind_uio};
 use penstock::guest::machine::{Machine, MachineSpec};
 use penstock::guest::penstock_target::{Recoverer, built_program};
+use penstock::guest::replay::{Replay, Unflushed};
+use penstock::guest::scenario::discarded_blocks_read_as_zeros;
 use penstock::guest::spdk_target::spdk_dir;
+use penstock::guest::writelog::Kind;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -72,6 +75,38 @@ fn record_kernel(name: &str, promise: &str) -> (tempfile::TempDir, LoggedDrive) 
     machine.shell(&script, Duration::from_secs(60)).unwrap();
     machine.cut_power();
     (dir, drive)
+}
+
+#[test]
+#[ignore = "shows that the harness is right, not that Penstock is; run by make test-guest"]
+fn recorded_drive_records_discards_and_reads_them_as_zeros() {
+    let image = ImageSpec::storage_host().unwrap().build().unwrap();
+    let overlay = Overlay::with_agent(Path::new(AGENT)).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let drive = LoggedDrive::create(dir.path(), 128 << 20).unwrap();
+    let spec = MachineSpec {
+        name: "nvme-discard",
+        image: &image,
+        overlay: &overlay,
+        memory_mib: 768,
+        cpus: 1,
+        hugepages: 0,
+        network: false,
+        devices: drive.devices(),
+    };
+    let mut machine = Machine::boot(&spec).unwrap();
+    let fill =
+        "mkfs.ext4 -q -F /dev/nvme0n1 && mount -t ext4 /dev/nvme0n1 /mnt && dd if=/dev/urandom of=/mnt/data bs=1M count=8 && umount /mnt";
+    machine.shell(fill, Duration::from_secs(60)).unwrap();
+    discarded_blocks_read_as_zeros(&mut machine, "nvme0n1").unwrap();
+    machine.power_off().unwrap();
+    let log = drive.read_log().unwrap();
+    let discarded: u64 = log.entries.iter().filter(|e| e.kind == Kind::Discard).map(|e| e.length).sum();
+    assert!(discarded >= drive.size, "{discarded} bytes of {} discarded in the log", drive.size);
+    let mut replay = Replay::new(&log, drive.journal_begins());
+    replay.advance_to(log.entries.len()).unwrap();
+    let left = replay.crash(Unflushed::Kept).unwrap();
+    assert!(left.read(0, drive.size as usize).iter().all(|b| *b == 0), "the rebuilt image shows the discard too");
 }
 
 #[test]

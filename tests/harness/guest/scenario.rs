@@ -118,8 +118,8 @@ pub fn filesystem_survives_kills(machine: &mut Machine, target: &mut dyn Target,
     Ok(report)
 }
 
-/// fstrim of a deleted file is accepted, and the device reads as zeros after a discard of all of it.
-fn discarded_blocks_read_as_zeros(machine: &mut Machine, device: &str) -> Result<()> {
+/// fstrim after `/data` of an ext4 was deleted is accepted, and the device reads as zeros after a discard of all of it.
+pub fn discarded_blocks_read_as_zeros(machine: &mut Machine, device: &str) -> Result<()> {
     machine.shell(&format!("mount -t ext4 /dev/{device} /mnt && rm /mnt/data && sync && fstrim /mnt && umount /mnt"), SHORT)?;
     machine.shell(&format!("e2fsck -f -n /dev/{device}"), SHORT)?;
     let zeros = format!("blkdiscard /dev/{device} && dd if=/dev/{device} bs=1M count=64 iflag=direct 2>/dev/null | tr -d '\\0' | wc -c");
