@@ -438,7 +438,7 @@ impl<M: 'static> BdevChannel<M> {
 
     fn bytes(&self, blocks: u64) -> Option<u64> {
         // A product that does not fit can never equal the memory's length.
-        Some(blocks.checked_mul(u64::from(self.inner.block_size)).unwrap_or(u64::MAX))
+        Some(blocks.saturating_mul(u64::from(self.inner.block_size)))
     }
 
     /// Reads blocks into `memory`, whose ranges must add up to exactly that (else INVAL).
