@@ -1,0 +1,266 @@
+//! What must hold after every turn, at promises, after deaths and recoveries. Each check panics with what it found.
+//!
+//! Numbers in the tally are those of FAULTS's invariants. To add one: a function here, a call where the moment is, a count
+//! in the tally, and a canary that makes it fail. Not here: histories of blocks (`register`) and memory (`memory`).
+
+use penstock_engine::{HostOp, RecoveryReport, Stage, Status, StoreConfig};
+
+use crate::drive::{Cut, Drive};
+use crate::faults::rot;
+use crate::oracle::Command;
+use crate::orders::volume_of;
+use crate::probe::Probe;
+use crate::stamp::{BLOCK, Image, SECTOR, ZEROS, sector_of};
+use crate::world::{Standing, World};
+
+/// Blocks that a look at a promise reads.
+const PROMISE_BLOCKS: usize = 4;
+
+impl World {
+    /// After every turn.
+    pub fn check_cheap(&mut self, shard: usize) {
+        let s = &self.shards[shard];
+        let view = s.store.as_ref().expect("alive").view();
+        assert!(view.ring_used <= view.ring_blocks, "{} of {} blocks of the log are in use", view.ring_used, view.ring_blocks);
+        assert!(view.extents_free <= view.extents, "{} of {} extents are free", view.extents_free, view.extents);
+        assert_eq!(view.disk_out, s.out.len() as u64, "the store counts {} device commands, {} are out", view.disk_out, s.out.len());
+        assert!(view.held >= s.ios.len() as u64, "the store holds {} commands, {} were not answered", view.held, s.ios.len());
+        assert!(!view.quiescent || s.out.is_empty() && s.ios.is_empty(), "a store with work calls itself quiescent: {view:?}");
+        match (&s.standing, view.stage) {
+            (Standing::Opening, Stage::Opening)
+            | (Standing::Serving, Stage::Serving | Stage::Fenced(_) | Stage::Stopping)
+            | (Standing::Failed(_), Stage::Failed)
+            | (Standing::Stopped, Stage::Stopped) => {}
+            (told, is) => panic!("shard {shard} says it is {is:?}; told was {told:?}"),
+        }
+        assert!(
+            s.fence.is_none() || !matches!(view.stage, Stage::Serving),
+            "the node remembers fence {:?}, and shard {shard} serves as if well",
+            s.fence
+        );
+        self.tally.check("cheap, after each turn");
+    }
+
+    /// Recovery is over: what was acknowledged is there (1), and space adds up (24).
+    pub fn check_recovered(&mut self, shard: usize, report: &RecoveryReport) {
+        let s = &self.shards[shard];
+        assert!(
+            report.lost_blocks == 0 && report.lost_batches == 0 || self.plan.faults.destroys(),
+            "recovery lost {report:?}, and nothing was destroyed"
+        );
+        assert!(report.lost_batches == 0 || s.clouded, "recovery lost batches, and no header was destroyed: {report:?}");
+        self.tally.check("recovery reports true (13)");
+        self.shards[shard].look_over = true;
+    }
+
+    /// At the end of the turn in which a store began to serve.
+    pub fn look_over(&mut self, shard: usize) {
+        let s = &mut self.shards[shard];
+        if !std::mem::take(&mut s.look_over) {
+            return;
+        }
+        let clouded = s.clouded;
+        for v in self.volumes.values().filter(|v| v.shard == shard && v.created && !v.doomed) {
+            assert!(v.replica.is_some() || clouded, "volume {} was acknowledged, and shard {shard} has recovered without it", v.no);
+        }
+        self.tally.check("volumes there after recovery (1)");
+    }
+
+    /// Extents taken are those reachable. Where metadata was hit, what a lost page mapped is rightly counted as leaked.
+    pub fn audit(&self, shard: usize, when: &str) {
+        let s = &self.shards[shard];
+        let (drive, start) = (&self.drives[s.drive], s.share.start.0);
+        if !s.clouded {
+            let store = s.store.as_ref().expect("alive");
+            store.audit(|at| drive.bytes(start + at.0)).unwrap_or_else(|e| panic!("shard {shard}, audit {when}: {e}"));
+        }
+    }
+
+    /// An acknowledgement is going out: were the power to go now, would the next life find what it promises? (1, 5, 9, 15)
+    pub fn check_promise(&mut self, shard: usize, command: &Command) {
+        let (HostOp::Write(span) | HostOp::Zero(span) | HostOp::CompareWrite(span)) = command.op else { return };
+        if self.shards[shard].clouded || !self.volumes.contains_key(&command.volume) || self.volumes[&command.volume].doomed {
+            return;
+        }
+        let cut = self.rng.pick(&[Cut::AllLost, Cut::AllLost, Cut::PerBlock, Cut::PerSector]);
+        let rng = &mut self.rng.fork(3);
+        let twin = self.drives[self.shards[shard].drive].after_cut(cut, rng);
+        let mut probe = self.second_life(shard, twin, "a promise");
+        let Some(replica) = probe.replicas.iter().find(|(_, shape)| volume_of(&shape.segment) == command.volume).map(|(no, _)| *no) else {
+            panic!("volume {} would be gone after a power cut, and a write to it was just acknowledged", command.volume);
+        };
+        let (first, last) = (span.offset / BLOCK as u64, (span.offset + span.len - 1) / BLOCK as u64);
+        for _ in 0..PROMISE_BLOCKS.min((last - first + 1) as usize) {
+            let block = self.rng.within(first, last);
+            self.check_block(&mut probe, command.volume, replica, block, "after an acknowledgement and a power cut");
+        }
+        self.tally.check("promises on a copy of the media (9)");
+    }
+
+    /// The node died: whatever a next life finds on each drive must be what hosts may expect, all of it (1, 2, 3, 4, 13, 15).
+    pub fn check_after_death(&mut self) {
+        for shard in 0..self.shards.len() {
+            if self.rng.one_in(2) {
+                let twin = self.drives[self.shards[shard].drive].clone();
+                self.check_all(shard, twin, "after a death");
+            }
+            for _ in 0..self.plan.malformed {
+                self.check_malformed(shard);
+            }
+        }
+    }
+
+    /// Opens a copy and reads every block that was ever touched.
+    pub fn check_all(&mut self, shard: usize, twin: Drive, when: &str) {
+        if self.shards[shard].clouded {
+            return;
+        }
+        let mut probe = self.second_life(shard, twin, when);
+        self.read_all(shard, &mut probe, when);
+        if self.shards[shard].fence.is_none() {
+            probe.come_to_rest().unwrap_or_else(|stuck| panic!("shard {shard} {when}: {stuck}"));
+            probe.audit().unwrap_or_else(|e| panic!("shard {shard} {when}: {e}"));
+            self.tally.check("accounting after recovery and drain (24)");
+        }
+        self.tally.check("whole drives read back (1, 3, 13, 24)");
+    }
+
+    fn read_all(&mut self, shard: usize, probe: &mut Probe, when: &str) {
+        let clouded = self.shards[shard].clouded;
+        for no in self.volumes.values().filter(|v| v.shard == shard && v.created && !v.doomed).map(|v| v.no).collect::<Vec<_>>() {
+            let found = probe.replicas.iter().find(|(_, shape)| volume_of(&shape.segment) == no).map(|(no, shape)| (*no, shape.blocks));
+            let Some((replica, blocks)) = found else {
+                assert!(clouded, "volume {no} is gone {when}");
+                continue;
+            };
+            for block in self.oracle.touched(no).into_iter().filter(|b| *b < blocks) {
+                self.check_block(probe, no, replica, block, when);
+            }
+        }
+    }
+
+    fn check_block(&mut self, probe: &mut Probe, volume: u32, replica: penstock_engine::ReplicaNo, block: u64, when: &str) {
+        if self.volumes[&volume].pending.is_some() {
+            // A shrink may or may not have taken hold.
+            return;
+        }
+        let possible = self.oracle.possible(volume, block).unwrap_or_else(|wrong| panic!("{wrong}"));
+        let (status, bytes) = probe.read(replica, block).unwrap_or_else(|stuck| panic!("{when}: {stuck}"));
+        match status {
+            Status::Ok => match image_of(&bytes, volume, block) {
+                Ok(image) if possible.contains(&image) => {}
+                Ok(image) => panic!("{when}: volume {volume} block {block} would hold {image:?}; it may hold {possible:?}"),
+                Err(wrong) => panic!("{when}: volume {volume} block {block}: {wrong}"),
+            },
+            Status::Unrecovered => assert!(
+                self.oracle.may_be_lost(volume, block),
+                "{when}: volume {volume} block {block} would be lost, and no fault destroyed it; it may hold {possible:?}"
+            ),
+            other => panic!("{when}: a read of volume {volume} block {block} would be answered {other:?}"),
+        }
+        self.tally.check("blocks read in a second life");
+    }
+
+    fn second_life(&mut self, shard: usize, twin: Drive, when: &str) -> Probe {
+        let config = self.second_config(shard);
+        let rng = self.rng.fork(4);
+        let probe = Probe::open(twin, self.shards[shard].share, config, rng).unwrap_or_else(|stuck| panic!("{when}: {stuck}"));
+        if let Some(error) = &probe.failed {
+            panic!("{when}: shard {shard} would not open: {error}");
+        }
+        probe
+    }
+
+    fn second_config(&self, shard: usize) -> StoreConfig {
+        let s = &self.shards[shard];
+        StoreConfig { fenced: s.fence, ..s.config.clone() }
+    }
+
+    /// Metadata of a copy is damaged in any way (29): the store refuses clearly or recovers honestly. It never lies.
+    pub fn check_malformed(&mut self, shard: usize) {
+        let share = self.shards[shard].share;
+        let mut twin = self.drives[self.shards[shard].drive].clone();
+        let hits = self.rng.within(1, 3);
+        let metadata = self.plan.faults.metadata;
+        self.plan.faults.metadata = true;
+        let targets: Vec<u64> = twin
+            .occupied(share.start.0..share.start.0 + share.blocks)
+            .into_iter()
+            .filter(|at| crate::stamp::block_of(&twin.look(*at).expect("occupied")[..]).is_none() && self.may_be_damaged(shard, *at, true))
+            .collect();
+        self.plan.faults.metadata = metadata;
+        if targets.is_empty() {
+            return;
+        }
+        for _ in 0..hits {
+            let at = self.rng.pick(&targets);
+            let mut page = **twin.look(at).expect("occupied");
+            if self.rng.one_in(4) {
+                let other = self.rng.pick(&targets);
+                page = **twin.look(other).expect("occupied");
+            } else {
+                rot(&mut page, &mut self.rng);
+            }
+            twin.corrupt(at, Some(std::rc::Rc::new(page)));
+        }
+        self.tally.faults("malformed record (29)", hits);
+        let config = self.second_config(shard);
+        let rng = self.rng.fork(5);
+        let mut probe = Probe::open(twin, share, config, rng).unwrap_or_else(|stuck| panic!("on a malformed drive: {stuck}"));
+        if probe.failed.is_some() {
+            self.tally.did("malformed drives refused", 1);
+        } else {
+            let (clouded, fresh): (bool, Vec<u32>) = (
+                self.shards[shard].clouded,
+                self.volumes.values().filter(|v| v.shard == shard && !self.oracle.is_clouded(v.no)).map(|v| v.no).collect(),
+            );
+            self.shards[shard].clouded = true;
+            fresh.iter().for_each(|no| self.oracle.cloud(*no));
+            self.read_all(shard, &mut probe, "on a malformed drive");
+            fresh.iter().for_each(|no| self.oracle.uncloud(*no));
+            self.shards[shard].clouded = clouded;
+            self.tally.did("malformed drives opened", 1);
+        }
+        self.tally.check("malformed drives (29)");
+    }
+
+    /// No space: only where space is short.
+    pub fn check_full(&mut self, shard: usize, command: &Command) {
+        let s = &self.shards[shard];
+        let view = s.store.as_ref().map_or_else(|| panic!("a dead store answers"), |st| st.view());
+        let (HostOp::Write(span) | HostOp::Zero(span) | HostOp::CompareWrite(span)) = command.op else {
+            panic!("{:?} was answered NoSpace", command.op);
+        };
+        let whole = (span.offset | span.len).is_multiple_of(BLOCK as u64);
+        assert!(!(whole && matches!(command.op, HostOp::Zero(_))), "giving space back was answered NoSpace");
+        // What the command may need, what others out may need, and what is held back for checkpoints.
+        let extents = |len: u64| len / (16 * BLOCK as u64) + 2;
+        let others: u64 =
+            s.ios.values().map(|c| if let HostOp::Write(s) | HostOp::CompareWrite(s) = c.op { extents(s.len) } else { 0 }).sum();
+        let need = extents(span.len) + others + view.undrained_extents;
+        let reserve = 16 + view.extents / 8;
+        assert!(
+            view.extents_free <= need + need / 8 + reserve,
+            "NoSpace for {} bytes with {} of {} extents free and {} undrained",
+            span.len,
+            view.extents_free,
+            view.extents,
+            view.undrained_extents
+        );
+        self.tally.check("NoSpace only when space is short (15)");
+    }
+}
+
+fn image_of(bytes: &[u8], volume: u32, block: u64) -> Result<Image, String> {
+    let mut image = ZEROS;
+    for (s, sector) in bytes.chunks_exact(SECTOR).enumerate() {
+        let (id, told) = sector_of(sector).ok_or_else(|| format!("sector {s} is no host's data: {:02x?}", &sector[..32]))?;
+        if let Some((place, at)) = told
+            && (place.volume != volume || place.block != block || at != s)
+        {
+            return Err(format!("sector {s} belongs to {place:?} sector {at}"));
+        }
+        image[s] = id;
+    }
+    Ok(image)
+}

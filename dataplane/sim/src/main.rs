@@ -1,0 +1,132 @@
+//! `penstock-sim`: runs seeds, prints what they did and what they violated, and proves that seeded bugs are caught.
+//!
+//! Exit code 0 when nothing was violated and every canary was caught, 1 otherwise, 2 for a wrong command line.
+
+#![forbid(unsafe_code)]
+
+use std::io::{IsTerminal, Write};
+use std::process::ExitCode;
+use std::time::Instant;
+
+use clap::Parser;
+use penstock_engine::Canary;
+use penstock_sim::run::{Outcome, Summary, catch_quietly, run_canaries, run_many, run_seed};
+
+/// Runs the data plane's engine over simulated, faulty drives.
+#[derive(Parser)]
+#[command(name = "penstock-sim", version)]
+struct Args {
+    /// How many seeds to run.
+    #[arg(long, default_value_t = 500, conflicts_with = "seed")]
+    seeds: u64,
+    /// The first of them.
+    #[arg(long, default_value_t = 0, conflicts_with = "seed")]
+    from: u64,
+    /// Run this one seed.
+    #[arg(long)]
+    seed: Option<u64>,
+    /// Print every event (with --seed).
+    #[arg(long, requires = "seed")]
+    trace: bool,
+    /// Run with this seeded bug.
+    #[arg(long)]
+    canary: Option<String>,
+    /// After the seeds, prove that each seeded bug is caught.
+    #[arg(long, conflicts_with_all = ["seed", "canary"])]
+    canaries: bool,
+    /// Most seeds that a canary may take.
+    #[arg(long, default_value_t = 600)]
+    canary_seeds: u64,
+    /// Threads; default one per core.
+    #[arg(long)]
+    threads: Option<usize>,
+    /// Stop after so many violations.
+    #[arg(long, default_value_t = 5)]
+    violations: usize,
+}
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    catch_quietly();
+    let canary = match args.canary.as_deref().map(canary_named).transpose() {
+        Ok(canary) => canary,
+        Err(text) => {
+            eprintln!("{text}");
+            return ExitCode::from(2);
+        }
+    };
+    let threads = args.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, |n| n.get()));
+    if let Some(seed) = args.seed {
+        let outcome = run_seed(seed, canary, args.trace);
+        println!("seed {seed}: {} events, trace hash {:016x}", outcome.events, outcome.hash);
+        print_violation(&outcome);
+        return if outcome.violation.is_none() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
+    }
+    let start = Instant::now();
+    let live = std::io::stderr().is_terminal();
+    let summary = run_many(args.from, args.seeds, threads, canary, args.violations, &|s| {
+        if live && s.seeds % 5 == 0 {
+            eprint!("\r{} of {} seeds, {} events, {} violations ", s.seeds, args.seeds, s.events, s.violations.len());
+            let _ = std::io::stderr().flush();
+        }
+    });
+    if live {
+        eprintln!();
+    }
+    print_summary(&summary, args.from, start);
+    let mut fine = summary.violations.is_empty();
+    if args.canaries {
+        let start = Instant::now();
+        println!("\nseeded bugs");
+        let caught = run_canaries(args.from, args.canary_seeds, threads, &|canary, outcome, seeds| match outcome {
+            Some(o) => {
+                let text =
+                    o.violation.as_deref().unwrap_or_default().lines().next().unwrap_or_default().chars().take(110).collect::<String>();
+                println!("  {:<22} caught in {seeds:>4} seeds, by seed {}: {text}", format!("{canary:?}"), o.seed);
+            }
+            None => println!("  {:<22} NOT caught in {seeds} seeds", format!("{canary:?}")),
+        });
+        let (n, k) = (caught.len(), caught.values().flatten().count());
+        println!("canaries caught {k}/{n} in {:.1} s", start.elapsed().as_secs_f64());
+        fine &= k == n;
+    }
+    if fine { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn canary_named(name: &str) -> Result<Canary, String> {
+    Canary::ALL
+        .into_iter()
+        .find(|c| format!("{c:?}").eq_ignore_ascii_case(name))
+        .ok_or_else(|| format!("no canary is called {name}; there are {:?}", Canary::ALL))
+}
+
+fn print_violation(outcome: &Outcome) {
+    if let Some(text) = &outcome.violation {
+        println!("VIOLATION, seed {}: {text}\n  replay: {}", outcome.seed, outcome.replay());
+    }
+}
+
+fn print_summary(s: &Summary, from: u64, start: Instant) {
+    for (title, rows) in [
+        ("work done", &s.tally.work),
+        ("faults injected, by class (number in FAULTS)", &s.tally.faults),
+        ("invariants checked (number in FAULTS)", &s.tally.checks),
+    ] {
+        println!("{title}");
+        for (name, n) in rows {
+            println!("  {name:<58} {n:>12}");
+        }
+    }
+    let seconds = start.elapsed().as_secs_f64();
+    println!(
+        "seeds {} from {from}, events {}, hash {:016x}, {seconds:.1} s, {:.0} events/s",
+        s.seeds,
+        s.events,
+        s.hash,
+        s.events as f64 / seconds
+    );
+    println!("violations {}", s.violations.len());
+    for outcome in &s.violations {
+        print_violation(outcome);
+    }
+}
