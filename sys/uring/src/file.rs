@@ -7,6 +7,7 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use crate::error::{Errno, OpenError};
 use crate::media::{self, Barrier, DeviceNumber, Mount};
@@ -30,7 +31,7 @@ pub enum FileDiscard {
 }
 
 /// How to open a drive.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct OpenOpts {
     /// Bytes, a multiple of 4096. If the file is absent (or empty, as a crash while creating leaves it) it is created
     /// with this size and its space is reserved; if present, its size must be this one.
@@ -38,6 +39,15 @@ pub struct OpenOpts {
     /// Writes, barriers and discards are refused. The lock is exclusive all the same.
     pub read_only: bool,
     pub discard: FileDiscard,
+    /// How long to wait for a drive in use. The kernel lets go of a killed process's requests, and with them of its
+    /// lock, only after the process is gone; so does a fork that has not reached its exec.
+    pub lock_wait: Duration,
+}
+
+impl Default for OpenOpts {
+    fn default() -> Self {
+        Self { size: None, read_only: false, discard: FileDiscard::default(), lock_wait: Duration::from_secs(2) }
+    }
 }
 
 /// An opened and locked drive. Closing it releases the lock. All cores of a process share one (`Arc`).
@@ -89,7 +99,8 @@ impl UringFile {
         flags |= if opts.read_only { libc::O_RDONLY } else { libc::O_RDWR };
         flags |= if is_block { libc::O_EXCL } else { 0 };
         flags |= if creating { libc::O_CREAT } else { 0 };
-        let fd = match open(path, flags) {
+        let deadline = Instant::now() + opts.lock_wait;
+        let fd = match until(deadline, libc::EBUSY, || open(path, flags)) {
             Ok(fd) => fd,
             Err(Errno(libc::EINVAL)) => {
                 if creating {
@@ -103,7 +114,7 @@ impl UringFile {
             Err(errno) => return Err(os(path, errno, "Check its permissions and those of its directory")),
         };
         let stat = Stat::of_fd(&fd).map_err(|errno| os(path, errno, "The file could not be examined"))?;
-        lock(path, &fd, &stat)?;
+        lock(path, &fd, &stat, deadline)?;
 
         let mut file = Self {
             fd,
@@ -281,15 +292,16 @@ fn os(path: &Path, errno: Errno, next: &'static str) -> OpenError {
 }
 
 /// flock is per open file description, so it keeps out a second open in this process too.
-fn lock(path: &Path, fd: &OwnedFd, stat: &Stat) -> Result<(), OpenError> {
+fn lock(path: &Path, fd: &OwnedFd, stat: &Stat, deadline: Instant) -> Result<(), OpenError> {
     // SAFETY: an open descriptor.
-    match retry(|| unsafe { libc::flock(fd.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) }) {
+    let attempt = || retry(|| unsafe { libc::flock(fd.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) });
+    match until(deadline, libc::EWOULDBLOCK, attempt) {
         Ok(()) => Ok(()),
         Err(Errno(libc::EWOULDBLOCK)) => {
-            let locks = std::fs::read_to_string("/proc/locks").unwrap_or_default();
-            let by = lock_holder(&locks, DeviceNumber::of(stat.0.st_dev), stat.0.st_ino)
-                .map(|pid| format!(" by process {pid}"))
-                .unwrap_or_default();
+            // The list is not read in one piece, so that an entry can be missed while others come and go.
+            let dev = DeviceNumber::of(stat.0.st_dev);
+            let look = |_| lock_holder(&std::fs::read_to_string("/proc/locks").ok()?, dev, stat.0.st_ino);
+            let by = (0..5).find_map(look).map(|pid| format!(" by process {pid}")).unwrap_or_default();
             Err(OpenError::InUse { path: path.into(), by })
         }
         Err(errno) => Err(os(path, errno, "The file system can't lock it; use a local one")),
@@ -383,6 +395,17 @@ fn open(path: &Path, flags: i32) -> Result<OwnedFd, Errno> {
     })?;
     // SAFETY: just opened, owned by nobody else.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Attempts again, a hundred times a second until `deadline`, while the answer is `busy`.
+fn until<T>(deadline: Instant, busy: i32, mut attempt: impl FnMut() -> Result<T, Errno>) -> Result<T, Errno> {
+    loop {
+        let outcome = attempt();
+        if !matches!(outcome, Err(Errno(errno)) if errno == busy) || Instant::now() >= deadline {
+            return outcome;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
 }
 
 /// Runs a call that returns a negative number on error, again as long as a signal interrupts it.

@@ -2,11 +2,14 @@
 
 mod common;
 
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
+use std::rc::Rc;
+use std::time::Duration;
 
 use common::{BLOCK, block, create, discard, read, ring_over, scratch, sized, sync, write};
-use penstock_uring::{Barrier, Errno, FileKind, IoFault, OpenError, OpenOpts, UringFile};
+use penstock_uring::{Barrier, ByteOffset, Errno, FileKind, IoFault, OpenError, OpenOpts, Token, UringFile};
 
 const MIB: u64 = 1 << 20;
 
@@ -65,14 +68,50 @@ fn file_left_empty_by_a_crash_while_creating_is_filled() {
 fn drive_in_use_names_the_process_that_has_it() {
     let dir = scratch();
     let drive = create(dir.path(), MIB);
-    let err = UringFile::open(drive.path(), &OpenOpts::default()).unwrap_err();
+    let err = UringFile::open(drive.path(), &impatient()).unwrap_err();
     assert!(matches!(err, OpenError::InUse { .. }));
     assert!(err.to_string().contains(&format!("by process {}", std::process::id())), "{err}");
-    let err = UringFile::open(drive.path(), &OpenOpts { read_only: true, ..OpenOpts::default() }).unwrap_err();
+    let err = UringFile::open(drive.path(), &OpenOpts { read_only: true, ..impatient() }).unwrap_err();
     assert!(matches!(err, OpenError::InUse { .. }), "looking is refused as well: {err}");
     let path = drive.path().to_path_buf();
     drop(drive);
     UringFile::open(path, &OpenOpts::default()).unwrap();
+}
+
+fn impatient() -> OpenOpts {
+    OpenOpts { lock_wait: Duration::ZERO, ..OpenOpts::default() }
+}
+
+const CHILD: &str = "PENSTOCK_URING_TEST_DRIVE";
+
+#[test]
+fn drive_of_a_process_killed_under_load_can_be_opened_at_once() {
+    if let Some(path) = std::env::var_os(CHILD) {
+        let (mut ring, file) = ring_over(UringFile::open(path, &OpenOpts::default()).unwrap());
+        println!("ready");
+        loop {
+            for n in 0..64 {
+                let _ = ring.submit_writev(Token(n), file, ByteOffset(n * 65536), Rc::new(block(1, 16)));
+            }
+            ring.wait(common::LONG).unwrap();
+            ring.reap(64, |done| assert_eq!(done.result, Ok(65536)));
+        }
+    }
+    let dir = scratch();
+    drop(create(dir.path(), 4 * MIB));
+    for _ in 0..5 {
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "drive_of_a_process_killed_under_load_can_be_opened_at_once", "--nocapture"])
+            .env(CHILD, dir.path().join("drive"))
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let ready = BufReader::new(child.stdout.take().unwrap()).lines().any(|line| line.unwrap().contains("ready"));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(ready);
+        drop(UringFile::open(dir.path().join("drive"), &OpenOpts::default()).unwrap());
+    }
 }
 
 #[test]
@@ -149,11 +188,9 @@ fn block_device_serves_and_is_exclusive() {
     let drive = UringFile::open(&device.0, &OpenOpts::default()).unwrap();
     assert_eq!((drive.kind(), drive.size(), drive.block_size()), (FileKind::BlockDevice, 4 * MIB, 512));
     assert!(matches!(drive.barrier(), Barrier::Flush | Barrier::NotNeeded), "{:?}", drive.barrier());
-    let err = UringFile::open(&device.0, &OpenOpts::default()).unwrap_err();
+    let err = UringFile::open(&device.0, &impatient()).unwrap_err();
     assert!(matches!(err, OpenError::InUse { .. }), "{err}");
     assert!(!run(Command::new("mount").arg(&device.0).arg(dir.path())), "the kernel keeps others off too");
-    let err = UringFile::open(&device.0, &sized(MIB)).unwrap_err();
-    assert!(matches!(err, OpenError::InUse { .. }), "{err}");
 
     let (mut ring, file) = ring_over(drive);
     assert_eq!(write(&mut ring, file, 512, penstock_uring::AlignedBuf::copy_of(&[9; 512])), Ok(512));
@@ -186,7 +223,7 @@ fn mounted_block_device_is_refused_and_a_full_file_system_is_an_error() {
         return;
     }
     let _unmount = Mounted(mount_point.clone());
-    let err = UringFile::open(&device.0, &OpenOpts::default()).unwrap_err();
+    let err = UringFile::open(&device.0, &impatient()).unwrap_err();
     assert!(err.to_string().contains("mounted"), "{err}");
 
     let err = UringFile::open(mount_point.join("large"), &sized(64 * MIB)).unwrap_err();
