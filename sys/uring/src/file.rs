@@ -39,8 +39,8 @@ pub struct OpenOpts {
     /// Writes, barriers and discards are refused. The lock is exclusive all the same.
     pub read_only: bool,
     pub discard: FileDiscard,
-    /// How long to wait for a drive in use. The kernel lets go of a killed process's requests, and with them of its
-    /// lock, only after the process is gone; so does a fork that has not reached its exec.
+    /// How long to wait for a drive in use. A child of a fork holds the lock until its exec: seen. A process killed
+    /// under load was never seen to leave it behind (100 kills), but its requests may keep the file open while they last.
     pub lock_wait: Duration,
 }
 
