@@ -4,11 +4,11 @@
 //! read again. The same place bad twice, with no drain at work on it, is corruption.
 
 use crate::config::Canary;
-use crate::index::{GroupKey, Version};
+use crate::index::{Group, GroupKey, Version};
 use crate::map::{Known, PageKey};
 use crate::port::*;
 use crate::store::{Owner, PageWaiter, Store};
-use crate::write::JobId;
+use crate::write::{Chunk, JobId};
 use penstock_wire::page::BlockState;
 use penstock_wire::{BLOCK, BlockAddr, EXTENT_BLOCKS};
 
@@ -23,23 +23,33 @@ pub enum Place {
     Unread,
 }
 
+/// Why a chunk cannot be read now.
+enum NotThere {
+    Lost,
+    NotLoaded(PageKey),
+}
+
 /// Same place bad this often is corruption.
 const STRIKES: u32 = 2;
 
 impl Store {
     /// Where a block lies, or which page would tell.
+    fn place_of(&self, replica: ReplicaNo, block: u64) -> Result<Place, PageKey> {
+        let extent = (block / EXTENT_BLOCKS) as u32;
+        let group = self.index.find(GroupKey { replica, extent }).map(|id| self.index.group(id));
+        self.place_in(replica, extent, (block % EXTENT_BLOCKS) as usize, group, self.map.known(replica, extent))
+    }
+
     #[inline]
-    pub(crate) fn place_of(&self, replica: ReplicaNo, block: u64) -> Result<Place, PageKey> {
-        if let Some(slot) = self.index.lookup(replica, block) {
+    fn place_in(&self, replica: ReplicaNo, extent: u32, at: usize, group: Option<&Group>, known: Known<'_>) -> Result<Place, PageKey> {
+        if let Some(slot) = group.and_then(|group| group.slots[at]) {
             return Ok(match slot.version {
                 Version::Log { at, crc } => Place::At(self.ring_block(at), crc),
                 Version::Zero => Place::Zero,
                 Version::Lost => Place::Lost,
             });
         }
-        let extent = (block / EXTENT_BLOCKS) as u32;
-        let at = (block % EXTENT_BLOCKS) as usize;
-        match self.map.known(replica, extent) {
+        match known {
             Known::Nothing => Ok(Place::Zero),
             Known::NotLoaded => Err(PageKey::of(replica, extent).0),
             Known::Entry(entry) => Ok(match entry.state(at) {
@@ -50,8 +60,35 @@ impl Store {
         }
     }
 
+    /// Where each wanted block of the chunk lies; index and map are asked once an extent.
+    fn find_places(&self, replica: ReplicaNo, op: HostOp, chunk: &Chunk, places: &mut Vec<Place>) -> Result<(), NotThere> {
+        let all = matches!(op, HostOp::Read(_));
+        let mut i = 0;
+        while i < chunk.blocks {
+            let block = chunk.first + i;
+            let extent = (block / EXTENT_BLOCKS) as u32;
+            let group = self.index.find(GroupKey { replica, extent }).map(|id| self.index.group(id));
+            let known = self.map.known(replica, extent);
+            let stop = chunk.blocks.min(i + EXTENT_BLOCKS - block % EXTENT_BLOCKS);
+            while i < stop {
+                let at = ((chunk.first + i) % EXTENT_BLOCKS) as usize;
+                places.push(if all || Self::wanted(op, chunk, i) {
+                    match self.place_in(replica, extent, at, group, known) {
+                        Ok(Place::Lost) => return Err(NotThere::Lost),
+                        Ok(place) => place,
+                        Err(page) => return Err(NotThere::NotLoaded(page)),
+                    }
+                } else {
+                    Place::Unread
+                });
+                i += 1;
+            }
+        }
+        Ok(())
+    }
+
     /// Whether a merge needs what a block holds now.
-    fn wanted(op: HostOp, chunk: &crate::write::Chunk, i: u64) -> bool {
+    fn wanted(op: HostOp, chunk: &Chunk, i: u64) -> bool {
         match op {
             HostOp::Write(_) | HostOp::Zero(_) => {
                 i == 0 && chunk.skip != 0 || i == chunk.blocks - 1 && !(u64::from(chunk.skip) + chunk.bytes).is_multiple_of(BLOCK as u64)
@@ -72,24 +109,13 @@ impl Store {
             self.finish_job(id, Status::NotReady, mem, fx);
             return;
         }
-        for i in 0..chunk.blocks {
-            if !is_read && !Self::wanted(op, &chunk, i) {
-                places.push(Place::Unread);
-                continue;
+        if let Err(refusal) = self.find_places(replica, op, &chunk, &mut places) {
+            self.host.job(id).places = places;
+            match refusal {
+                NotThere::Lost => self.finish_job(id, Status::Unrecovered, mem, fx),
+                NotThere::NotLoaded(page) => self.want_page(page, PageWaiter::Job(id), mem, fx),
             }
-            match self.place_of(replica, chunk.first + i) {
-                Ok(Place::Lost) => {
-                    self.host.job(id).places = places;
-                    self.finish_job(id, Status::Unrecovered, mem, fx);
-                    return;
-                }
-                Ok(place) => places.push(place),
-                Err(page) => {
-                    self.host.job(id).places = places;
-                    self.want_page(page, PageWaiter::Job(id), mem, fx);
-                    return;
-                }
-            }
+            return;
         }
         let direct = is_read && chunk.is_aligned() && done.is_multiple_of(BLOCK as u64) && mem.host_direct(io);
         if !direct && self.host.job(id).buf.is_none() {
@@ -117,7 +143,8 @@ impl Store {
                 continue;
             };
             let mut run = 1;
-            while i + run < places.len() && matches!(places[i + run], Place::At(next, _) if next == at.plus(run as u64)) {
+            // Again after a failure: block by block, so that the one that cannot be read is known and takes no other with it.
+            while whole_runs && i + run < places.len() && matches!(places[i + run], Place::At(next, _) if next == at.plus(run as u64)) {
                 run += 1;
             }
             if at < self.config.geometry.extents_start {
