@@ -220,7 +220,7 @@ impl Store {
 
     fn read_item<M: Memory>(&mut self, at: u32, mem: &mut M, fx: &mut Effects) {
         let item = &self.drain.items[at as usize];
-        let (slots, buf) = (item.slots, item.buf);
+        let (slots, buf, reread) = (item.slots, item.buf, item.reread);
         let mut out = 0;
         let mut i = 0;
         while i < BLOCKS {
@@ -229,7 +229,9 @@ impl Store {
                 continue;
             };
             let mut run = 1;
-            while i + run < BLOCKS
+            // The second time block by block: one that cannot be read must not take its neighbours with it.
+            while !reread
+                && i + run < BLOCKS
                 && matches!(slots[i + run], Some(Slot { version: Version::Log { at, .. }, .. }) if at == from + run as u32)
             {
                 run += 1;

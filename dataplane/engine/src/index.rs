@@ -51,6 +51,16 @@ pub struct Group {
     pub draining: bool,
 }
 
+impl Group {
+    /// Sets a block's newest version; true when an undrained one was there.
+    #[inline]
+    pub fn put(&mut self, block: usize, slot: Slot) -> bool {
+        let old = self.slots[block].replace(slot);
+        debug_assert!(old.is_none_or(|old| old.seq <= slot.seq));
+        old.is_some()
+    }
+}
+
 /// A group's place in memory.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct GroupId(u32);
@@ -90,23 +100,27 @@ impl Index {
         self.groups[id.0 as usize].slots[(block % EXTENT_BLOCKS) as usize]
     }
 
-    /// Puts a newer version over whatever is there; returns the group and whether an undrained version was absorbed.
-    pub fn put(&mut self, replica: ReplicaNo, block: u64, slot: Slot, changed: u64) -> (GroupId, bool) {
-        let key = GroupKey { replica, extent: (block / EXTENT_BLOCKS) as u32 };
+    /// The group of an extent that batch `seq` writes to: made if there is none, and queued for the drain.
+    #[inline]
+    pub fn touch(&mut self, key: GroupKey, seq: Seq, changed: u64) -> GroupId {
         let id = match self.by_key.get(&key) {
             Some(id) => *id,
             None => self.insert(key),
         };
         let group = &mut self.groups[id.0 as usize];
-        let old = group.slots[(block % EXTENT_BLOCKS) as usize].replace(slot);
-        debug_assert!(old.is_none_or(|old| old.seq <= slot.seq));
         group.changed = changed;
         if !group.queued {
             group.queued = true;
-            group.first_seq = slot.seq;
+            group.first_seq = seq;
             self.queue.push_back(id);
         }
-        (id, old.is_some())
+        id
+    }
+
+    /// Puts a newer version over whatever is there; returns whether an undrained one was absorbed.
+    pub fn put(&mut self, replica: ReplicaNo, block: u64, slot: Slot, changed: u64) -> (GroupId, bool) {
+        let id = self.touch(GroupKey { replica, extent: (block / EXTENT_BLOCKS) as u32 }, slot.seq, changed);
+        (id, self.groups[id.0 as usize].put((block % EXTENT_BLOCKS) as usize, slot))
     }
 
     fn insert(&mut self, key: GroupKey) -> GroupId {

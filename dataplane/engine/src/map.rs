@@ -50,11 +50,11 @@ pub struct Replica {
 
 /// What the map says of an extent, without loading anything.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Known {
+pub enum Known<'a> {
     /// No page: all of it reads as zeros.
     Nothing,
     NotLoaded,
-    Entry(ExtentEntry),
+    Entry(&'a ExtentEntry),
 }
 
 #[derive(Debug, Default)]
@@ -130,12 +130,12 @@ impl Map {
     }
 
     #[inline]
-    pub fn known(&self, no: ReplicaNo, extent: u32) -> Known {
+    pub fn known(&self, no: ReplicaNo, extent: u32) -> Known<'_> {
         let Some(replica) = self.get(no) else { return Known::Nothing };
         let (key, at) = PageKey::of(no, extent);
         match replica.pages.get(&key.page_no) {
             None => Known::Nothing,
-            Some(PageState { cached: Some(page), .. }) => Known::Entry(page.extents[at]),
+            Some(PageState { cached: Some(page), .. }) => Known::Entry(&page.extents[at]),
             Some(_) => Known::NotLoaded,
         }
     }

@@ -117,6 +117,7 @@ impl Store {
             }
             return;
         }
+        let whole_runs = self.host.job(id).strikes == 0;
         let direct = is_read && chunk.is_aligned() && done.is_multiple_of(BLOCK as u64) && mem.host_direct(io);
         if !direct && self.host.job(id).buf.is_none() {
             match mem.alloc(chunk.blocks as u32) {

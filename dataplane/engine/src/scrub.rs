@@ -98,7 +98,7 @@ impl Store {
 
     /// False when memory is short.
     fn scrub_extent<M: Memory>(&mut self, replica: ReplicaNo, extent: u32, mem: &mut M, fx: &mut Effects) -> bool {
-        let Known::Entry(entry) = self.map.known(replica, extent) else { return true };
+        let Known::Entry(&entry) = self.map.known(replica, extent) else { return true };
         if !entry.has_data() {
             return true;
         }
@@ -133,8 +133,8 @@ impl Store {
         let seen = (0..BLOCKS).filter(data).count() as u64;
         let (replica, extent, entry) = (item.replica, item.extent, item.entry);
         // The drain may have been at it: only what still stands, with nothing newer above, is held against the media.
-        let still =
-            self.map.known(replica, extent) == Known::Entry(entry) && self.index.find(crate::index::GroupKey { replica, extent }).is_none();
+        let still = self.map.known(replica, extent) == Known::Entry(&entry)
+            && self.index.find(crate::index::GroupKey { replica, extent }).is_none();
         if !bad.is_empty() && still && !item.again {
             self.scrub.items[at as usize].as_mut().expect("just seen").again = true;
             self.read_scrub(at, fx);

@@ -4,13 +4,13 @@
 
 use crate::config::{BATCHES_OUT_MAX, Barrier, Canary, FenceReason, Stage};
 use crate::epoch::{Epoch, Epochs};
-use crate::index::{Slot, Version};
+use crate::index::{GroupKey, Slot, Version};
 use crate::port::*;
 use crate::store::{Owner, Store};
 use crate::write::{Proposed, Source, What};
 use penstock_wire::batch::{ENTRY_HEAD, Header, Kind, OP_HEAD, PAYLOAD_BLOCKS_MAX, Prev, SECTION_MAX, Section, header_blocks};
 use penstock_wire::label::Geometry;
-use penstock_wire::{BLOCK, Generation, Index as RaftIndex, RingPos, Seq};
+use penstock_wire::{BLOCK, EXTENT_BLOCKS, Generation, Index as RaftIndex, RingPos, Seq};
 use std::collections::VecDeque;
 
 /// A batch between its submission and its application.
@@ -508,20 +508,31 @@ impl Store {
         if self.map.live(op.replica).is_none() {
             return;
         }
-        for (i, crc) in crcs.iter().enumerate() {
-            let slot = Slot { seq, version: Version::Log { at: at + i as u32, crc: *crc } };
-            let (id, absorbed) = self.index.put(op.replica, op.block + i as u64, slot, op.index.0);
-            self.counters.absorbed_blocks += u64::from(absorbed);
-            let group = self.index.group(id);
-            if !group.promised && *promises > 0 && !self.has_place(group.key) {
+        let mut at = at;
+        let mut block = op.block;
+        let mut crcs = crcs;
+        while !crcs.is_empty() {
+            let first = (block % EXTENT_BLOCKS) as usize;
+            let (here, rest) = crcs.split_at(crcs.len().min(EXTENT_BLOCKS as usize - first));
+            let key = GroupKey { replica: op.replica, extent: (block / EXTENT_BLOCKS) as u32 };
+            let id = self.index.touch(key, seq, op.index.0);
+            let group = self.index.group_mut(id);
+            for (i, crc) in here.iter().enumerate() {
+                let absorbed = group.put(first + i, Slot { seq, version: Version::Log { at: at + i as u32, crc: *crc } });
+                self.counters.absorbed_blocks += u64::from(absorbed);
+            }
+            if !group.promised && *promises > 0 && !self.has_place(key) {
                 self.index.group_mut(id).promised = true;
                 *promises -= 1;
             }
+            at += here.len() as u32;
+            block += here.len() as u64;
+            crcs = rest;
         }
     }
 
     /// Whether an extent is known to have its place on the drive.
-    pub(crate) fn has_place(&self, key: crate::index::GroupKey) -> bool {
+    pub(crate) fn has_place(&self, key: GroupKey) -> bool {
         matches!(self.map.known(key.replica, key.extent), crate::map::Known::Entry(entry) if entry.place != penstock_wire::page::UNALLOCATED)
     }
 

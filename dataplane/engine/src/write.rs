@@ -482,9 +482,10 @@ impl Store {
             if matches!(known, Known::Entry(entry) if entry.place != UNALLOCATED) {
                 continue;
             }
+            let unloaded = known == Known::NotLoaded;
             if !self.space.promise() {
                 self.give_up_promises(promises);
-                return Err((known == Known::NotLoaded).then(|| PageKey::of(replica, extent as u32).0));
+                return Err(unloaded.then(|| PageKey::of(replica, extent as u32).0));
             }
             promises += 1;
         }
