@@ -106,8 +106,10 @@ struct ps_device_params {
 	uint32_t block_size;
 	uint32_t nvme_nsid;		/* nonzero: can sit in a passthrough subsystem */
 	uint16_t compare_and_write_blocks;
+	bool nvmf_only;			/* its I/O is taken for the NVMe-oF target's, so nobody else may open it */
 };
 struct ps_device;
+bool ps_bdev_is_nvmf_only(const struct spdk_bdev *bdev);
 /* App thread. On failure returns NULL, sets err to a negative errno, and never calls release. */
 struct ps_device *ps_device_register(const struct ps_device_params *params, const struct ps_device_ops *ops,
 				     void *ctx, int *err);

@@ -1,11 +1,13 @@
 /* The bdev module `penstock`: forwards to Rust through a table of functions per device. See shim.h. */
 #include "shim.h"
 #include "spdk/bdev_module.h"
+#include "spdk/util.h"
 
 struct ps_device {
 	struct spdk_bdev bdev;
 	const struct ps_device_ops *ops;
 	void *ctx;
+	bool nvmf_only;
 };
 
 /* What each thread's I/O channel holds. */
@@ -164,6 +166,7 @@ ps_device_register(const struct ps_device_params *params, const struct ps_device
 	}
 	device->ops = ops;
 	device->ctx = ctx;
+	device->nvmf_only = params->nvmf_only;
 	device->bdev.ctxt = device;
 	device->bdev.name = strdup(params->name);
 	device->bdev.product_name = strdup(params->product);
@@ -190,6 +193,12 @@ fail:
 	free(device->bdev.product_name);
 	free(device);
 	return NULL;
+}
+
+bool
+ps_bdev_is_nvmf_only(const struct spdk_bdev *bdev)
+{
+	return bdev->module == &g_module && SPDK_CONTAINEROF(bdev, struct ps_device, bdev)->nvmf_only;
 }
 
 void

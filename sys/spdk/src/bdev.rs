@@ -171,7 +171,8 @@ extern "C" fn on_event(kind: spdk_sys::spdk_bdev_event_type, _bdev: *mut spdk_sy
 }
 
 impl Bdev {
-    /// Opens `name` on the running SPDK thread, which must be one of ours. `on_event` runs there too; it must not drop this Bdev
+    /// Opens `name` on the running SPDK thread, which must be one of ours. EPERM: the device is for
+    /// NVMe-oF alone. `on_event` runs there too; it must not drop this Bdev
     /// from inside itself, but send that to the thread instead.
     pub fn open(name: &str, writable: bool, on_event_fn: impl Fn(BdevEvent) + 'static) -> Result<Bdev, Errno> {
         let owner = ThreadHandle::current().ok_or(Errno::new(libc::EPERM))?;
@@ -181,7 +182,12 @@ impl Bdev {
         // SAFETY: on an SPDK thread; the hook outlives the descriptor.
         let rc = unsafe { spdk_sys::spdk_bdev_open_ext(name.as_ptr(), writable, Some(on_event), events.cast(), &mut pointer) };
         match (Errno::check(rc), NonNull::new(pointer)) {
-            (Ok(()), Some(pointer)) => Ok(Bdev { descriptor: Arc::new(Descriptor { pointer, owner, events }) }),
+            (Ok(()), Some(pointer)) => {
+                let bdev = Bdev { descriptor: Arc::new(Descriptor { pointer, owner, events }) };
+                // SAFETY: open. Its device takes every I/O for one of the NVMe-oF target, which ours would not be.
+                let nvmf_only = unsafe { spdk_sys::ps_bdev_is_nvmf_only(bdev.raw()) };
+                if nvmf_only { Err(Errno::new(libc::EPERM)) } else { Ok(bdev) }
+            }
             (outcome, _) => {
                 // SAFETY: not opened, so nobody else has it.
                 drop(unsafe { Box::from_raw(events) });

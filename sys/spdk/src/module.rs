@@ -53,7 +53,8 @@ impl IoKind {
     }
 }
 
-/// Which front end a device is for: it decides whose memory payloads are, and whether commands know their NVMe association.
+/// Which front end a device is for: it decides whose memory payloads are, and whether commands know their NVMe association. One
+/// that is for NVMe-oF opens for nothing else: neither [`crate::bdev::Bdev`] nor [`crate::vhost`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum FrontEnd {
     /// NVMe-oF over TCP or RDMA: payload is the target's own memory until the command is completed.
@@ -178,6 +179,7 @@ pub fn register<D: Device>(params: &DeviceParams, device: Arc<D>) -> Result<Regi
         block_size: params.block_size,
         nvme_nsid: params.nvme_nsid,
         compare_and_write_blocks: params.compare_and_write_blocks,
+        nvmf_only: params.front_end != FrontEnd::Other,
     };
     let ops: &'static spdk_sys::ps_device_ops = &Table::<D>::OPS;
     let context = Box::into_raw(Box::new(Context { device, front_end: params.front_end }));

@@ -100,9 +100,12 @@ pub struct Target {
 }
 
 impl Target {
-    /// The one that SPDK's nvmf subsystem made at start.
+    /// The one that SPDK's nvmf subsystem made at start. From now on it identifies itself by [`honest_identify`], or by the hook.
     pub fn get() -> Result<Target, Errno> {
         thread::assert_app_thread("the NVMe-oF target");
+        // Always: without it, SPDK hands Identify Namespace in a passthrough subsystem to the device as a raw command.
+        // SAFETY: stores a function pointer, the same each time.
+        unsafe { spdk_sys::ps_nvmf_set_identify_hook(Some(on_identify)) };
         // SAFETY: on the app thread, where targets come and go; NULL names the only one.
         let pointer = unsafe { spdk_sys::spdk_nvmf_get_tgt(std::ptr::null()) };
         NonNull::new(pointer).map(|pointer| Target { pointer }).ok_or(Errno::NODEV)
@@ -465,22 +468,23 @@ pub fn honest_identify(identify: &mut Identify<'_>) {
     }
 }
 
-/// Sees, and may change, what hosts are told. Once, before hosts connect. Runs on the connections' threads: must not block.
+/// Sees, and may change, what hosts are told, in place of [`honest_identify`], which it may call. Once, before hosts connect. Runs
+/// on the connections' threads: must not block.
 pub fn set_identify_hook(hook: impl Fn(Identify<'_>) + Send + Sync + 'static) -> Result<(), Errno> {
-    IDENTIFY.set(Box::new(hook)).map_err(|_| Errno::EXIST)?;
-    // SAFETY: stores a function pointer.
-    unsafe { spdk_sys::ps_nvmf_set_identify_hook(Some(on_identify)) };
-    Ok(())
+    IDENTIFY.set(Box::new(hook)).map_err(|_| Errno::EXIST)
 }
 
 extern "C" fn on_identify(kind: spdk_sys::ps_identify_kind, who: *const spdk_sys::ps_association, nsid: u32, data: *mut u8) {
-    let Some(hook) = IDENTIFY.get() else { return };
     // SAFETY: the shim's own, for the length of this call.
     let association = Association::from_c(unsafe { &*who });
     // SAFETY: the shim's buffer of 4096 bytes, which nobody else has.
     let data = unsafe { &mut *data.cast::<[u8; 4096]>() };
-    match kind {
-        spdk_sys::PS_IDENTIFY_CONTROLLER => hook(Identify::Controller { association: &association, data }),
-        _ => hook(Identify::Namespace { association: &association, nsid, data }),
+    let mut identify = match kind {
+        spdk_sys::PS_IDENTIFY_CONTROLLER => Identify::Controller { association: &association, data },
+        _ => Identify::Namespace { association: &association, nsid, data },
+    };
+    match IDENTIFY.get() {
+        Some(hook) => hook(identify),
+        None => honest_identify(&mut identify),
     }
 }

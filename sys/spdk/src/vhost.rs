@@ -24,13 +24,21 @@ pub struct ControllerOptions {
     pub readonly: bool,
 }
 
-/// Makes the controller and its socket. App thread.
+/// Makes the controller and its socket. App thread. EPERM: the bdev is for NVMe-oF alone.
 pub fn create(options: &ControllerOptions) -> Result<(), Errno> {
     thread::assert_app_thread("creating a vhost controller");
     let name = c_string(&options.name)?;
     let bdev = c_string(&options.bdev)?;
     let mask = options.core_mask.as_deref().map(c_string).transpose()?;
     let mask = mask.as_ref().map_or(std::ptr::null(), |mask| mask.as_ptr());
+    // SAFETY: on the app thread, where bdevs come and go, so one that is found stays for this call.
+    let nvmf_only = unsafe {
+        let found = spdk_sys::spdk_bdev_get_by_name(bdev.as_ptr());
+        !found.is_null() && spdk_sys::ps_bdev_is_nvmf_only(found)
+    };
+    if nvmf_only {
+        return Err(Errno::new(libc::EPERM));
+    }
     // SAFETY: all strings are copied. Packed rings stay off: only split rings survive our restart.
     Errno::check(unsafe { spdk_sys::ps_vhost_blk_create(name.as_ptr(), mask, bdev.as_ptr(), options.readonly, false) })
 }

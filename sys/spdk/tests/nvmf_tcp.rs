@@ -14,6 +14,7 @@ use spdk_rs::nvmf::{
     TransportOptions,
 };
 use spdk_rs::rpc::{self, Reply, RpcError};
+use spdk_rs::vhost::ControllerOptions;
 use spdk_rs::{Errno, NvmeStatus};
 use std::cell::RefCell;
 use std::io::{Read, Write};
@@ -253,6 +254,10 @@ fn passthrough_subsystem_on_a_rust_device_serves_tcp_with_identity_and_honest_id
                 front_end: FrontEnd::NvmfNetwork,
             };
             REGISTERED.set(Some(module::register(&params, device).expect("registered")));
+            let foreign = ControllerOptions { name: "vm0".into(), bdev: "ram0".into(), core_mask: None, readonly: false };
+            for opened in [Bdev::open("ram0", true, |_| ()).map(|_| ()), spdk_rs::vhost::create(&foreign)] {
+                assert_eq!(opened, Err(Errno::new(1)), "a device for NVMe-oF opens for nobody else (EPERM)");
+            }
             let target = Target::get().expect("nvmf_tgt");
             let options = TransportOptions { mask_copy: true, shared_buffers: 128, ..TransportOptions::default() };
             target.add_transport(Transport::Tcp, &options, move |outcome| {
