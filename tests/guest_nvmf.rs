@@ -120,11 +120,3 @@ fn own_initiator_reads_back_what_it_wrote_to_spdks_target_and_after_its_kill() {
     target.start().unwrap();
     assert_eq!(connect(&target).read(1 << 20, 4096).unwrap(), bytes);
 }
-
-#[test]
-#[ignore = "shows that the harness is right, not that Penstock is; run by make test-guest"]
-fn spdk_target_killed_six_times_full() {
-    let dir = tempfile::tempdir().unwrap();
-    let mut target = SpdkTarget::new(dir.path(), DoorKind::NvmfTcp, VOLUME).unwrap();
-    kill_under_load("nvmf-spdk-full", &mut target, Load::FULL);
-}

@@ -54,11 +54,3 @@ fn penstockd_killed_six_times_under_a_guests_virtio_blk_loses_nothing_full() {
     let mut target = PenstockTarget::new(dir.path(), DoorKind::VhostUserBlk, VOLUME).unwrap();
     kill_under_load("vhost-penstock-full", &mut target, Load::FULL);
 }
-
-#[test]
-#[ignore = "shows that the harness is right, not that Penstock is; run by make test-guest"]
-fn spdk_target_killed_six_times_full() {
-    let dir = tempfile::tempdir().unwrap();
-    let mut target = SpdkTarget::new(dir.path(), DoorKind::VhostUserBlk, VOLUME).unwrap();
-    kill_under_load("vhost-spdk-full", &mut target, Load::FULL);
-}

@@ -46,11 +46,26 @@ pub fn plan(log: &WriteLog, tearing: Tearing, between: usize, seed: u64) -> Vec<
     images
 }
 
+/// What came of recovering an image.
+#[derive(Debug)]
+pub enum Recovered {
+    /// The volume's first bytes.
+    Volume(Vec<u8>),
+    /// The system under test works, and does not open this image: then all that was promised is lost.
+    Refused(String),
+}
+
 /// An image that does not hold what was promised by then.
 #[derive(Debug)]
 pub struct Finding {
     pub image: Image,
-    pub verdict: Verdict,
+    pub fault: Fault,
+}
+
+#[derive(Debug)]
+pub enum Fault {
+    Blocks(Verdict),
+    Refused(String),
 }
 
 /// What came of a plan.
@@ -63,13 +78,20 @@ pub struct Tally {
     pub findings: Vec<Finding>,
 }
 
+impl Tally {
+    /// Images in which single acknowledged writes are missing; refused ones not counted.
+    pub fn losing(&self) -> usize {
+        self.findings.iter().filter(|f| matches!(&f.fault, Fault::Blocks(verdict) if !verdict.lost.is_empty())).count()
+    }
+}
+
 /// Judges `images`, ascending by cut. `recover` gives the first `blocks` blocks of the volume that an image holds.
 pub fn judge(
     log: &WriteLog,
     journal_begins: u64,
     blocks: u64,
     images: &[Image],
-    mut recover: impl FnMut(&Media) -> Result<Vec<u8>>,
+    mut recover: impl FnMut(&Media) -> Result<Recovered>,
 ) -> Result<Tally> {
     let mut replay = Replay::new(log, journal_begins);
     let mut acks = Acknowledged::new(log, journal_begins);
@@ -80,14 +102,20 @@ pub fn judge(
         if acks.newest().is_empty() {
             continue;
         }
-        let volume = recover(&replay.crash(image.unflushed)?)?;
+        tally.judged += 1;
+        let volume = match recover(&replay.crash(image.unflushed)?)? {
+            Recovered::Volume(bytes) => bytes,
+            Recovered::Refused(why) => {
+                tally.findings.push(Finding { image, fault: Fault::Refused(why) });
+                continue;
+            }
+        };
         let verdict = acks.judge(blocks, |block| {
             let at = block.0 as usize * BLOCK;
             Ok(volume[at..at + BLOCK].to_vec())
         })?;
-        tally.judged += 1;
         if !verdict.is_good() {
-            tally.findings.push(Finding { image, verdict });
+            tally.findings.push(Finding { image, fault: Fault::Blocks(verdict) });
         }
     }
     acks.advance_to(log.entries.len())?;
@@ -119,7 +147,7 @@ mod tests {
     fn findings(fake: &FakeLog) -> (usize, usize) {
         let log = fake.open().unwrap();
         let images = plan(&log, Tearing::Spared, 50, 1);
-        let tally = judge(&log, JOURNAL, 1, &images, |media| Ok(media.read(0, BLOCK))).unwrap();
+        let tally = judge(&log, JOURNAL, 1, &images, |media| Ok(Recovered::Volume(media.read(0, BLOCK)))).unwrap();
         (tally.judged, tally.findings.len())
     }
 

@@ -4,6 +4,7 @@
 
 use super::acks::BLOCK;
 use super::initiator::Namespace;
+use super::judge::Recovered;
 use super::rpc::{HostLine, Line, call};
 use super::target::{Daemon, Door, DoorKind, Identity, Target, free_port};
 use super::wait::wait_for;
@@ -213,6 +214,10 @@ impl PenstockNode {
         self.daemon.kill()
     }
 
+    pub fn expect_alive(&mut self) -> Result<()> {
+        self.daemon.expect_alive()
+    }
+
     pub fn line(&mut self) -> &mut HostLine {
         &mut self.line
     }
@@ -285,12 +290,30 @@ impl Recoverer {
     }
 
     /// Has the image opened, reads `blocks` blocks of 4 KiB from the start of the volume, and lets the image go.
-    pub fn read(&mut self, image: &Path, blocks: u64) -> Result<Vec<u8>> {
-        self.try_read(image, blocks).map_err(|e| self.node.explain(e))
+    /// An error only if penstockd itself is gone; what it says no to is [`Recovered::Refused`].
+    pub fn read(&mut self, image: &Path, blocks: u64) -> Result<Recovered> {
+        let opened = self.try_read(image, blocks);
+        let detached = self.detach();
+        match (opened, detached) {
+            (Ok(bytes), Ok(())) => Ok(Recovered::Volume(bytes)),
+            (Ok(_), Err(e)) => Err(self.node.explain(e)),
+            (Err(why), _) => {
+                self.node.expect_alive().map_err(|e| self.node.explain(e))?;
+                Ok(Recovered::Refused(why.to_string()))
+            }
+        }
+    }
+
+    /// Lets go of volume and drive, if there are any.
+    fn detach(&mut self) -> Result<()> {
+        let ids = TestIds::new();
+        let line = self.node.line();
+        let door = ApiDoor::Nvmf { address: IpAddr::V4(Ipv4Addr::LOCALHOST), port: self.port, nqn: None };
+        call::<ExportRemove>(line, &ExportRemoveParams { volume_id: ids.volume, door, force: true })?;
+        call::<DriveRemove>(line, &DriveRemoveParams { drive_id: ids.drive, force: true }).map(drop)
     }
 
     fn try_read(&mut self, image: &Path, blocks: u64) -> Result<Vec<u8>> {
-        let ids = TestIds::new();
         let port = self.port;
         let line = self.node.line();
         add_drive(line, &format!("file:{}", image.display()), true)?;
@@ -299,12 +322,6 @@ impl Recoverer {
         let Door::NvmfTcp { port, nqn } = wait_for_door(line, LIMIT)? else {
             return Err(GuestError::failed("the door of a recovered volume", "not NVMe/TCP, as was asked"));
         };
-        let mut namespace = Namespace::connect(([127, 0, 0, 1], port).into(), &nqn)?;
-        let bytes = namespace.read(0, blocks as usize * BLOCK)?;
-        drop(namespace);
-        let door = ApiDoor::Nvmf { address: IpAddr::V4(Ipv4Addr::LOCALHOST), port, nqn: None };
-        call::<ExportRemove>(line, &ExportRemoveParams { volume_id: ids.volume, door, force: true })?;
-        call::<DriveRemove>(line, &DriveRemoveParams { drive_id: ids.drive, force: true })?;
-        Ok(bytes)
+        Namespace::connect(([127, 0, 0, 1], port).into(), &nqn)?.read(0, blocks as usize * BLOCK)
     }
 }
