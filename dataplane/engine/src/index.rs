@@ -93,7 +93,7 @@ impl Index {
     }
 
     /// Newest undrained version of a volume's block.
-    #[inline]
+    #[cfg(test)]
     pub fn lookup(&self, replica: ReplicaNo, block: u64) -> Option<Slot> {
         let key = GroupKey { replica, extent: (block / EXTENT_BLOCKS) as u32 };
         let id = self.find(key)?;

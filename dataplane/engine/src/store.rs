@@ -403,18 +403,23 @@ impl Store {
             scrub_permille: self.scrub.permille(&self.map),
             held,
             disk_out: self.disk_out,
-            quiescent: self.disk_out == 0
-                && held == 0
-                && self.stage != Stage::Opening
-                && self.stage != Stage::Stopping
-                && (self.stage != Stage::Serving || (self.drain_is_done() && self.stream.is_sealed() && self.stream.is_idle()))
-                && !self.scrub.is_on()
-                && self.orders.is_empty()
-                && self.drain_orders.is_empty(),
+            quiescent: self.is_quiescent(),
         }
     }
 
-    /// How much of the volume is allocated, in 4 KiB blocks of extents; counts loaded pages alone.
+    /// Nothing is out, held, waiting or worth doing in the background: no tick is needed until the next event.
+    pub fn is_quiescent(&self) -> bool {
+        self.disk_out == 0
+            && self.host.held() == 0
+            && self.stage != Stage::Opening
+            && self.stage != Stage::Stopping
+            && (self.stage != Stage::Serving || (self.drain_is_done() && self.stream.is_sealed() && self.stream.is_idle()))
+            && !self.scrub.is_on()
+            && self.orders.is_empty()
+            && self.drain_orders.is_empty()
+    }
+
+    /// Why the store is fenced, if it is.
     pub fn fenced_reason(&self) -> Option<FenceReason> {
         match self.stage {
             Stage::Fenced(reason) => Some(reason),
