@@ -17,6 +17,15 @@ use crate::desired::{Desired, DesiredVolume, Phase, Record};
 use crate::issuer::Identity;
 use crate::observed::{Observed, ObservedVolume};
 
+impl Step {
+    pub fn subject(&self) -> Subject {
+        match self {
+            Self::Local(step) => step.subject(),
+            Self::Node(step) => step.subject(),
+        }
+    }
+}
+
 /// What a step is about, and what its failure is remembered under.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Subject {
@@ -282,6 +291,14 @@ pub fn conflict(desired: &DesiredVolume, seen: &ObservedVolume) -> Option<String
 }
 
 impl LocalStep {
+    pub fn subject(&self) -> Subject {
+        match self {
+            Self::DriveMade(id) | Self::ForgetDrive(id) => Subject::Drive(*id),
+            Self::VolumeMade(id) | Self::ShrinkDone(id) | Self::ForgetVolume(id) => Subject::Volume(*id),
+            Self::ForgetDoor(id, door) => Subject::Door(*id, door.clone()),
+        }
+    }
+
     /// The records that carry it out, judged by what is desired **now**: the wish may have changed since the look.
     pub fn records(&self, desired: &Desired) -> Vec<Record> {
         match self {

@@ -1,0 +1,232 @@
+//! The pool: drives added, listed, removed, imported; scrub, drain, fences.
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::StatusCode;
+use penstock_api::DriveId;
+use penstock_api::http::{ApiError, DrainBody, DriveAddBody, DriveView, ForceQuery, ImportBody, ImportReport, Progress, ScrubBody, path};
+use penstock_api::rpc::{
+    self, Barrier, DrainInfo, DrainParams, DriveClearFenceParams, DriveContent, DriveProbeInfo, DriveProbeParams, ErrorCode, ScrubInfo,
+    ScrubParams,
+};
+use penstock_model::{Identity, Subject, change, import as model};
+
+use super::Shared;
+use super::problem::{Body, Part, Problem, Query};
+use super::view;
+use crate::control::Control;
+
+/// Opening drives reads their logs; an import waits for all of them.
+const IMPORT_WAIT: std::time::Duration = std::time::Duration::from_secs(120);
+
+/// The pool's drives
+#[utoipa::path(get, path = path::DRIVES, responses((status = 200, body = Vec<DriveView>)))]
+pub async fn list(State(control): Shared) -> Json<Vec<DriveView>> {
+    let state = control.state();
+    Json(state.desired.drives.keys().filter_map(|id| view::drive(&state, *id)).collect())
+}
+
+fn label_is_ours(identity: Option<Identity>, label: &rpc::DriveLabel) -> bool {
+    identity.is_some_and(|identity| identity.cluster_id() == label.cluster_id && identity.node_id() == label.node_id)
+}
+
+/// Whether a drive that was probed may join the pool; says what to do otherwise.
+fn check_probe(body: &DriveAddBody, probe: &DriveProbeInfo, identity: Option<Identity>) -> Result<(), ApiError> {
+    let spec = &body.spec;
+    let error = |code, message: String, hint: String| Err(ApiError::new(code, message).with_hint(hint));
+    match &probe.content {
+        DriveContent::Blank => {}
+        DriveContent::Ours { label } if label_is_ours(identity, label) => {
+            let message = format!("{spec} is drive {} of this node already, with what it holds", label.drive_id);
+            return error(ErrorCode::AlreadyExists, message, format!("take it up as it is: penstock pool import '{spec}'"));
+        }
+        DriveContent::Ours { .. } | DriveContent::Foreign { .. } if body.force => {}
+        DriveContent::Ours { label } => {
+            let message = format!("{spec} belongs to node {} of cluster {}", label.node_id, label.cluster_id);
+            let hint =
+                format!("`penstock pool import '{spec}'` takes it up into a control that has nothing else; --force destroys what it holds");
+            return error(ErrorCode::ForeignData, message, hint);
+        }
+        DriveContent::Foreign { what, at } => {
+            let message = format!("{spec} holds {what} at byte {}", at.bytes());
+            return error(ErrorCode::ForeignData, message, "choose another drive, or use --force, which destroys it".to_owned());
+        }
+    }
+    if probe.volatile && !body.volatile {
+        let message = format!("{spec} is volatile: everything on it is gone when penstockd stops");
+        return error(ErrorCode::Invalid, message, "use --volatile if that is meant".to_owned());
+    }
+    if probe.barrier == Barrier::Missing && !spec.power_safe {
+        let message = format!("{spec} has a write cache and no flush that reaches it: a power loss would take acknowledged writes");
+        return error(ErrorCode::Invalid, message, "if it is safe all the same, say so with ?power_safe=true".to_owned());
+    }
+    Ok(())
+}
+
+/// Add a drive: formats it if it is blank, refuses it if it holds anything
+#[utoipa::path(post, path = path::DRIVES, request_body = DriveAddBody, responses(
+    (status = 201, description = "It serves", body = DriveView),
+    (status = 202, description = "Taken in; the node is not done yet", body = DriveView),
+    (status = "4XX", body = ApiError), (status = "5XX", body = ApiError)))]
+pub async fn add(State(control): Shared, Body(body): Body<DriveAddBody>) -> Result<(StatusCode, Json<DriveView>), Problem> {
+    if let Some(known) = change::drive_at(&control.state().desired, &body.spec.place()) {
+        let error = ApiError::new(ErrorCode::AlreadyExists, format!("{} is in the pool as drive {known}", body.spec.place()));
+        return Err(error.with_hint("see `penstock pool ls`").into());
+    }
+    // Asked before anything is recorded: a person is waiting, and a wrong drive should leave no trace.
+    let probe = control.node.call::<rpc::DriveProbe>(&DriveProbeParams { spec: body.spec.clone() }).await?;
+    let identity = control.state().desired.identity;
+    check_probe(&body, &probe, identity)?;
+    let id = DriveId(control.id().await?);
+    let subject = Subject::Drive(id);
+    control.change(std::slice::from_ref(&subject), |state| change::add_drive(&state.desired, id, &body, probe.volatile)).await?;
+    let progress = settle(&control, id).await;
+    if let Progress::Refused { code, message, hint } = progress {
+        control.change(&[subject], |state| Ok(change::withdraw_drive(&state.desired, id))).await?;
+        return Err(ApiError { code, message, hint }.into());
+    }
+    let status = if progress.is_settled() { StatusCode::CREATED } else { StatusCode::ACCEPTED };
+    let view = view::drive(&control.state(), id);
+    Ok((status, Json(view.ok_or_else(|| ApiError::new(ErrorCode::Conflict, "the drive was removed meanwhile"))?)))
+}
+
+async fn settle(control: &Control, id: DriveId) -> Progress {
+    let done = |state: &crate::control::State| Some(state.look().drive(id)).filter(|progress| !view::is_under_way(progress));
+    let settled = control.wait_for(control.wait, done).await;
+    settled.unwrap_or_else(|| control.state().look().drive(id))
+}
+
+/// Remove a drive: it is detached, never erased
+#[utoipa::path(delete, path = "/v1/pool/drives/{drive}", params(("drive" = String, Path), ("force" = Option<bool>, Query)), responses(
+    (status = 204, description = "It is gone"),
+    (status = 202, description = "Taken in; the node is not done yet", body = DriveView),
+    (status = "4XX", body = ApiError)))]
+pub async fn remove(
+    State(control): Shared,
+    Part(id): Part<DriveId>,
+    Query(query): Query<ForceQuery>,
+) -> Result<(StatusCode, Json<Option<DriveView>>), Problem> {
+    let subject = [Subject::Drive(id)];
+    control.change(&subject, |state| change::remove_drive(&state.desired, id, query.force)).await?;
+    let ended = control
+        .wait_for(control.wait, |state| match state.desired.drives.get(&id) {
+            None => Some(None),
+            Some(_) => Some(Some(state.look().drive(id))).filter(|progress| !progress.as_ref().is_some_and(view::is_under_way)),
+        })
+        .await;
+    match ended {
+        Some(None) => Ok((StatusCode::NO_CONTENT, Json(None))),
+        Some(Some(Progress::Refused { code, message, hint })) => Err(ApiError { code, message, hint }.into()),
+        Some(Some(_)) | None => Ok((StatusCode::ACCEPTED, Json(view::drive(&control.state(), id)))),
+    }
+}
+
+/// Take up drives and volumes from what the drives say of themselves
+#[utoipa::path(post, path = path::IMPORT, request_body = ImportBody, responses(
+    (status = 200, body = ImportReport), (status = "4XX", body = ApiError), (status = "5XX", body = ApiError)))]
+pub async fn import(State(control): Shared, Body(body): Body<ImportBody>) -> Result<Json<ImportReport>, Problem> {
+    let mut named = Vec::new();
+    for spec in &body.specs {
+        let probe = control.node.call::<rpc::DriveProbe>(&DriveProbeParams { spec: spec.clone() }).await?;
+        let DriveContent::Ours { label } = probe.content else {
+            let error = ApiError::new(ErrorCode::Invalid, format!("{spec} carries no label of ours: there is nothing to import"));
+            return Err(error.with_hint(format!("`penstock pool add '{spec}'` makes it a drive of this pool")).into());
+        };
+        control.adopt(|desired| model::adopt(desired, label.cluster_id, label.node_id)).await?;
+        named.push((spec, label, probe.volatile));
+    }
+    let node = control.node.call::<rpc::NodeGet>(&rpc::Empty {}).await?;
+    let identity = match (node.cluster_id, node.node_id) {
+        (Some(cluster), Some(node)) => control.adopt(|desired| model::adopt(desired, cluster, node)).await?,
+        _ => control.state().desired.identity.filter(|_| !named.is_empty()).ok_or_else(|| {
+            let error = ApiError::new(ErrorCode::NotFound, "the node has no drive of ours open, and none was named");
+            error.with_hint("name the drives, for example: penstock pool import file:/var/lib/penstock/d0.img")
+        })?,
+    };
+    let mut ids = Vec::new();
+    let mut fresh = Vec::new();
+    for (spec, label, volatile) in &named {
+        let subject = [Subject::Drive(label.drive_id)];
+        let unknown = !control.state().desired.drives.contains_key(&label.drive_id);
+        control.change(&subject, |state| Ok(model::import_drive(&state.desired, spec, label, *volatile))).await?;
+        ids.push(label.drive_id);
+        fresh.extend(unknown.then_some(label.drive_id));
+    }
+    await_drives(&control, &ids).await?;
+    // A look that began after the last drive was open shows all their volumes.
+    let mut report = None;
+    control
+        .change(&[], |state| {
+            let Some(seen) = state.present() else {
+                return Err(ApiError::new(ErrorCode::NotReady, "the node went away").with_hint("import again when it is back"));
+            };
+            let (records, told) = model::import_observed(&state.desired, &seen.observed, &identity, body.exports);
+            report = Some(told);
+            Ok(records)
+        })
+        .await?;
+    let mut report = report.expect("judged, so told");
+    report.known = report.known.saturating_sub(fresh.len() as u32);
+    report.drives.extend(fresh);
+    Ok(Json(report))
+}
+
+async fn await_drives(control: &Control, ids: &[DriveId]) -> Result<(), Problem> {
+    // The round that may be under way has begun before the call: the second one from now has not.
+    let mut rounds = 0;
+    let done = |state: &crate::control::State| {
+        rounds += 1;
+        let first = ids.iter().map(|id| state.look().drive(*id)).find(|progress| !progress.is_settled());
+        match first {
+            Some(progress) if view::is_under_way(&progress) => None,
+            _ if rounds < 3 => {
+                control.wake();
+                None
+            }
+            other => Some(other),
+        }
+    };
+    match control.wait_for(IMPORT_WAIT, done).await {
+        Some(None) => Ok(()),
+        Some(Some(Progress::Refused { code, message, hint })) => Err(ApiError { code, message, hint }.into()),
+        Some(Some(_)) | None => {
+            let error = ApiError::new(ErrorCode::NotReady, format!("the drives are not all open after {} s", IMPORT_WAIT.as_secs()));
+            Err(error.with_hint("they are in the pool; see `penstock pool ls`, and import again when they serve").into())
+        }
+    }
+}
+
+fn known_drive(control: &Control, id: DriveId) -> Result<(), ApiError> {
+    if control.state().desired.drives.contains_key(&id) {
+        return Ok(());
+    }
+    Err(ApiError::new(ErrorCode::NotFound, format!("drive {id} is not in the pool")).with_hint("see `penstock pool ls`"))
+}
+
+/// Start, stop or look at a scrub
+#[utoipa::path(post, path = "/v1/pool/drives/{drive}/scrub", params(("drive" = String, Path)), request_body = ScrubBody, responses(
+    (status = 200, body = ScrubInfo), (status = "4XX", body = ApiError), (status = "5XX", body = ApiError)))]
+pub async fn scrub(State(control): Shared, Part(id): Part<DriveId>, Body(body): Body<ScrubBody>) -> Result<Json<ScrubInfo>, Problem> {
+    known_drive(&control, id)?;
+    Ok(Json(control.node.call::<rpc::Scrub>(&ScrubParams { drive_id: id, action: body.action }).await?))
+}
+
+/// Let a fenced drive take writes again
+#[utoipa::path(post, path = "/v1/pool/drives/{drive}/clear-fence", params(("drive" = String, Path)), responses(
+    (status = 204), (status = "4XX", body = ApiError), (status = "5XX", body = ApiError)))]
+pub async fn clear_fence(State(control): Shared, Part(id): Part<DriveId>) -> Result<StatusCode, Problem> {
+    known_drive(&control, id)?;
+    control.node.call::<rpc::DriveClearFence>(&DriveClearFenceParams { drive_id: id }).await?;
+    control.wake();
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// Wait until what was written is in its permanent place
+#[utoipa::path(post, path = path::DRAIN, request_body = DrainBody, responses(
+    (status = 200, body = DrainInfo), (status = "4XX", body = ApiError), (status = "5XX", body = ApiError)))]
+pub async fn drain(State(control): Shared, Body(body): Body<DrainBody>) -> Result<Json<DrainInfo>, Problem> {
+    if let Some(id) = body.drive_id {
+        known_drive(&control, id)?;
+    }
+    Ok(Json(control.node.call::<rpc::Drain>(&DrainParams { drive_id: body.drive_id }).await?))
+}

@@ -1,0 +1,232 @@
+//! The loop that brings the node to what is desired: look, plan, do, look again.
+//!
+//! Steps run beside each other, one per subject. A subject whose step is still under way when a look begins is left
+//! out of that round, so no plan is ever made from a look that is older than the last thing done about it.
+//! A refusal counts only when the next look shows the same run of the node's process: one that restarted in between
+//! refuses what it has not opened yet, which says nothing about the wish.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use penstock_api::rpc::{self, RpcError};
+use penstock_model::reconcile::Plan;
+use penstock_model::{LocalStep, NodeStep, Observed, Step, Subject, reconcile};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep_until};
+
+use crate::control::{Control, Seen};
+use crate::node::CallError;
+
+/// Steps under way at once; a node serves them one after another anyway.
+const STEPS_MAX: usize = 16;
+/// A look that fails is tried again after so long.
+const AWAY_RETRY: Duration = Duration::from_millis(250);
+
+struct Done {
+    step: NodeStep,
+    result: Result<(), CallError>,
+}
+
+pub struct Reconciler {
+    control: Arc<Control>,
+    period: Duration,
+    under_way: BTreeSet<Subject>,
+    tasks: JoinSet<Done>,
+    /// Refusals since the last look.
+    refused: Vec<(NodeStep, RpcError)>,
+}
+
+impl Reconciler {
+    pub fn new(control: Arc<Control>, period: Duration) -> Self {
+        Self { control, period, under_way: BTreeSet::new(), tasks: JoinSet::new(), refused: Vec::new() }
+    }
+
+    /// Runs until dropped; every state it can be dropped in is one that a crash could leave.
+    pub async fn run(mut self) {
+        loop {
+            let next = self.round().await;
+            tokio::select! {
+                () = self.control.woken() => {}
+                Some(done) = self.tasks.join_next(), if !self.tasks.is_empty() => self.on_done(done),
+                () = sleep_until(next) => {}
+            }
+            while let Some(done) = self.tasks.try_join_next() {
+                self.on_done(done);
+            }
+        }
+    }
+
+    fn on_done(&mut self, done: Result<Done, tokio::task::JoinError>) {
+        let Done { step, result } = match done {
+            Ok(done) => done,
+            // A step that panicked is a bug that must show, not a node that seems slow.
+            Err(error) => std::panic::resume_unwind(error.into_panic()),
+        };
+        let subject = step.subject();
+        self.under_way.remove(&subject);
+        let word = step.word();
+        self.control.counters.step(word, result.is_ok());
+        match result {
+            Ok(()) => {
+                tracing::info!(step = word, ?subject, "done");
+                self.control.state().refusals.on_done(&subject);
+            }
+            Err(error) => {
+                let error = error.into_rpc();
+                tracing::warn!(step = word, ?subject, code = error.code, "refused: {}", error.message);
+                self.refused.push((step, error));
+            }
+        }
+    }
+
+    /// One look, one plan, its steps begun. Answers when to look again at the latest.
+    async fn round(&mut self) -> Instant {
+        let started = Instant::now();
+        let look = look(&self.control).await;
+        self.control.counters.round(look.is_ok());
+        let next = match look {
+            Ok(seen) => {
+                self.on_look(Arc::new(seen)).await;
+                let due = self.control.state().refusals.next_due();
+                let due = due.map(|due| Duration::from_millis(due.0.saturating_sub(self.control.now().0).max(1)));
+                started + due.map_or(self.period, |due| due.min(self.period))
+            }
+            Err(reason) => {
+                let mut state = self.control.state();
+                if state.away.as_ref() != Some(&reason) {
+                    tracing::warn!("the node is away: {reason}");
+                }
+                state.away = Some(reason);
+                Instant::now() + AWAY_RETRY.min(self.period)
+            }
+        };
+        self.control.round_done();
+        next
+    }
+
+    async fn on_look(&mut self, seen: Arc<Seen>) {
+        if let Err(error) = self.control.on_seen_ids(&seen.observed).await {
+            tracing::error!("{error}");
+            return;
+        }
+        let plan = {
+            let mut state = self.control.state();
+            let before = state.seen.as_ref().map(|before| before.node.incarnation);
+            if state.away.take().is_some() || before.is_none() {
+                tracing::info!(pid = seen.node.pid, incarnation = seen.node.incarnation, "the node is there");
+            }
+            if before.is_some_and(|before| before != seen.node.incarnation) {
+                tracing::warn!(pid = seen.node.pid, "the node has restarted");
+                state.refusals.forget_all();
+                self.refused.clear();
+            }
+            let now = self.control.now();
+            for (step, error) in self.refused.drain(..) {
+                state.refusals.on_refused(step.subject(), step.word(), error, now);
+            }
+            state.seen = Some(Arc::clone(&seen));
+            let plan = reconcile(&state.desired, &seen.observed);
+            let wanted: BTreeSet<Subject> = plan.steps.iter().map(Step::subject).collect();
+            let under_way = &self.under_way;
+            state.refusals.retain(|subject| wanted.contains(subject) || under_way.contains(subject));
+            plan
+        };
+        self.begin(plan).await;
+    }
+
+    async fn begin(&mut self, plan: Plan) {
+        let mut local = false;
+        // Judged before this round's own steps begin: a subject has several local steps, then a node step, in one round.
+        let busy = self.under_way.clone();
+        for step in plan.steps.into_iter().filter(|step| !busy.contains(&step.subject())) {
+            match step {
+                Step::Local(step) => local |= self.do_local(&step).await,
+                Step::Node(step) => {
+                    let subject = step.subject();
+                    let free = self.tasks.len() < STEPS_MAX && !self.under_way.contains(&subject);
+                    if free && self.control.state().refusals.may_try(&subject, self.control.now()) {
+                        self.under_way.insert(subject);
+                        let control = Arc::clone(&self.control);
+                        self.tasks.spawn(async move {
+                            let result = carry_out(&control, &step).await;
+                            Done { step, result }
+                        });
+                    }
+                }
+            }
+        }
+        if local {
+            // What was recorded may allow more.
+            self.control.wake();
+        }
+    }
+
+    /// Whether it changed anything.
+    async fn do_local(&self, step: &LocalStep) -> bool {
+        match self.control.change(&[], |state| Ok(step.records(&state.desired))).await {
+            Ok(records) if records.is_empty() => false,
+            Ok(_) => {
+                tracing::info!(?step, "recorded");
+                true
+            }
+            Err(error) => {
+                tracing::error!(?step, "not recorded: {error}");
+                false
+            }
+        }
+    }
+}
+
+/// A whole look at the node, all of it from one run of its process.
+async fn look(control: &Control) -> Result<Seen, String> {
+    let node = &control.node;
+    let text = |error: CallError| error.to_string();
+    let before = node.call::<rpc::NodeGet>(&rpc::Empty {}).await.map_err(text)?;
+    // Drives first: a volume that is absent from a drive that served before the list was made is not on it.
+    let drives = node.call::<rpc::DriveList>(&rpc::Empty {}).await.map_err(text)?;
+    let volumes = node.call::<rpc::VolumeList>(&rpc::Empty {}).await.map_err(text)?;
+    let info = node.call::<rpc::NodeGet>(&rpc::Empty {}).await.map_err(text)?;
+    if before.incarnation != info.incarnation {
+        return Err("the node restarted while it was looked at".to_owned());
+    }
+    if info.api != penstock_api::API_VERSION {
+        return Err(format!("the node speaks version {} of the interface, this control {}", info.api, penstock_api::API_VERSION));
+    }
+    let observed = Observed::new(&info, &drives, &volumes);
+    Ok(Seen { node: info, drives, volumes, observed })
+}
+
+async fn carry_out(control: &Control, step: &NodeStep) -> Result<(), CallError> {
+    let node = &control.node;
+    match step {
+        NodeStep::Claim(params) => node.call::<rpc::NodeClaim>(params).await.map(drop),
+        NodeStep::AddDrive(params) => {
+            if params.open_only {
+                check_label(control, params).await?;
+            }
+            node.call::<rpc::DriveAdd>(params).await.map(drop)
+        }
+        NodeStep::RemoveDrive(params) => node.call::<rpc::DriveRemove>(params).await.map(drop),
+        NodeStep::CreateVolume(params) => node.call::<rpc::VolumeCreate>(params).await.map(drop),
+        NodeStep::ResizeVolume(params) => node.call::<rpc::VolumeResize>(params).await.map(drop),
+        NodeStep::DeleteVolume(params) => node.call::<rpc::VolumeDelete>(params).await.map(drop),
+        NodeStep::AddExport(params) => node.call::<rpc::ExportAdd>(params).await.map(drop),
+        NodeStep::RemoveExport(params) => node.call::<rpc::ExportRemove>(params).await.map(drop),
+    }
+}
+
+/// A drive that held data is opened only if it is still the same one. The node checks it too, by `open_only`; a
+/// person is told here what lies there instead.
+async fn check_label(control: &Control, params: &rpc::DriveAddParams) -> Result<(), CallError> {
+    let probe = control.node.call::<rpc::DriveProbe>(&rpc::DriveProbeParams { spec: params.spec.clone() }).await?;
+    let found = match probe.content {
+        rpc::DriveContent::Ours { label } if label.drive_id == params.drive_id => return Ok(()),
+        rpc::DriveContent::Ours { label } => format!("drive {} of cluster {}", label.drive_id, label.cluster_id),
+        rpc::DriveContent::Blank => "a blank drive".to_owned(),
+        rpc::DriveContent::Foreign { what, .. } => what,
+    };
+    let message = format!("{} should be drive {} and is {found}: it is left alone", params.spec, params.drive_id);
+    let error = RpcError::new(rpc::ErrorCode::Conflict, message);
+    Err(error.with_hint("bring the drive back, or give it up with `penstock pool rm --force`, which loses the volumes on it").into())
+}

@@ -1,0 +1,183 @@
+//! The store in one file, by redb, with two-phase commit: without it a double crash can undo a durable commit.
+//!
+//! Tables: `meta` (format, home, mark, identity), `drives`, `volumes`; keys are ids as 128-bit numbers, values JSON.
+
+use std::path::Path;
+
+use penstock_api::{DriveId, Id, VolumeId};
+use penstock_model::Record;
+use redb::{Database, DatabaseError, ReadableDatabase, ReadableTable, TableDefinition};
+use serde::{Serialize, de::DeserializeOwned};
+
+use super::{Store, StoreError, Stored, Write};
+
+/// Written into every store. A change of what the records mean raises it.
+pub const FORMAT: u32 = 1;
+
+const META: TableDefinition<&str, &[u8]> = TableDefinition::new("meta");
+const DRIVES: TableDefinition<u128, &[u8]> = TableDefinition::new("drives");
+const VOLUMES: TableDefinition<u128, &[u8]> = TableDefinition::new("volumes");
+
+pub struct EmbeddedStore {
+    database: Database,
+}
+
+fn failed(error: impl std::fmt::Display) -> StoreError {
+    StoreError::Failed(error.to_string())
+}
+
+fn encode(value: &impl Serialize) -> Result<Vec<u8>, StoreError> {
+    serde_json::to_vec(value).map_err(failed)
+}
+
+fn decode<T: DeserializeOwned>(what: impl FnOnce() -> String, bytes: &[u8]) -> Result<T, StoreError> {
+    serde_json::from_slice(bytes).map_err(|error| StoreError::Damaged { what: what(), reason: error.to_string() })
+}
+
+impl EmbeddedStore {
+    /// Opens or makes the file.
+    pub fn open(path: &Path) -> Result<Self, StoreError> {
+        let database = Database::create(path).map_err(|error| match error {
+            DatabaseError::DatabaseAlreadyOpen => StoreError::InUse,
+            other => StoreError::Damaged { what: format!("file {}", path.display()), reason: other.to_string() },
+        })?;
+        let store = Self { database };
+        store.check_format()?;
+        Ok(store)
+    }
+
+    fn check_format(&self) -> Result<(), StoreError> {
+        let mut transaction = self.database.begin_write().map_err(failed)?;
+        transaction.set_two_phase_commit(true);
+        {
+            transaction.open_table(DRIVES).map_err(failed)?;
+            transaction.open_table(VOLUMES).map_err(failed)?;
+            let mut meta = transaction.open_table(META).map_err(failed)?;
+            let found = meta.get("format").map_err(failed)?.map(|value| value.value().to_vec());
+            match found {
+                None => drop(meta.insert("format", encode(&FORMAT)?.as_slice()).map_err(failed)?),
+                Some(found) if found == encode(&FORMAT)? => return Ok(()),
+                Some(found) => {
+                    let found = String::from_utf8_lossy(&found).into_owned();
+                    return Err(StoreError::Format { found, expected: FORMAT });
+                }
+            }
+        }
+        transaction.commit().map_err(failed)
+    }
+}
+
+impl Store for EmbeddedStore {
+    fn load(&self) -> Result<Stored, StoreError> {
+        let transaction = self.database.begin_read().map_err(failed)?;
+        let mut stored = Stored::default();
+        let meta = transaction.open_table(META).map_err(failed)?;
+        if let Some(value) = meta.get("home").map_err(failed)? {
+            stored.home = Some(decode(|| "home".to_owned(), value.value())?);
+        }
+        if let Some(value) = meta.get("mark").map_err(failed)? {
+            stored.mark = Some(decode(|| "mark".to_owned(), value.value())?);
+        }
+        if let Some(value) = meta.get("identity").map_err(failed)? {
+            stored.desired.identity = Some(decode(|| "identity".to_owned(), value.value())?);
+        }
+        let id = |key: u128| Id::from_u128(key).map_err(|e| StoreError::Damaged { what: format!("key {key:x}"), reason: e.to_string() });
+        for row in transaction.open_table(DRIVES).map_err(failed)?.iter().map_err(failed)? {
+            let (key, value) = row.map_err(failed)?;
+            let id = id(key.value())?;
+            stored.desired.drives.insert(DriveId(id), decode(|| format!("drive {id}"), value.value())?);
+        }
+        for row in transaction.open_table(VOLUMES).map_err(failed)?.iter().map_err(failed)? {
+            let (key, value) = row.map_err(failed)?;
+            let id = id(key.value())?;
+            stored.desired.volumes.insert(VolumeId(id), decode(|| format!("volume {id}"), value.value())?);
+        }
+        Ok(stored)
+    }
+
+    fn commit(&self, writes: &[Write]) -> Result<(), StoreError> {
+        let mut transaction = self.database.begin_write().map_err(failed)?;
+        transaction.set_two_phase_commit(true);
+        {
+            let mut meta = transaction.open_table(META).map_err(failed)?;
+            let mut drives = transaction.open_table(DRIVES).map_err(failed)?;
+            let mut volumes = transaction.open_table(VOLUMES).map_err(failed)?;
+            for write in writes {
+                match write {
+                    Write::Home(home) => drop(meta.insert("home", encode(home)?.as_slice()).map_err(failed)?),
+                    Write::Mark(mark) => drop(meta.insert("mark", encode(mark)?.as_slice()).map_err(failed)?),
+                    Write::Record(Record::Identity(identity)) => {
+                        drop(meta.insert("identity", encode(identity)?.as_slice()).map_err(failed)?);
+                    }
+                    Write::Record(Record::PutDrive(id, drive)) => {
+                        drop(drives.insert(id.0.to_u128(), encode(drive)?.as_slice()).map_err(failed)?);
+                    }
+                    Write::Record(Record::DropDrive(id)) => drop(drives.remove(id.0.to_u128()).map_err(failed)?),
+                    Write::Record(Record::PutVolume(id, volume)) => {
+                        drop(volumes.insert(id.0.to_u128(), encode(volume)?.as_slice()).map_err(failed)?);
+                    }
+                    Write::Record(Record::DropVolume(id)) => drop(volumes.remove(id.0.to_u128()).map_err(failed)?),
+                }
+            }
+        }
+        transaction.commit().map_err(failed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use penstock_api::id::{Incarnation, Sequence};
+    use penstock_model::desired::{DesiredDrive, Phase};
+    use penstock_model::issuer::{Home, Mark};
+
+    fn drive() -> (DriveId, DesiredDrive) {
+        let id = DriveId("0194a5c1-b2d3-8001-8000-000000000001".parse().unwrap());
+        let spec = "file:/a?size=1GiB".parse().unwrap();
+        (id, DesiredDrive { spec, phase: Phase::Present, volatile: false, stores: None, oplog_bytes: None, force: false, made: true })
+    }
+
+    #[test]
+    fn store_reopened_holds_what_was_committed() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s.redb");
+        let (id, drive) = drive();
+        let mark = Mark { incarnation: Incarnation::FIRST, high_water: Sequence::new(1024).unwrap() };
+        let home = Home { machine: "m".to_owned(), inode: 1 };
+        {
+            let store = EmbeddedStore::open(&path).unwrap();
+            let writes = [Write::Home(home.clone()), Write::Mark(mark), Write::Record(Record::PutDrive(id, drive.clone()))];
+            store.commit(&writes).unwrap();
+            assert!(matches!(EmbeddedStore::open(&path), Err(StoreError::InUse)));
+        }
+        let store = EmbeddedStore::open(&path).unwrap();
+        let stored = store.load().unwrap();
+        assert_eq!((stored.home, stored.mark), (Some(home), Some(mark)));
+        assert_eq!(stored.desired.drives, [(id, drive)].into());
+        store.commit(&[Write::Record(Record::DropDrive(id))]).unwrap();
+        assert!(store.load().unwrap().desired.drives.is_empty());
+    }
+
+    #[test]
+    fn store_of_another_format_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s.redb");
+        {
+            let store = EmbeddedStore::open(&path).unwrap();
+            let transaction = store.database.begin_write().unwrap();
+            transaction.open_table(META).unwrap().insert("format", b"9".as_slice()).unwrap();
+            transaction.commit().unwrap();
+        }
+        let error = EmbeddedStore::open(&path).err().unwrap().to_string();
+        assert!(error.contains("format 9") && error.contains("reads 1"), "{error}");
+    }
+
+    #[test]
+    fn store_of_garbage_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s.redb");
+        std::fs::write(&path, b"not a store at all, and certainly nothing to overwrite").unwrap();
+        assert!(EmbeddedStore::open(&path).is_err());
+        assert!(std::fs::read(&path).unwrap().starts_with(b"not a store"));
+    }
+}

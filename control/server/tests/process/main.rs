@@ -1,0 +1,8 @@
+//! The real penstock-control process against a fake node, over real sockets.
+#![forbid(unsafe_code)]
+
+mod api;
+mod crash;
+mod fake;
+mod harness;
+mod identity;
