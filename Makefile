@@ -11,7 +11,7 @@ SECONDS ?= 60
 # The parts of the workspace that need SPDK are built with it; `build` makes every program.
 PROGRAMS := -p penstock-node -p penstock-control -p penstock-cli -p penstock-hugepages -p penstock-perf
 
-.PHONY: all setup spdk build demo test test-unit test-process test-guest sim bench fuzz lint fmt clean help
+.PHONY: all setup spdk build demo test test-unit test-process test-guest sim bench fuzz sanitize lint fmt help
 
 all: build
 
@@ -50,6 +50,9 @@ bench: setup ## ratios 4, 6, 7, 8 against SPDK, with intervals and negative cont
 
 fuzz: ## fuzz every parser of bytes that others write: make fuzz SECONDS=60
 	@scripts/fuzz.sh $(SECONDS)
+
+sanitize: spdk ## AddressSanitizer over the tests of sys/ (own target folder)
+	@RUSTC_BOOTSTRAP=1 RUSTFLAGS=-Zsanitizer=address $(CARGO) test --release --target x86_64-unknown-linux-gnu --target-dir target/asan -p penstock-uring -p spdk-rs
 
 lint: ## rustfmt and clippy, warnings are errors
 	@$(CARGO) fmt --all --check

@@ -46,3 +46,6 @@ command -v cargo >/dev/null || { printf 'setup: no cargo on PATH; install Rust 1
 if [ "$(awk '/HugePages_Free/ {print $2}' /proc/meminfo)" -eq 0 ]; then
     printf 'setup: no free hugepages: programs run with --no-huge (no PCIe drives; see docs/operations.md)\n' >&2
 fi
+
+# QEMU, a kernel and what goes into guests. Without root it says what is missing, and the guest tests say so again.
+tests/guest/deps.sh >&2 || printf 'setup: going on without guests; tests/guest/deps.sh says what they need\n' >&2
