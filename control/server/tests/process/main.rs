@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod api;
+mod cli;
 mod crash;
 mod fake;
 mod harness;

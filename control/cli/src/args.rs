@@ -1,0 +1,356 @@
+//! What can be typed.
+
+use std::net::SocketAddr;
+
+use clap::{Args as ClapArgs, Parser, Subcommand};
+use penstock_api::rpc::{Door, ScrubAction};
+use penstock_api::{ByteSize, DriveSpec, Nqn, VolumeName};
+
+use crate::client::Api;
+use crate::output::Form;
+
+/// Where NVMe/TCP listens unless something else is said.
+pub const NVMF_DEFAULT: &str = "127.0.0.1:4420";
+
+/// Volumes for virtual machines on this node.
+#[derive(Debug, Parser)]
+#[command(
+    name = "penstock",
+    version,
+    after_help = "\
+Examples:
+  penstock pool add 'file:/var/lib/penstock/d0.img?size=10GiB'
+  penstock volume create db-0 4GiB
+  penstock volume export db-0 --nvmf
+  penstock volume ls -o json
+  penstock top
+
+Sizes: 4096, 4k, 512MiB, 10GiB, 1.5TiB (k, m, g, t are binary; kB, MB, GB, TB decimal).
+
+Exit codes: 0 done; 1 refused or failed, with the reason; 2 wrong usage; 3 penstock-control does not answer;
+4 taken in and durable, but not done within --timeout."
+)]
+pub struct Args {
+    /// Where penstock-control listens: unix:PATH or http://127.0.0.1:PORT
+    #[arg(long, global = true, env = "PENSTOCK_API", default_value = "unix:/run/penstock/control.sock", value_name = "ADDRESS")]
+    pub api: Api,
+
+    /// How to print
+    #[arg(short, long, global = true, value_enum, default_value_t = Form::Table, value_name = "FORM")]
+    pub output: Form,
+
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Drives of this node
+    #[command(subcommand)]
+    Pool(Pool),
+    /// Volumes and their exports
+    #[command(subcommand)]
+    Volume(Volume),
+    /// The node itself
+    #[command(subcommand)]
+    Node(Node),
+    /// Unique ids
+    #[command(subcommand)]
+    Id(IdCommand),
+    /// Live rates and latencies of all volumes
+    #[command(after_help = "Examples:\n  penstock top\n  penstock top --once -o json")]
+    Top(Top),
+    /// Wait until everything written is in its permanent place
+    #[command(after_help = "Examples:\n  penstock drain\n  penstock drain file:/var/lib/penstock/d0.img")]
+    Drain {
+        /// Drive's id, or its spec; all drives if absent
+        drive: Option<String>,
+    },
+    /// Read a drive through and verify all checksums
+    #[command(after_help = "Examples:\n  penstock scrub file:/var/lib/penstock/d0.img start\n  penstock scrub nvme:0000:00:04.0 status")]
+    Scrub {
+        /// Drive's id, or its spec
+        drive: String,
+        #[arg(value_enum, default_value_t = ScrubWord::Status)]
+        action: ScrubWord,
+    },
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum ScrubWord {
+    Start,
+    Stop,
+    Status,
+}
+
+impl From<ScrubWord> for ScrubAction {
+    fn from(word: ScrubWord) -> Self {
+        match word {
+            ScrubWord::Start => Self::Start,
+            ScrubWord::Stop => Self::Stop,
+            ScrubWord::Status => Self::Status,
+        }
+    }
+}
+
+/// How long to wait for the node.
+#[derive(Clone, Copy, Debug, ClapArgs)]
+pub struct Wait {
+    /// Seconds to wait for the node to have done it; 0 returns once it is taken in
+    #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+    pub timeout: u64,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Pool {
+    /// Add a drive; it must be blank
+    #[command(after_help = "\
+Drives:
+  file:/path/to.img?size=10GiB   a file, made if absent       block:/dev/sdx   a block device
+  nvme:0000:00:04.0[/1]          NVMe over PCIe, by SPDK       vfio-user:/dir   NVMe over vfio-user
+  malloc:name?size=1GiB          memory, gone with the process bdev:name        an SPDK bdev
+Options of all: power_safe=true (no barrier needed), stores=N (default: one per core). Quote the ?.
+
+Examples:
+  penstock pool add 'file:/var/lib/penstock/d0.img?size=10GiB'
+  penstock pool add nvme:0000:00:04.0
+  penstock pool add 'malloc:m0?size=1GiB' --volatile")]
+    Add {
+        spec: DriveSpec,
+        /// Stores to cut it into; one per core if absent
+        #[arg(long, value_name = "N")]
+        stores: Option<u16>,
+        /// Oplog of each store, such as 1GiB; by the drive's size if absent
+        #[arg(long, value_name = "SIZE")]
+        oplog: Option<ByteSize>,
+        /// Accept that everything on it is gone when penstockd stops
+        #[arg(long)]
+        volatile: bool,
+        /// Destroy what it holds
+        #[arg(long)]
+        force: bool,
+        #[command(flatten)]
+        wait: Wait,
+    },
+    /// List drives
+    #[command(after_help = "Examples:\n  penstock pool ls\n  penstock pool ls -o json")]
+    Ls,
+    /// Detach a drive; nothing on it is erased
+    #[command(after_help = "Examples:\n  penstock pool rm file:/var/lib/penstock/d0.img")]
+    Rm {
+        /// Drive's id, or its spec
+        drive: String,
+        /// Though volumes live on it: they leave with it, and `pool import` brings them back
+        #[arg(long)]
+        force: bool,
+        #[command(flatten)]
+        wait: Wait,
+    },
+    /// Take up drives and volumes from what the drives say of themselves
+    #[command(after_help = "\
+Examples:
+  penstock pool import                                   what the node has open
+  penstock pool import file:/var/lib/penstock/d0.img nvme:0000:00:04.0")]
+    Import {
+        specs: Vec<DriveSpec>,
+        /// Close the doors that the node serves now, instead of taking them up
+        #[arg(long)]
+        no_exports: bool,
+    },
+    /// Let a fenced drive take writes again
+    #[command(after_help = "Examples:\n  penstock pool clear-fence file:/var/lib/penstock/d0.img")]
+    ClearFence {
+        /// Drive's id, or its spec
+        drive: String,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Volume {
+    /// Create a volume
+    #[command(after_help = "Examples:\n  penstock volume create db-0 4GiB\n  penstock volume create old 100GB --block-size 512")]
+    Create {
+        name: VolumeName,
+        size: ByteSize,
+        /// Logical block that hosts see: 512 or 4096
+        #[arg(long, default_value = "4096", value_parser = ["512", "4096"])]
+        block_size: String,
+        /// Drive's id, or its spec; the one with the most room if absent
+        #[arg(long)]
+        drive: Option<String>,
+        #[command(flatten)]
+        wait: Wait,
+    },
+    /// List volumes
+    #[command(after_help = "Examples:\n  penstock volume ls\n  penstock volume ls -o json")]
+    Ls,
+    /// Show one volume
+    #[command(after_help = "Examples:\n  penstock volume show db-0")]
+    Show { volume: String },
+    /// Change a volume's size, while it is in use too
+    #[command(after_help = "Examples:\n  penstock volume resize db-0 8GiB\n  penstock volume resize db-0 1GiB --allow-shrink")]
+    Resize {
+        volume: String,
+        size: ByteSize,
+        /// Destroy what lies beyond the new end
+        #[arg(long)]
+        allow_shrink: bool,
+        #[command(flatten)]
+        wait: Wait,
+    },
+    /// Remove a volume and its data
+    #[command(after_help = "Examples:\n  penstock volume rm db-0")]
+    Rm {
+        volume: String,
+        /// Though it is exported or in use
+        #[arg(long)]
+        force: bool,
+        #[command(flatten)]
+        wait: Wait,
+    },
+    /// Open doors to a volume
+    #[command(after_help = "\
+Examples:
+  penstock volume export db-0 --nvmf
+  penstock volume export db-0 --nvmf=127.0.0.1:4421 --vhost
+  penstock volume export db-0 --vfio-user=db0")]
+    Export {
+        volume: String,
+        #[command(flatten)]
+        doors: Doors,
+        #[command(flatten)]
+        wait: Wait,
+    },
+    /// Close doors to a volume; all of them if none is named
+    #[command(after_help = "Examples:\n  penstock volume unexport db-0\n  penstock volume unexport db-0 --nvmf --force")]
+    Unexport {
+        volume: String,
+        #[command(flatten)]
+        doors: Doors,
+        /// Though hosts are connected
+        #[arg(long)]
+        force: bool,
+        #[command(flatten)]
+        wait: Wait,
+    },
+}
+
+#[derive(Clone, Debug, Default, ClapArgs)]
+pub struct Doors {
+    /// NVMe over TCP [default: 127.0.0.1:4420]
+    #[arg(long, value_name = "ADDR:PORT", num_args = 0..=1, require_equals = true, default_missing_value = NVMF_DEFAULT)]
+    pub nvmf: Option<SocketAddr>,
+    /// NQN of the subsystem; chosen by the node if absent
+    #[arg(long, requires = "nvmf", value_name = "NQN", value_parser = |text: &str| text.parse::<Nqn>())]
+    pub nqn: Option<Nqn>,
+    /// vhost-user-blk [default name: the volume's]
+    #[arg(long, value_name = "NAME", num_args = 0..=1, require_equals = true, default_missing_value = "")]
+    pub vhost: Option<String>,
+    /// NVMe over vfio-user [default name: the volume's]
+    #[arg(long, value_name = "NAME", num_args = 0..=1, require_equals = true, default_missing_value = "")]
+    pub vfio_user: Option<String>,
+}
+
+impl Doors {
+    pub fn is_empty(&self) -> bool {
+        self.nvmf.is_none() && self.vhost.is_none() && self.vfio_user.is_none()
+    }
+
+    /// The doors as said, in the order of the flags.
+    pub fn doors(&self) -> Result<Vec<Door>, String> {
+        let name = |text: &String| {
+            if text.is_empty() { Ok(None) } else { text.parse::<VolumeName>().map(Some).map_err(|error| error.to_string()) }
+        };
+        let mut doors = Vec::new();
+        if let Some(at) = self.nvmf {
+            doors.push(Door::Nvmf { address: at.ip(), port: at.port(), nqn: self.nqn.clone() });
+        }
+        if let Some(text) = &self.vhost {
+            doors.push(Door::Vhost { name: name(text)? });
+        }
+        if let Some(text) = &self.vfio_user {
+            doors.push(Door::VfioUser { name: name(text)? });
+        }
+        Ok(doors)
+    }
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Node {
+    /// Show the node, and whether desired and observed agree
+    #[command(after_help = "Examples:\n  penstock node show\n  penstock node show -o json")]
+    Show,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum IdCommand {
+    /// Issue ids that nobody ever gets again
+    #[command(after_help = "Examples:\n  penstock id new\n  penstock id new --count 10")]
+    New {
+        #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+        count: u32,
+    },
+}
+
+#[derive(Debug, ClapArgs)]
+pub struct Top {
+    /// One measurement over one interval, then end
+    #[arg(long)]
+    pub once: bool,
+    /// Seconds between measurements
+    #[arg(long, default_value_t = 1.0, value_parser = interval)]
+    pub interval: f64,
+}
+
+fn interval(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(seconds) if (0.1..=3600.0).contains(&seconds) => Ok(seconds),
+        _ => Err("use seconds from 0.1 to 3600".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+    use proptest::prelude::*;
+
+    #[test]
+    fn args_are_consistent_and_every_leaf_has_examples() {
+        Args::command().debug_assert();
+        fn leaves(command: &clap::Command, path: &str) {
+            let path = format!("{path} {}", command.get_name());
+            let children: Vec<_> = command.get_subcommands().collect();
+            if children.is_empty() {
+                let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+                assert!(help.contains("Examples:"), "{path} has no examples");
+            }
+            children.into_iter().for_each(|child| leaves(child, &path));
+        }
+        leaves(&Args::command(), "");
+    }
+
+    #[test]
+    fn export_flags_become_doors() {
+        let parse = |flags: &[&str]| {
+            let args = ["penstock", "volume", "export", "v"].iter().chain(flags).copied();
+            match Args::try_parse_from(args).map(|args| args.command) {
+                Ok(Command::Volume(Volume::Export { doors, .. })) => doors.doors(),
+                Ok(other) => panic!("{other:?}"),
+                Err(error) => Err(error.to_string()),
+            }
+        };
+        let text = |flags: &[&str]| parse(flags).unwrap().iter().map(Door::to_string).collect::<Vec<_>>().join(" ");
+        assert_eq!(text(&["--nvmf"]), "nvmf=127.0.0.1:4420");
+        assert_eq!(text(&["--nvmf=[::1]:1", "--vhost", "--vfio-user=x"]), "nvmf=[::1]:1 vhost vfio-user=x");
+        assert!(parse(&["--vhost=../x"]).unwrap_err().contains("may not be in a name"));
+        assert!(parse(&["--nqn", "nqn.2026-11.io:x"]).is_err(), "an NQN alone opens nothing");
+    }
+
+    proptest! {
+        #[test]
+        fn args_random_never_panic(words in proptest::collection::vec("(pool|volume|add|create|export|--nvmf=|-o|json|10GiB|\\PC{0,8})", 0..6)) {
+            let _ = Args::try_parse_from(["penstock".to_owned()].into_iter().chain(words));
+        }
+    }
+}

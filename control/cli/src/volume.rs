@@ -1,0 +1,259 @@
+//! `penstock volume …`
+
+use std::time::Duration;
+
+use penstock_api::VolumeName;
+use penstock_api::http::{ExportBody, ExportView, UnexportBody, VolumeCreateBody, VolumeResizeBody, VolumeView, path};
+use penstock_api::rpc::{BlockSize, Door, ErrorCode};
+
+use crate::args::{Doors, Volume, Wait};
+use crate::client::Client;
+use crate::failure::Failure;
+use crate::output::{self, Form};
+use crate::pool;
+use crate::wait::until_settled;
+
+/// A volume is named by its name or id; anything else would change the path that is asked for.
+fn checked(volume: &str) -> Result<&str, Failure> {
+    if volume.parse::<VolumeName>().is_ok() || volume.parse::<penstock_api::VolumeId>().is_ok() {
+        return Ok(volume);
+    }
+    let shown: String = volume.chars().take(64).collect();
+    let message = format!("\"{shown}\" is neither a volume's name nor its id");
+    Err(Failure::Usage { message, hint: "see `penstock volume ls`".to_owned() })
+}
+
+fn find(client: &Client, volume: &str) -> Result<Option<VolumeView>, Failure> {
+    match client.get(&path::volume(volume)) {
+        Ok(view) => Ok(Some(view)),
+        Err(Failure::Refused(error)) if error.code == ErrorCode::NotFound => Ok(None),
+        Err(other) => Err(other),
+    }
+}
+
+fn settle(client: &Client, volume: &str, wait: Wait) -> Result<Option<VolumeView>, Failure> {
+    let look = || Ok(find(client, volume)?.map(|view| (view.clone(), view.progress)));
+    until_settled(&format!("volume {volume}"), Duration::from_secs(wait.timeout), look)
+}
+
+fn settle_door(client: &Client, volume: &str, door: &Door, wait: Wait) -> Result<Option<ExportView>, Failure> {
+    let look = || {
+        let exports = find(client, volume)?.map(|view| view.exports).unwrap_or_default();
+        Ok(exports.into_iter().find(|export| export.door == *door).map(|export| (export.clone(), export.progress)))
+    };
+    until_settled(&format!("export {door} of volume {volume}"), Duration::from_secs(wait.timeout), look)
+}
+
+pub fn run(client: &Client, form: Form, command: Volume) -> Result<(), Failure> {
+    match command {
+        Volume::Create { name, size, block_size, drive, wait } => {
+            let block_size = if block_size == "512" { BlockSize::B512 } else { BlockSize::B4096 };
+            let drive_id = drive.map(|drive| pool::resolve(client, &drive)).transpose()?;
+            let body = VolumeCreateBody { name, size, block_size, drive_id };
+            let made: VolumeView = client.send("POST", path::VOLUMES, &body)?.json()?;
+            let view = settle(client, &made.volume_id.to_string(), wait)?;
+            output::show(form, &view, |_| format!("created volume {} of {}, id {}", made.name, made.size, made.volume_id))
+        }
+        Volume::Ls => {
+            let volumes: Vec<VolumeView> = client.get(path::VOLUMES)?;
+            output::show(form, &volumes, |volumes| table(volumes))
+        }
+        Volume::Show { volume } => {
+            let view: VolumeView = client.get(&path::volume(checked(&volume)?))?;
+            output::show(form, &view, facts)
+        }
+        Volume::Resize { volume, size, allow_shrink, wait } => {
+            let body = VolumeResizeBody { size, allow_shrink };
+            client.send("PATCH", &path::volume(checked(&volume)?), &body)?;
+            let view = settle(client, &volume, wait)?;
+            output::show(form, &view, |_| format!("volume {volume} has {size} now"))
+        }
+        Volume::Rm { volume, force, wait } => {
+            // By id from here on: another volume may take the name as soon as it is free.
+            let view: VolumeView = client.get(&path::volume(checked(&volume)?))?;
+            let id = view.volume_id.to_string();
+            client.delete(&path::volume(&id), force)?;
+            settle(client, &id, wait)?;
+            output::show(form, &serde_json::json!({"removed": view.volume_id}), |_| format!("removed volume {}", view.name))
+        }
+        Volume::Export { volume, doors, wait } => export(client, form, checked(&volume)?, &doors, wait),
+        Volume::Unexport { volume, doors, force, wait } => unexport(client, form, checked(&volume)?, &doors, force, wait),
+    }
+}
+
+fn usage(message: String) -> Failure {
+    Failure::Usage { message, hint: "say which door: --nvmf[=ADDR:PORT], --vhost[=NAME] or --vfio-user[=NAME]".to_owned() }
+}
+
+fn export(client: &Client, form: Form, volume: &str, flags: &Doors, wait: Wait) -> Result<(), Failure> {
+    let doors = flags.doors().map_err(usage)?;
+    if doors.is_empty() {
+        return Err(usage("no door is named".to_owned()));
+    }
+    let mut views = Vec::new();
+    for door in doors {
+        client.send("POST", &path::export(volume), &ExportBody { door: door.clone() })?;
+        views.extend(settle_door(client, volume, &door, wait)?);
+    }
+    output::show(form, &views, |views| {
+        let line = |view: &ExportView| match &view.observed {
+            Some(seen) => {
+                let nqn = seen.nqn.as_ref().map(|nqn| format!(" as {nqn}")).unwrap_or_default();
+                format!("exported volume {volume} over {} at {}{nqn}\n", view.door.kind_word(), seen.address)
+            }
+            None => format!("exported volume {volume} over {}\n", view.door),
+        };
+        views.iter().map(line).collect()
+    })
+}
+
+fn same_kind(a: &Door, b: &Door) -> bool {
+    std::mem::discriminant(a) == std::mem::discriminant(b)
+}
+
+/// The open doors that the flags mean. One that was opened under a name of its own is also meant by its kind alone,
+/// if it is the only one of that kind.
+fn meant(volume: &str, open: &[Door], flags: &Doors) -> Result<Vec<Door>, Failure> {
+    if flags.is_empty() {
+        return Ok(open.to_vec());
+    }
+    let named = flags.doors().map_err(usage)?;
+    let pick = |door: &Door| {
+        if open.contains(door) {
+            return Ok(door.clone());
+        }
+        let bare = match door {
+            Door::Nvmf { address, port, nqn: None } => {
+                let at = std::net::SocketAddr::new(*address, *port);
+                let same_place =
+                    |open: &&Door| matches!(open, Door::Nvmf { address: a, port: p, .. } if std::net::SocketAddr::new(*a, *p) == at);
+                if let Some(found) = open.iter().find(same_place) {
+                    return Ok(found.clone());
+                }
+                at.to_string() == crate::args::NVMF_DEFAULT
+            }
+            Door::Vhost { name } | Door::VfioUser { name } => name.is_none(),
+            Door::Nvmf { .. } => false,
+        };
+        let alike: Vec<&Door> = open.iter().filter(|open| same_kind(open, door)).collect();
+        match (bare, alike.as_slice()) {
+            (true, [only]) => Ok((*only).clone()),
+            _ => {
+                let shown: Vec<String> = open.iter().map(Door::to_string).collect();
+                let has = if shown.is_empty() { "no door".to_owned() } else { shown.join(", ") };
+                Err(Failure::Usage { message: format!("volume {volume} has no door {door}"), hint: format!("it has {has}") })
+            }
+        }
+    };
+    named.iter().map(pick).collect()
+}
+
+fn unexport(client: &Client, form: Form, volume: &str, flags: &Doors, force: bool, wait: Wait) -> Result<(), Failure> {
+    let view: VolumeView = client.get(&path::volume(volume))?;
+    let open: Vec<Door> = view.exports.iter().map(|export| export.door.clone()).collect();
+    let doors = meant(volume, &open, flags)?;
+    for door in &doors {
+        client.send("POST", &path::unexport(volume), &UnexportBody { door: door.clone(), force })?;
+        settle_door(client, volume, door, wait)?;
+    }
+    output::show(form, &doors, |doors| match doors.as_slice() {
+        [] => format!("volume {volume} has no door"),
+        doors => doors.iter().map(|door| format!("closed {door} of volume {volume}\n")).collect(),
+    })
+}
+
+fn table(volumes: &[VolumeView]) -> String {
+    if volumes.is_empty() {
+        return "there are no volumes; create one, for example: penstock volume create db-0 4GiB".to_owned();
+    }
+    let row = |volume: &VolumeView| {
+        let seen = volume.observed.as_ref();
+        let doors: Vec<String> = volume.exports.iter().map(|export| export.door.to_string()).collect();
+        vec![
+            volume.name.to_string(),
+            volume.size.rounded(),
+            output::or_dash(seen.map(|seen| seen.allocated_bytes.rounded())),
+            volume.block_size.to_string(),
+            output::or_dash(Some(doors.join(" ")).filter(|doors| !doors.is_empty())),
+            output::or_dash(seen.map(|seen| seen.connections.to_string())),
+            output::progress(&volume.progress),
+        ]
+    };
+    let header = ["NAME", "SIZE", "ALLOCATED", "BLOCK", "EXPORTS", "HOSTS", "STATE"];
+    output::table(&header, &[1, 2, 3, 5], volumes.iter().map(row).collect())
+}
+
+fn facts(volume: &VolumeView) -> String {
+    let mut rows = vec![
+        ("name", volume.name.to_string()),
+        ("id", volume.volume_id.to_string()),
+        ("state", output::progress(&volume.progress)),
+        ("size", format!("{} ({} bytes)", volume.size.rounded(), volume.size.bytes())),
+        ("block size", volume.block_size.to_string()),
+        ("drive", volume.drive_id.to_string()),
+        ("segment", volume.segment_id.to_string()),
+        ("replica", volume.replica_id.to_string()),
+    ];
+    for export in &volume.exports {
+        let seen = export.observed.as_ref();
+        let at = seen.map(|seen| {
+            let nqn = seen.nqn.as_ref().map(|nqn| format!(", {nqn}")).unwrap_or_default();
+            format!(" at {}{nqn}, {} hosts", seen.address, seen.connected_hosts.len())
+        });
+        rows.push(("export", format!("{}{} ({})", export.door, at.unwrap_or_default(), output::progress(&export.progress))));
+    }
+    if let Some(seen) = &volume.observed {
+        let (counters, latency) = (&seen.counters, &seen.latency);
+        rows.extend([
+            ("core", seen.core.to_string()),
+            ("allocated", seen.allocated_bytes.rounded()),
+            ("undrained", seen.undrained_bytes.rounded()),
+            ("hosts", seen.connections.to_string()),
+            ("reads", format!("{}, {} bytes", counters.reads, counters.read_bytes)),
+            ("writes", format!("{}, {} bytes", counters.writes, counters.write_bytes)),
+            ("errors", counters.errors.to_string()),
+            ("read latency", latency_line(&latency.read)),
+            ("write latency", latency_line(&latency.write)),
+        ]);
+    }
+    output::facts(rows)
+}
+
+fn latency_line(latency: &penstock_api::rpc::LatencyInfo) -> String {
+    format!("p50 {} µs, p99 {} µs, p99.9 {} µs, max {} µs", latency.p50_us, latency.p99_us, latency.p999_us, latency.max_us)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn nvmf(port: u16) -> Door {
+        Door::Nvmf { address: [127, 0, 0, 1].into(), port, nqn: None }
+    }
+
+    #[test]
+    fn unexport_flags_mean_open_doors() {
+        let named = Door::Vhost { name: Some("x".parse().unwrap()) };
+        let open = [nvmf(4421), named.clone()];
+        let flags = |nvmf: Option<&str>, vhost: Option<&str>| Doors {
+            nvmf: nvmf.map(|at| at.parse().unwrap()),
+            vhost: vhost.map(str::to_owned),
+            ..Doors::default()
+        };
+        assert_eq!(meant("v", &open, &flags(None, None)).unwrap(), open);
+        assert_eq!(meant("v", &open, &flags(Some("127.0.0.1:4421"), None)).unwrap(), [nvmf(4421)]);
+        assert_eq!(meant("v", &open, &flags(Some("127.0.0.1:4420"), None)).unwrap(), [nvmf(4421)], "the only one of its kind");
+        assert_eq!(meant("v", &open, &flags(None, Some(""))).unwrap(), [named]);
+        let failure = meant("v", &open, &flags(Some("127.0.0.1:9"), None)).unwrap_err();
+        assert_eq!(failure.code(), 2);
+        assert!(meant("v", &[nvmf(1), nvmf(2)], &flags(Some("127.0.0.1:4420"), None)).is_err());
+    }
+
+    #[test]
+    fn volume_argument_never_changes_the_path() {
+        assert!(checked("db-0").is_ok());
+        for bad in ["", "a/b", "../node", "a?force=true", "a b"] {
+            assert!(checked(bad).is_err(), "{bad}");
+        }
+    }
+}
