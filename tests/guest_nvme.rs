@@ -21,7 +21,7 @@ const WRITER: &str = env!("CARGO_BIN_EXE_penstock-guest-writer");
 const BLOCKS: u64 = 2048;
 const DRIVE: u64 = 64 << 20;
 
-const MARKS: Marks = Marks { blocks: BLOCKS, threads: 4, writes_per_thread: 100, seed: 1, sync: true };
+const MARKS: Marks = Marks { blocks: BLOCKS, threads: 4, writes_per_thread: 100, seed: 1, sync: true, kills: 1 };
 
 fn programs() -> GuestPrograms<'static> {
     GuestPrograms { agent: Path::new(AGENT), writer: Path::new(WRITER) }
@@ -182,7 +182,7 @@ fn judge_penstockd(name: &str, program: PathBuf, flags: Vec<String>, between: us
     let dir = tempfile::tempdir().unwrap();
     let target = Inside::Penstockd { program, flags, volume: PENSTOCK_VOLUME };
     // more than goes into the oplog once, so that drain, checkpoint and trim are cut too
-    let marks = Marks { sync: false, writes_per_thread: 200, ..MARKS };
+    let marks = Marks { sync: false, writes_per_thread: 200, kills: 2, ..MARKS };
     let drive = record(name, programs(), &target, PENSTOCK_DRIVE, marks, dir.path()).unwrap();
     let log = drive.read_log().unwrap();
     let images = plan(&log, Tearing::Injected, between, 11);

@@ -2,15 +2,17 @@
 //! own initiator writes marked blocks through it; the plug is pulled; what remains is the log.
 //! Not here: judging; a volume that maps onto its drive one to one and one that must be recovered are judged differently.
 
+use super::channel::Job;
 use super::image::{ImageSpec, Overlay};
 use super::logged_drive::{JOURNAL_DEVICE, LoggedDrive, NVME_ADDRESS, bind_uio};
 use super::machine::{Machine, MachineSpec};
 use super::penstock_target::{add_drive, create_volume, export, flags, wait_for_door, wait_for_node};
 use super::rpc::GuestLine;
 use super::scenario::connect_nvmf;
-use super::spdk_target::spdk_dir;
+use super::spdk_target::{UUID, spdk_dir};
 use super::target::{Door, DoorKind};
-use super::{At, Result};
+use super::wait::wait_for;
+use super::{At, GuestError, Result};
 use serde_json::json;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -18,6 +20,7 @@ use std::time::Duration;
 const LOOPBACK: &str = "127.0.0.1";
 const PORT: u16 = 4420;
 const RUN: &str = "/run/penstock";
+const START_LIMIT: Duration = Duration::from_secs(90);
 
 /// What serves the volume inside the guest.
 #[derive(Debug, Clone)]
@@ -37,6 +40,8 @@ pub struct Marks {
     pub seed: u64,
     /// fdatasync after each write, for volumes that state a volatile cache.
     pub sync: bool,
+    /// How often the target is killed and started again meanwhile, so that its recovery is in the log, too.
+    pub kills: u64,
 }
 
 impl Marks {
@@ -45,7 +50,7 @@ impl Marks {
     }
 
     fn script(&self, device: &str) -> String {
-        let Marks { blocks, threads, writes_per_thread, seed, sync } = self;
+        let Marks { blocks, threads, writes_per_thread, seed, sync, .. } = self;
         let promise = if *sync { "sync" } else { "nosync" };
         format!("writer /dev/{device} {JOURNAL_DEVICE} {blocks} {threads} {writes_per_thread} {seed} {promise}")
     }
@@ -87,41 +92,85 @@ pub fn record(name: &str, programs: GuestPrograms<'_>, inside: &Inside, drive_si
     bind_uio(&mut machine)?;
     let door = serve(&mut machine, inside)?;
     let device = connect_nvmf(&mut machine, &door, LOOPBACK)?;
-    machine.shell(&marks.script(&device), Duration::from_secs(300))?;
+    let script = marks.script(&device);
+    let job = machine.start(&script, Duration::from_secs(300))?;
+    for kill in 1..=marks.kills {
+        acks_reach(&mut machine, &job, marks.acks() * kill / (marks.kills + 1))?;
+        machine.shell(&format!("kill -9 $(cat {RUN}/pid)"), Duration::from_secs(10))?;
+        start(&mut machine, inside)?;
+        wait_for_service(&mut machine, inside)?;
+    }
+    let outcome = machine.finish(job)?;
+    machine.expect_success(&script, outcome)?;
     machine.cut_power();
     Ok(drive)
 }
 
+/// Waits until the writer has journaled `records` acknowledgements.
+fn acks_reach(machine: &mut Machine, job: &Job, records: u64) -> Result<()> {
+    wait_for(&format!("{records} acknowledgements"), Duration::from_secs(240), || {
+        if machine.ended(job) {
+            return Err(GuestError::failed("waiting to kill the target", "the writer ended before"));
+        }
+        let stat = machine.read("/sys/block/vda/stat")?;
+        let written: u64 = stat.split_whitespace().nth(4).and_then(|n| n.parse().ok()).unwrap_or(0);
+        Ok((written >= records).then_some(()))
+    })
+}
+
 /// Starts the target in the guest; it stays behind as a child of init.
-fn serve(machine: &mut Machine, inside: &Inside) -> Result<Door> {
-    let limit = Duration::from_secs(90);
-    let start = |machine: &mut Machine, command: String| {
-        machine.shell(&format!("mkdir -p {RUN}; {command} > /run/target.log 2>&1 &"), limit).map(drop)
+fn start(machine: &mut Machine, inside: &Inside) -> Result<()> {
+    let command = match inside {
+        // a killed SPDK leaves its hugepages behind in files; penstockd must not
+        Inside::SpdkTarget { .. } => {
+            format!("rm -f /dev/hugepages/*; nvmf_tgt -m 0x1 -s 512 -c /etc/inside.json -r {RUN}/spdk.sock")
+        }
+        Inside::Penstockd { flags: further, .. } => format!("penstockd {} --mem-mib 512 {}", flags(RUN).join(" "), further.join(" ")),
     };
+    let script = format!("mkdir -p {RUN}; {command} >> /run/target.log 2>&1 & echo $! > {RUN}/pid");
+    machine.shell(&script, START_LIMIT).map(drop)
+}
+
+/// Waits until the target serves its volume.
+fn wait_for_service(machine: &mut Machine, inside: &Inside) -> Result<Door> {
     match inside {
         Inside::SpdkTarget { .. } => {
-            start(machine, format!("nvmf_tgt -m 0x1 -s 512 -c /etc/inside.json -r {RUN}/spdk.sock"))?;
-            let listening = format!(
-                "agent call {RUN}/spdk.sock nvmf_get_subsystems '{{}}' | grep -q '\"trsvcid\":\"{PORT}\"' || {{ tail -3 /run/target.log; false; }}"
-            );
-            machine.until("SPDK's target to listen in the guest", &listening, limit)?;
+            let ask = format!("agent call {RUN}/spdk.sock nvmf_get_subsystems '{{}}'");
+            let listening = format!("{ask} | grep -q '\"trsvcid\":\"{PORT}\"' || {{ tail -3 /run/target.log; false; }}");
+            machine.until("SPDK's target to listen in the guest", &listening, START_LIMIT)?;
             Ok(Door::NvmfTcp { port: PORT, nqn: SPDK_NQN.into() })
         }
-        Inside::Penstockd { volume, flags: further, .. } => {
-            start(machine, format!("penstockd {} --mem-mib 512 {}", flags(RUN).join(" "), further.join(" ")))?;
-            let socket = format!("{RUN}/run/penstockd.sock");
+        Inside::Penstockd { .. } => {
+            let socket = penstockd_socket();
             let mut line = GuestLine { machine, socket: &socket };
-            let served = wait_for_node(&mut line, limit)
-                .and_then(|()| add_drive(&mut line, &format!("nvme:{NVME_ADDRESS}"), false))
-                .and_then(|()| create_volume(&mut line, *volume))
-                .and_then(|()| export(&mut line, DoorKind::NvmfTcp, PORT))
-                .and_then(|()| wait_for_door(&mut line, limit));
-            served.map_err(|e| {
-                let log = machine.run("tail -30 /run/target.log", limit).map(|o| o.out).unwrap_or_default();
-                super::GuestError::failed(e.to_string(), format!("\n--- penstockd in the guest said ---\n{log}"))
-            })
+            let door = wait_for_node(&mut line, START_LIMIT).and_then(|()| wait_for_door(&mut line, START_LIMIT));
+            door.map_err(|e| with_log(machine, e))
         }
     }
+}
+
+/// Starts the target for the first time, with all that a blank drive needs.
+fn serve(machine: &mut Machine, inside: &Inside) -> Result<Door> {
+    start(machine, inside)?;
+    if let Inside::Penstockd { volume, .. } = inside {
+        let socket = penstockd_socket();
+        let mut line = GuestLine { machine, socket: &socket };
+        let created = wait_for_node(&mut line, START_LIMIT)
+            .and_then(|()| add_drive(&mut line, &format!("nvme:{NVME_ADDRESS}"), false))
+            .and_then(|()| create_volume(&mut line, *volume))
+            .and_then(|()| export(&mut line, DoorKind::NvmfTcp, PORT));
+        created.map_err(|e| with_log(machine, e))?;
+    }
+    wait_for_service(machine, inside)
+}
+
+fn penstockd_socket() -> String {
+    format!("{RUN}/run/penstockd.sock")
+}
+
+fn with_log(machine: &mut Machine, error: GuestError) -> GuestError {
+    let log = machine.run("tail -30 /run/target.log", START_LIMIT).map(|o| o.out).unwrap_or_default();
+    GuestError::failed(error.to_string(), format!("\n--- the target in the guest said ---\n{log}"))
 }
 
 const SPDK_NQN: &str = "nqn.2026-11.io.penstock.test:inside";
@@ -134,7 +183,8 @@ fn spdk_config(enable_flush: bool) -> String {
     let nvmf = json!({"subsystem": "nvmf", "config": [
         {"method": "nvmf_create_transport", "params": {"trtype": "TCP", "num_shared_buffers": 255}},
         {"method": "nvmf_create_subsystem", "params": {"nqn": SPDK_NQN, "allow_any_host": true, "serial_number": "HARNESS"}},
-        {"method": "nvmf_subsystem_add_ns", "params": {"nqn": SPDK_NQN, "namespace": {"nsid": 1, "bdev_name": "driven1"}}},
+        {"method": "nvmf_subsystem_add_ns", "params": {"nqn": SPDK_NQN, "namespace":
+            {"nsid": 1, "bdev_name": "driven1", "uuid": UUID, "nguid": UUID.replace('-', "")}}},
         {"method": "nvmf_subsystem_add_listener", "params": {"nqn": SPDK_NQN, "listen_address":
             {"trtype": "TCP", "adrfam": "IPv4", "traddr": LOOPBACK, "trsvcid": PORT.to_string()}}},
     ]});

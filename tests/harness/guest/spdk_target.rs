@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 const NQN: &str = "nqn.2026-11.io.penstock.test:volume";
-const UUID: &str = "2f8c7a4e-6f0d-4b7b-9d59-3a1a6f0c9b11"; // fixed: Linux drops a namespace that comes back with another
+pub(super) const UUID: &str = "2f8c7a4e-6f0d-4b7b-9d59-3a1a6f0c9b11"; // fixed: Linux drops a namespace that comes back with another
 
 pub struct SpdkTarget {
     daemon: Daemon,
