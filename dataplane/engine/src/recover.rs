@@ -554,7 +554,7 @@ impl Store {
     /// The Open batch is durable.
     pub(crate) fn opened<M: Memory>(&mut self, _mem: &mut M, fx: &mut Effects) {
         self.recovery = None;
-        self.serve(Stage::Serving, fx);
+        self.serve(self.config.fenced.map_or(Stage::Serving, Stage::Fenced), fx);
     }
 
     fn serve(&mut self, stage: Stage, fx: &mut Effects) {

@@ -141,6 +141,10 @@ impl Store {
             Event::Host { io, replica, op } => self.on_host(io, replica, op, mem, fx),
             Event::DiskDone { id, ok } => self.on_disk_done(id, ok, mem, fx),
             Event::Order { id, order } => self.on_order(id, order, mem, fx),
+            // Recovery goes on, to serve what can be read.
+            Event::Fence(reason) if self.stage == Stage::Opening => {
+                self.config.fenced.get_or_insert(reason);
+            }
             Event::Fence(reason) => self.fence(reason, mem, fx),
             Event::Tick { now } => self.on_tick(now, mem, fx),
         }

@@ -288,6 +288,8 @@ impl Store {
                 self.counters.host_flushes += 1;
                 Some(Status::Ok)
             }
+            // Which blocks the lost batches wrote is unknown, so none can be vouched for until the operator accepts the loss.
+            Ok(()) if matches!(op, HostOp::Read(_)) && self.report.lost_batches > 0 && !self.config.accept_lost_log => Some(Status::Unrecovered),
             Ok(()) => None,
         };
         if let Some(status) = refused {
