@@ -19,6 +19,8 @@ pub struct Volume {
     pub shape: ReplicaShape,
     /// Its number in this life of the store, once told.
     pub replica: Option<ReplicaNo>,
+    /// Its number as last told, in this life or before: numbers are not given twice.
+    pub number: Option<ReplicaNo>,
     /// The store has acknowledged its creation.
     pub created: bool,
     pub pending: Option<Pending>,
@@ -32,7 +34,7 @@ pub struct Volume {
 
 impl Volume {
     pub fn new(no: u32, shard: usize, shape: ReplicaShape, hot: Vec<u64>) -> Volume {
-        Volume { no, shard, shape, replica: None, created: false, pending: None, doomed: false, out: 0, hot, cursor: 0 }
+        Volume { no, shard, shape, replica: None, number: None, created: false, pending: None, doomed: false, out: 0, hot, cursor: 0 }
     }
 
     pub fn node_died(&mut self) {
@@ -100,8 +102,7 @@ impl World {
     pub fn send(&mut self, volume: u32, op: HostOp, bad: bool) {
         let v = &self.volumes[&volume];
         let shard = v.shard;
-        // Before the store serves, a host knows the volume from an earlier life.
-        let replica = v.replica.unwrap_or(ReplicaNo(1));
+        let replica = v.number.expect("a volume that was created was told");
         let serial = self.next_serial;
         self.next_serial += 1;
         let writes = matches!(op, HostOp::Write(_) | HostOp::CompareWrite(_));

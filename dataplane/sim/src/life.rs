@@ -76,6 +76,7 @@ impl World {
             s.orders.clear();
             s.replicas.clear();
             s.evidence.died();
+            s.look_over = false;
             s.standing = Standing::Opening;
         }
         if power {
@@ -122,6 +123,11 @@ impl World {
 
     /// An operator accepts what the fences stand for, and the node is started again.
     pub fn clear_fences(&mut self) {
+        // Who accepts that the log lost nobody knows what gives up what the volumes hold.
+        let lost = |w: &World, shard: usize| w.shards[shard].fence == Some(FenceReason::LogLost);
+        for no in self.volumes.values().filter(|v| !v.doomed && lost(self, v.shard)).map(|v| v.no).collect::<Vec<_>>() {
+            self.doom(no);
+        }
         for s in &mut self.shards {
             s.config.accept_lost_log |= s.fence == Some(FenceReason::LogLost);
             s.fence = None;

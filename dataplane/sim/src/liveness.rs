@@ -22,9 +22,12 @@ impl World {
             s.mem.calm();
         }
         self.until("what is out is answered", |w| !w.hosts_wait() && w.settled());
-        if self.shards.iter().any(|s| s.fence.is_some()) {
-            self.clear_fences();
-            self.until("fences are cleared and stores serve", |w| w.alive && w.settled());
+        // Opening may find a reason of its own to fence.
+        for _ in 0..3 {
+            if self.shards.iter().any(|s| s.fence.is_some()) {
+                self.clear_fences();
+                self.until("fences are cleared and stores serve", |w| w.alive && w.settled());
+            }
         }
         self.finish_orders();
         // Everything once more through the front, which loads what it must and drains what it can.

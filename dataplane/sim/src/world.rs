@@ -443,7 +443,7 @@ impl World {
                 self.tally.did("fences", 1);
             }
             Notice::Corrupt { replica, block, .. } => {
-                if let Some(volume) = s.replicas.get(replica) {
+                if let Some(volume) = s.replicas.get(replica).filter(|no| !self.volumes[no].doomed) {
                     assert!(
                         self.oracle.may_be_lost(*volume, *block) || s.clouded,
                         "shard {shard} calls volume {volume} block {block} corrupt, and no fault was injected there"
