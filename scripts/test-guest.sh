@@ -1,5 +1,10 @@
 #!/usr/bin/env bash
-# Guests a, b and c in full: the ignored tests of the guest files, one file at a time (two cores).
+# Guests a, b and c in full: the ignored tests of the guest files, one at a time (two cores).
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+target=${CARGO_TARGET_DIR:-target}
+# The build that must fail: one that counts writes before the drive's barrier. Kept apart from the real daemon.
+cargo build --release -p penstock-node --features canary --target-dir "$target/canary"
+PENSTOCK_CANARY_PENSTOCKD=$(realpath "$target/canary/release/penstockd")
+export PENSTOCK_CANARY_PENSTOCKD
 exec timeout 3000 cargo test --release -p penstock --test guest_nvmf --test guest_vhost --test guest_nvme -- --include-ignored --nocapture --test-threads 1
