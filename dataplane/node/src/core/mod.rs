@@ -1,0 +1,707 @@
+//! One core's loop: events in, the engine's decisions, effects out. Everything that this core owns is in [`Core`], and nothing of
+//! it is shared.
+//!
+//! A turn: take what came (commands, completions, time), apply it to the stores, settle those that were touched, carry out
+//! their effects, hand the kernel its batch, answer hosts. Called by one SPDK poller; never blocks. Not here: control, which
+//! sends closures to the core ([`with`]), and doors, which push onto the core's [`port`].
+
+mod job;
+pub mod port;
+mod shard;
+mod volume;
+
+use std::cell::RefCell;
+use std::os::fd::RawFd;
+
+use penstock_api::rpc::{VolumeCounters, VolumeLatency};
+use penstock_engine::{
+    DiskId, Effect, Effects, Event, FenceReason, HostOp, IoId, Millis, Notice, OpenError, Order, OrderError, OrderId, RecoveryReport,
+    ReplicaNo, StoreConfig, StoreView,
+};
+use penstock_wire::{BlockAddr, ReplicaShape};
+use spdk_rs::lend::{LendBuf, Payload, RoamingIo};
+use spdk_rs::thread::{Activity, FdEvent, Poller, ThreadHandle, Waker};
+
+use crate::command::{self, Ask, RANGE_BYTES};
+use crate::disk::{Backend, BackendError, CoreDisks, DiskCounters, DiskDone, DiskIndex};
+use crate::memory::{MemoryCounters, NodeMemory, Source};
+use crate::status::NvmeStatus;
+
+pub use job::{Job, Outcome, Step};
+pub use port::{CoreIndex, Parcel, Peer, Request, VolumeSlot};
+pub use shard::DriveKey;
+pub use volume::OpClass;
+
+use shard::Shard;
+use volume::CoreVolume;
+
+/// What a core tells the app thread. None of it is per command.
+#[derive(Debug)]
+pub enum Report {
+    Serving { drive: DriveKey, store: u32, report: RecoveryReport, ms: u64 },
+    OpenFailed { drive: DriveKey, store: u32, why: OpenError },
+    Fenced { drive: DriveKey, store: u32, reason: FenceReason },
+    Replica { drive: DriveKey, store: u32, core: CoreIndex, slot: VolumeSlot, shape: ReplicaShape, gone: bool },
+    Corrupt { drive: DriveKey, store: u32, slot: Option<VolumeSlot>, block: u64 },
+    ScrubDone { drive: DriveKey, store: u32, blocks: u64, corrupt: u64 },
+    Stopped { drive: DriveKey, store: u32 },
+    OrderDone { id: OrderId, result: Result<(), OrderError> },
+}
+
+/// How a core's loop is made.
+pub struct CoreOptions {
+    pub index: CoreIndex,
+    /// Bytes that the engine's buffers on this core may take.
+    pub memory_bytes: usize,
+    pub report: Box<dyn Fn(Report) + Send>,
+}
+
+/// Counts of one core since it started.
+#[derive(Clone, Copy, Default, Debug, PartialEq, Eq)]
+pub struct CoreCounters {
+    pub turns: u64,
+    pub busy_turns: u64,
+    pub host_commands: u64,
+    pub disk_completions: u64,
+    pub ticks: u64,
+    pub orders: u64,
+    pub refused_at_door: u64,
+    /// Ticks of the CPU's counter spent in turns that did something.
+    pub busy_ticks: u64,
+}
+
+/// Who waits for an answer of the engine.
+enum Pending {
+    Free,
+    Host {
+        slot: VolumeSlot,
+        class: OpClass,
+        bytes: u64,
+        since: u64,
+    },
+    /// A piece of a command that became several.
+    Piece {
+        of: IoId,
+    },
+    Pieces {
+        slot: VolumeSlot,
+        left: u32,
+        worst: NvmeStatus,
+        since: u64,
+    },
+    Local {
+        slot: VolumeSlot,
+        class: OpClass,
+        bytes: u64,
+        since: u64,
+        tag: u64,
+    },
+}
+
+/// A command from within the process.
+pub struct LocalIo {
+    pub slot: VolumeSlot,
+    pub op: HostOp,
+    /// The payload; its length is the operation's (twice that for compare-and-write). `None` for operations without.
+    pub buf: Option<LendBuf>,
+    pub tag: u64,
+}
+
+/// Its answer; the buffer comes back.
+pub struct LocalDone {
+    pub tag: u64,
+    pub status: NvmeStatus,
+    pub buf: Option<LendBuf>,
+}
+
+/// A shard as it shows itself.
+#[derive(Clone, Debug)]
+pub struct ShardView {
+    pub drive: DriveKey,
+    pub store_no: u32,
+    pub view: StoreView,
+    pub recovery_ms: Option<u64>,
+    pub disk: DiskCounters,
+}
+
+/// A volume as its core shows it.
+#[derive(Clone, Debug)]
+pub struct VolumeView {
+    pub slot: VolumeSlot,
+    pub counters: VolumeCounters,
+    pub latency: VolumeLatency,
+    pub held: u32,
+    pub read_buckets: (Vec<u64>, f64),
+    pub write_buckets: (Vec<u64>, f64),
+}
+
+/// A core as it shows itself.
+#[derive(Clone, Debug)]
+pub struct CoreView {
+    pub index: CoreIndex,
+    pub core: u32,
+    pub busy_fraction: f64,
+    pub counters: CoreCounters,
+    pub memory: MemoryCounters,
+    pub memory_bytes: u64,
+    pub shards: Vec<ShardView>,
+    pub volumes: Vec<VolumeView>,
+}
+
+/// Bounds of the latency histograms in metrics, in microseconds.
+pub const LATENCY_BOUNDS_US: [u64; 14] = [10, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000, 50_000, 100_000, 1_000_000, 10_000_000];
+
+const TICK_US: u64 = 10_000;
+const JOB_TOKEN: u64 = 1 << 47;
+
+pub struct Core {
+    index: CoreIndex,
+    memory: NodeMemory,
+    disks: CoreDisks,
+    shards: Vec<Option<Shard>>,
+    volumes: Vec<CoreVolume>,
+    pending: Vec<Pending>,
+    jobs: Vec<Option<Job>>,
+    report: Box<dyn Fn(Report) + Send>,
+    waker: Waker,
+    counters: CoreCounters,
+    started: u64,
+    hz: u64,
+    /// For busy_fraction: the state at the last look.
+    looked: (u64, u64),
+    local: Vec<LocalIo>,
+    local_done: Vec<LocalDone>,
+    asks: Vec<Request>,
+    disk_done: Vec<DiskDone>,
+    tick_due: bool,
+    ring_event: Option<FdEvent>,
+    /// Drives of which a store was fenced in this turn.
+    fenced_now: Vec<DriveKey>,
+}
+
+thread_local! {
+    static CORE: RefCell<Option<Core>> = const { RefCell::new(None) };
+    static SCRATCH: RefCell<Vec<(RoamingIo, spdk_rs::Status)>> = const { RefCell::new(Vec::new()) };
+    static POLLERS: RefCell<Vec<Poller>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Starts the loop on the running SPDK thread; returns what wakes it. [`port::install`] follows, when all cores have theirs.
+///
+/// # Errors
+/// When SPDK refuses a poller.
+pub fn start(options: CoreOptions) -> Result<Waker, spdk_rs::Errno> {
+    let (poller, waker) = Poller::event_driven("penstock", turn)?;
+    let ticker = Poller::timed("penstock_tick", TICK_US, || {
+        CORE.with_borrow_mut(|core| {
+            if let Some(core) = core {
+                core.tick_due = true;
+                core.waker.wake();
+            }
+        });
+        Activity::Idle
+    })?;
+    let now = spdk_rs::app::ticks();
+    let core = Core {
+        index: options.index,
+        memory: NodeMemory::new(Source::Dma, options.memory_bytes),
+        disks: CoreDisks::new(waker.clone()),
+        shards: Vec::new(),
+        volumes: Vec::new(),
+        pending: Vec::with_capacity(1024),
+        jobs: Vec::new(),
+        report: options.report,
+        waker: waker.clone(),
+        counters: CoreCounters::default(),
+        started: now,
+        hz: spdk_rs::app::ticks_hz().max(1),
+        looked: (now, 0),
+        local: Vec::new(),
+        local_done: Vec::new(),
+        asks: Vec::with_capacity(1024),
+        disk_done: Vec::with_capacity(1024),
+        tick_due: false,
+        ring_event: None,
+        fenced_now: Vec::new(),
+    };
+    CORE.with_borrow_mut(|place| {
+        assert!(place.is_none(), "a core has one loop");
+        *place = Some(core);
+    });
+    POLLERS.with_borrow_mut(|pollers| pollers.extend([poller, ticker]));
+    Ok(waker)
+}
+
+/// Ends the loop on the running SPDK thread. Its stores must have stopped.
+pub fn end() {
+    POLLERS.with_borrow_mut(Vec::clear);
+    CORE.with_borrow_mut(|place| place.take());
+}
+
+/// Runs `f` on this core's state, outside of a turn. `None` where no loop runs on this core.
+pub fn with<R>(f: impl FnOnce(&mut Core) -> R) -> Option<R> {
+    CORE.with_borrow_mut(|core| core.as_mut().map(f))
+}
+
+/// Sends `f` to run on the core of `thread`.
+///
+/// # Errors
+/// When the thread is going away.
+pub fn send(thread: &ThreadHandle, f: impl FnOnce(&mut Core) + Send + 'static) -> Result<(), spdk_rs::Errno> {
+    thread.send(move || {
+        with(f);
+    })
+}
+
+fn turn() -> Activity {
+    let again = CORE.with_borrow_mut(|core| core.as_mut().map(Core::turn));
+    let Some(mut activity) = again else { return Activity::Idle };
+    // Hosts' next commands may come in while their last ones are answered, so nothing is borrowed from here on.
+    let rest = port::with(|port| {
+        let left = port.send_outgoing();
+        let answered = SCRATCH.with_borrow_mut(|scratch| port.complete_answers(scratch));
+        (left, answered)
+    });
+    if let Some((left, answered)) = rest {
+        if answered > 0 && activity == Activity::Idle {
+            activity = Activity::Busy;
+        }
+        if left {
+            activity = Activity::Again;
+        }
+    }
+    activity
+}
+
+impl Core {
+    pub fn index(&self) -> CoreIndex {
+        self.index
+    }
+
+    fn now(&self) -> Millis {
+        Millis((spdk_rs::app::ticks() - self.started) / (self.hz / 1000).max(1))
+    }
+
+    fn turn(&mut self) -> Activity {
+        let begun = spdk_rs::app::ticks();
+        let mut worked = self.tick_due;
+        let mut asks = std::mem::take(&mut self.asks);
+        port::with(|port| port.collect(&mut asks));
+        worked |= !asks.is_empty() || !self.local.is_empty();
+        for request in asks.drain(..) {
+            self.on_request(request);
+        }
+        self.asks = asks;
+        for at in 0..self.local.len() {
+            let io = std::mem::replace(&mut self.local[at], LocalIo { slot: VolumeSlot(0), op: HostOp::Flush, buf: None, tag: 0 });
+            self.on_local(io);
+        }
+        self.local.clear();
+
+        let mut done = std::mem::take(&mut self.disk_done);
+        self.disks.reap(&mut done);
+        worked |= !done.is_empty();
+        for completion in done.drain(..) {
+            self.on_disk_done(completion);
+        }
+        self.disk_done = done;
+
+        if std::mem::take(&mut self.tick_due) {
+            self.counters.ticks += 1;
+            let now = self.now();
+            for shard in self.shards.iter_mut().flatten().filter(|shard| !shard.quiescent) {
+                shard.apply(Event::Tick { now }, &mut self.memory);
+            }
+        }
+        for at in 0..self.shards.len() {
+            if self.shards[at].as_ref().is_some_and(|shard| shard.touched) {
+                self.settle(at);
+                worked = true;
+            }
+        }
+        // A failed barrier may have lost what any store of the drive wrote: they hear of it in this same turn.
+        while let Some(drive) = self.fenced_now.pop() {
+            self.fence_drive(drive, FenceReason::Drive);
+            for at in 0..self.shards.len() {
+                if self.shards[at].as_ref().is_some_and(|shard| shard.touched) {
+                    self.settle(at);
+                }
+            }
+        }
+        if let Err(error) = self.disks.flush_submissions() {
+            // The kernel no longer takes commands: nothing that hosts were told can be kept, so nothing more is told.
+            panic!("io_uring refuses to go on: {error}");
+        }
+        self.counters.turns += 1;
+        if worked {
+            self.counters.busy_turns += 1;
+            self.counters.busy_ticks += spdk_rs::app::ticks() - begun;
+        }
+        if self.disks.waiting() > 0 {
+            Activity::Again
+        } else if worked {
+            Activity::Busy
+        } else {
+            Activity::Idle
+        }
+    }
+
+    fn settle(&mut self, at: usize) {
+        let Some(shard) = &mut self.shards[at] else { return };
+        shard.touched = false;
+        shard.store.settle(&mut self.memory, &mut shard.fx);
+        let mut fx = std::mem::take(&mut shard.fx);
+        self.carry_out(at, &mut fx);
+        fx.clear();
+        if let Some(shard) = &mut self.shards[at] {
+            shard.fx = fx;
+            shard.quiescent = shard.store.view().quiescent;
+        }
+    }
+
+    fn carry_out(&mut self, at: usize, fx: &mut Effects) {
+        for effect in fx.list.drain(..) {
+            match effect {
+                Effect::Disk(op) => {
+                    let shard = self.shards[at].as_ref().expect("it was just settled");
+                    let parts = &fx.parts[op.first_part as usize..(op.first_part + op.part_count) as usize];
+                    let token = (at as u64) << 32 | u64::from(op.id.0);
+                    shard.send(&op, parts, token, &mut self.memory, &mut self.disks);
+                }
+                Effect::Reply { io, status } => self.on_reply(io, status.into()),
+                Effect::OrderDone { id, result } => (self.report)(Report::OrderDone { id, result }),
+                Effect::Notice(notice) => self.on_notice(at, notice),
+            }
+        }
+    }
+
+    fn on_notice(&mut self, at: usize, notice: Notice) {
+        let shard = self.shards[at].as_mut().expect("it was just settled");
+        let (drive, store) = (shard.drive, shard.store_no);
+        let report = match notice {
+            Notice::Serving(report) => {
+                let ms = (spdk_rs::app::ticks() - shard.opened_at) / (self.hz / 1000).max(1);
+                shard.recovery_ms = Some(ms);
+                Report::Serving { drive, store, report, ms }
+            }
+            Notice::OpenFailed(why) => Report::OpenFailed { drive, store, why },
+            Notice::Fenced(reason) => {
+                if reason != FenceReason::Drive {
+                    self.fenced_now.push(drive);
+                }
+                Report::Fenced { drive, store, reason }
+            }
+            Notice::Corrupt { replica, block, .. } => Report::Corrupt { drive, store, slot: self.slot_of(at, replica), block },
+            Notice::ScrubDone { blocks, corrupt } => Report::ScrubDone { drive, store, blocks, corrupt },
+            Notice::Stopped => Report::Stopped { drive, store },
+            Notice::Replica { replica, shape, gone } => {
+                let slot = match self.slot_of(at, replica) {
+                    Some(slot) => slot,
+                    None => {
+                        self.volumes.push(CoreVolume::new(at, replica, (*shape).clone()));
+                        VolumeSlot(self.volumes.len() as u32 - 1)
+                    }
+                };
+                let volume = &mut self.volumes[slot.0 as usize];
+                volume.shape = (*shape).clone();
+                volume.gone = gone;
+                Report::Replica { drive, store, core: self.index, slot, shape: *shape, gone }
+            }
+        };
+        (self.report)(report);
+    }
+
+    fn slot_of(&self, shard: usize, replica: ReplicaNo) -> Option<VolumeSlot> {
+        let found = self.volumes.iter().position(|v| v.shard == shard && v.replica == replica);
+        found.map(|at| VolumeSlot(at as u32))
+    }
+
+    fn set_pending(&mut self, io: IoId, pending: Pending) {
+        let at = io.0 as usize;
+        if at >= self.pending.len() {
+            self.pending.resize_with(at + 1, || Pending::Free);
+        }
+        debug_assert!(matches!(self.pending[at], Pending::Free), "{io:?} is in use");
+        self.pending[at] = pending;
+    }
+
+    fn on_request(&mut self, request: Request) {
+        self.counters.host_commands += 1;
+        let Request { io, slot, ask, since } = request;
+        let Some(volume) = self.volumes.get(slot.0 as usize).filter(|v| !v.gone && self.shards[v.shard].is_some()) else {
+            self.counters.refused_at_door += 1;
+            return answer(io, NvmeStatus::PATH_INACCESSIBLE);
+        };
+        match ask {
+            Ask::Answer(status) => answer(io, status),
+            Ask::Op(op) => {
+                let (class, bytes) = OpClass::of(op);
+                let (shard, replica) = (volume.shard, volume.replica);
+                let io = self.memory.put_io(Payload::Io(io));
+                self.set_pending(io, Pending::Host { slot, class, bytes, since });
+                self.host_event(slot, shard, io, replica, op);
+            }
+            Ask::Ranges(count) => {
+                let extent = command::Extent {
+                    logical_block: volume.shape.logical_block,
+                    blocks: volume.shape.blocks * (penstock_wire::BLOCK as u64 / u64::from(volume.shape.logical_block)),
+                };
+                let (shard, replica) = (volume.shard, volume.replica);
+                let io = self.memory.put_io(Payload::Io(io));
+                let mut spans = Vec::with_capacity(count as usize); // A rare command of many parts: it may allocate.
+                for at in 0..count as usize {
+                    let mut range = [0; RANGE_BYTES];
+                    self.memory.copy_payload(io, at * RANGE_BYTES, &mut range);
+                    match command::parse_range(&range, extent) {
+                        Ok(span) => spans.extend(span),
+                        Err(status) => {
+                            let Payload::Io(io) = self.memory.take_io(io) else { unreachable!("it was put above") };
+                            return answer(io, status);
+                        }
+                    }
+                }
+                if spans.is_empty() {
+                    let Payload::Io(io) = self.memory.take_io(io) else { unreachable!("it was put above") };
+                    return answer(io, NvmeStatus::SUCCESS);
+                }
+                self.set_pending(io, Pending::Pieces { slot, left: spans.len() as u32, worst: NvmeStatus::SUCCESS, since });
+                for span in spans {
+                    let piece = self.memory.put_io(Payload::None);
+                    self.set_pending(piece, Pending::Piece { of: io });
+                    self.host_event(slot, shard, piece, replica, HostOp::Zero(span));
+                }
+            }
+        }
+    }
+
+    fn host_event(&mut self, slot: VolumeSlot, shard: usize, io: IoId, replica: ReplicaNo, op: HostOp) {
+        self.volumes[slot.0 as usize].held += 1;
+        let shard = self.shards[shard].as_mut().expect("checked by the caller");
+        shard.apply(Event::Host { io, replica, op }, &mut self.memory);
+    }
+
+    fn on_local(&mut self, local: LocalIo) {
+        self.counters.host_commands += 1;
+        let LocalIo { slot, op, buf, tag } = local;
+        let Some(volume) = self.volumes.get(slot.0 as usize).filter(|v| !v.gone && self.shards[v.shard].is_some()) else {
+            self.local_done.push(LocalDone { tag, status: NvmeStatus::PATH_INACCESSIBLE, buf });
+            return;
+        };
+        let (class, bytes) = OpClass::of(op);
+        let len = match op {
+            HostOp::Read(span) | HostOp::Write(span) => span.len,
+            HostOp::CompareWrite(span) => 2 * span.len,
+            HostOp::Zero(_) | HostOp::Flush => 0,
+        };
+        let (shard, replica) = (volume.shard, volume.replica);
+        let payload = match buf {
+            Some(buf) => Payload::Buf { buf, len: len as usize },
+            None => Payload::None,
+        };
+        let io = self.memory.put_io(payload);
+        self.set_pending(io, Pending::Local { slot, class, bytes, since: spdk_rs::app::ticks(), tag });
+        self.host_event(slot, shard, io, replica, op);
+    }
+
+    fn on_reply(&mut self, io: IoId, status: NvmeStatus) {
+        let now = spdk_rs::app::ticks();
+        let us_since = |since: u64| now.saturating_sub(since).saturating_mul(1_000_000) / self.hz;
+        match std::mem::replace(&mut self.pending[io.0 as usize], Pending::Free) {
+            Pending::Free => panic!("the engine answered {io:?} twice"),
+            Pending::Host { slot, class, bytes, since } => {
+                let us = us_since(since);
+                let volume = &mut self.volumes[slot.0 as usize];
+                volume.held -= 1;
+                volume.record(class, bytes, us, status.is_success());
+                let Payload::Io(io) = self.memory.take_io(io) else { unreachable!("host commands hold an I/O") };
+                answer(io, status);
+            }
+            Pending::Local { slot, class, bytes, since, tag } => {
+                let us = us_since(since);
+                let volume = &mut self.volumes[slot.0 as usize];
+                volume.held -= 1;
+                volume.record(class, bytes, us, status.is_success());
+                let buf = match self.memory.take_io(io) {
+                    Payload::Buf { buf, .. } => Some(buf),
+                    _ => None,
+                };
+                self.local_done.push(LocalDone { tag, status, buf });
+            }
+            Pending::Piece { of } => {
+                self.memory.take_io(io);
+                let Pending::Pieces { slot, left, worst, since } = &mut self.pending[of.0 as usize] else {
+                    unreachable!("pieces belong to a command")
+                };
+                self.volumes[slot.0 as usize].held -= 1;
+                if !status.is_success() {
+                    *worst = status;
+                }
+                *left -= 1;
+                if *left > 0 {
+                    return;
+                }
+                let (slot, worst, since) = (*slot, *worst, *since);
+                self.pending[of.0 as usize] = Pending::Free;
+                let us = now.saturating_sub(since).saturating_mul(1_000_000) / self.hz;
+                self.volumes[slot.0 as usize].record(OpClass::Zero, 0, us, worst.is_success());
+                let Payload::Io(io) = self.memory.take_io(of) else { unreachable!("host commands hold an I/O") };
+                answer(io, worst);
+            }
+            Pending::Pieces { .. } => unreachable!("the engine knows the pieces alone"),
+        }
+    }
+
+    fn on_disk_done(&mut self, completion: DiskDone) {
+        self.counters.disk_completions += 1;
+        let DiskDone { token, ok } = completion;
+        if token & JOB_TOKEN != 0 {
+            let at = (token & !JOB_TOKEN) as usize;
+            let mut job = self.jobs[at].take().expect("a job lives until its last step");
+            if !job.on_done(ok, token, &mut self.memory, &mut self.disks) {
+                self.jobs[at] = Some(job);
+            }
+            return;
+        }
+        let shard = self.shards[(token >> 32) as usize].as_mut().expect("a store outlives its commands");
+        shard.apply(Event::DiskDone { id: DiskId(token as u32), ok }, &mut self.memory);
+    }
+
+    // ---- control ----
+
+    /// Begins to use a drive.
+    ///
+    /// # Errors
+    /// As [`CoreDisks::attach`].
+    pub fn attach_drive(&mut self, backend: &Backend) -> Result<DiskIndex, BackendError> {
+        let (disk, fd) = self.disks.attach(backend)?;
+        if let Some(fd) = fd {
+            self.ring_event = Some(self.watch(fd).map_err(BackendError::Channel)?);
+        }
+        Ok(disk)
+    }
+
+    fn watch(&self, fd: RawFd) -> Result<FdEvent, spdk_rs::Errno> {
+        FdEvent::register("penstock_ring", fd, || {
+            CORE.with_borrow_mut(|core| {
+                if let Some(core) = core {
+                    core.disks.clear_event();
+                }
+            });
+            turn()
+        })
+    }
+
+    /// Lets go of a drive whose stores are closed; false while commands are out.
+    pub fn detach_drive(&mut self, disk: DiskIndex) -> bool {
+        self.disks.detach(disk)
+    }
+
+    /// Opens a store; [`Report::Serving`] or [`Report::OpenFailed`] follows.
+    pub fn open_store(&mut self, drive: DriveKey, config: StoreConfig, disk: DiskIndex, start: BlockAddr) {
+        let shard = Shard::new(drive, config, disk, start, spdk_rs::app::ticks());
+        self.shards.push(Some(shard));
+        self.waker.wake();
+    }
+
+    /// Forgets a drive's stores, which must have stopped or failed; false while one has not.
+    pub fn close_stores(&mut self, drive: DriveKey) -> bool {
+        let of_drive = |shard: &Option<Shard>| shard.as_ref().is_some_and(|s| s.drive == drive);
+        if self
+            .shards
+            .iter()
+            .any(|shard| of_drive(shard) && !shard.as_ref().is_some_and(|s| s.is_stopped() && s.store.view().disk_out == 0))
+        {
+            return false;
+        }
+        for shard in &mut self.shards {
+            if of_drive(shard) {
+                *shard = None;
+            }
+        }
+        true
+    }
+
+    /// The drive is not to be written any more: told to each of its stores here.
+    pub fn fence_drive(&mut self, drive: DriveKey, reason: FenceReason) {
+        for shard in self.shards.iter_mut().flatten().filter(|shard| shard.drive == drive) {
+            shard.apply(Event::Fence(reason), &mut self.memory);
+        }
+        self.waker.wake();
+    }
+
+    /// Gives an order to a store; [`Report::OrderDone`] follows.
+    pub fn order(&mut self, drive: DriveKey, store: u32, id: OrderId, order: Order) {
+        self.counters.orders += 1;
+        let found = self.shards.iter_mut().flatten().find(|s| s.drive == drive && s.store_no == store);
+        match found {
+            Some(shard) => shard.apply(Event::Order { id, order }, &mut self.memory),
+            None => (self.report)(Report::OrderDone { id, result: Err(OrderError::NotServing) }),
+        }
+        self.waker.wake();
+    }
+
+    /// Runs plain reads and writes on a drive.
+    pub fn run_job(&mut self, job: Job) {
+        let at = self.jobs.iter().position(Option::is_none).unwrap_or_else(|| {
+            self.jobs.push(None);
+            self.jobs.len() - 1
+        });
+        let mut job = job;
+        if !job.advance(JOB_TOKEN | at as u64, &mut self.memory, &mut self.disks) {
+            self.jobs[at] = Some(job);
+        }
+        self.waker.wake();
+    }
+
+    /// Takes a command from within the process; [`Core::take_local_done`] has its answer later. On this core, outside of a turn.
+    pub fn submit_local(&mut self, io: LocalIo) {
+        self.local.push(io);
+        self.waker.wake();
+    }
+
+    /// Moves the answers of local commands to `out`.
+    pub fn take_local_done(&mut self, out: &mut Vec<LocalDone>) {
+        out.append(&mut self.local_done);
+    }
+
+    /// Commands that hosts wait for.
+    pub fn held(&self) -> usize {
+        self.memory.host.held()
+    }
+
+    pub fn view(&mut self) -> CoreView {
+        let now = spdk_rs::app::ticks();
+        let (at, busy) = self.looked;
+        let busy_fraction = (self.counters.busy_ticks - busy) as f64 / (now - at).max(1) as f64;
+        self.looked = (now, self.counters.busy_ticks);
+        let shards = self.shards.iter().flatten().map(|shard| ShardView {
+            drive: shard.drive,
+            store_no: shard.store_no,
+            view: shard.store.view(),
+            recovery_ms: shard.recovery_ms,
+            disk: self.disks.counters(shard.disk),
+        });
+        let volumes = self.volumes.iter().enumerate().filter(|(_, v)| !v.gone).map(|(at, v)| VolumeView {
+            slot: VolumeSlot(at as u32),
+            counters: v.counters,
+            latency: v.latency(),
+            held: v.held,
+            read_buckets: v.latency_buckets(OpClass::Read, &LATENCY_BOUNDS_US),
+            write_buckets: v.latency_buckets(OpClass::Write, &LATENCY_BOUNDS_US),
+        });
+        CoreView {
+            index: self.index,
+            core: spdk_rs::thread::current_core().map_or(0, |core| core.0),
+            busy_fraction: busy_fraction.min(1.0),
+            counters: self.counters,
+            memory: self.memory.counters,
+            memory_bytes: self.memory.taken_bytes() as u64,
+            shards: shards.collect(),
+            volumes: volumes.collect(),
+        }
+    }
+}
+
+/// Answers a host, on its own core; here only put on the way.
+fn answer(io: RoamingIo, status: NvmeStatus) {
+    port::with(|port| port.finish(io, status));
+}

@@ -1,0 +1,77 @@
+//! A store as its core holds it: the engine's machine, where it lies on which drive, and what it wants done.
+
+use penstock_engine::{DiskKind, DiskOp, Effects, Event, Part, Stage, Store, StoreConfig};
+use penstock_wire::BlockAddr;
+
+use crate::disk::{Command, CoreDisks, DiskIndex};
+use crate::memory::NodeMemory;
+
+/// A drive as the app thread numbers those that it has opened. Never reused while the process lives.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct DriveKey(pub u32);
+
+pub struct Shard {
+    pub drive: DriveKey,
+    /// Which store of the drive.
+    pub store_no: u32,
+    pub store: Store,
+    pub fx: Effects,
+    pub disk: DiskIndex,
+    /// Where the store begins on the drive.
+    start: BlockAddr,
+    /// Something came for it in this turn.
+    pub touched: bool,
+    /// Nothing to do until the next event: ticks may pass it by.
+    pub quiescent: bool,
+    /// Ticks when opening began, and how long it took.
+    pub opened_at: u64,
+    pub recovery_ms: Option<u64>,
+}
+
+impl Shard {
+    pub fn new(drive: DriveKey, config: StoreConfig, disk: DiskIndex, start: BlockAddr, now_ticks: u64) -> Self {
+        let store_no = config.store;
+        let store = Store::new(config);
+        Self {
+            drive,
+            store_no,
+            store,
+            fx: Effects::default(),
+            disk,
+            start,
+            touched: true,
+            quiescent: false,
+            opened_at: now_ticks,
+            recovery_ms: None,
+        }
+    }
+
+    pub fn apply(&mut self, event: Event, memory: &mut NodeMemory) {
+        self.touched = true;
+        self.quiescent = false;
+        self.store.apply(event, memory, &mut self.fx);
+    }
+
+    pub fn is_stopped(&self) -> bool {
+        matches!(self.store.view().stage, Stage::Stopped | Stage::Failed)
+    }
+
+    /// Sends one of the engine's commands to the drive. `token` names it to the core.
+    pub fn send(&self, op: &DiskOp, parts: &[Part], token: u64, memory: &mut NodeMemory, disks: &mut CoreDisks) {
+        let at = self.start.plus(op.at.0);
+        let command = match op.kind {
+            DiskKind::Read => {
+                let mut targets = disks.targets();
+                targets.extend(parts.iter().map(|&part| memory.lend_target(part)));
+                Command::Read(targets)
+            }
+            DiskKind::Write => {
+                let mut sources = disks.sources();
+                sources.extend(parts.iter().map(|&part| memory.lend_source(part)));
+                Command::Write(sources)
+            }
+            DiskKind::Flush => Command::Flush,
+        };
+        disks.submit(self.disk, token, at, u64::from(op.blocks), command);
+    }
+}

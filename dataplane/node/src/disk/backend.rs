@@ -1,0 +1,103 @@
+//! Opening drives. Blocking where the kernel is asked; on the app thread, at control events.
+//!
+//! What is learned here about a barrier is reported, and `drives` decides. Not here: labels.
+
+use std::sync::Arc;
+
+use penstock_uring::{OpenOpts, UringFile};
+use penstock_wire::BLOCK;
+use spdk_rs::bdev::{Bdev, BdevEvent};
+
+use penstock_api::rpc::Barrier;
+
+/// An SPDK bdev that is used as a drive.
+#[derive(Clone, Debug)]
+pub struct OpenBdev {
+    pub bdev: Bdev,
+    pub barrier: Barrier,
+    pub volatile: bool,
+}
+
+/// An opened drive, shared by all cores. The last clone closes it.
+#[derive(Clone, Debug)]
+pub enum Backend {
+    File(Arc<UringFile>),
+    Bdev(OpenBdev),
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum BackendError {
+    #[error("{0}")]
+    File(#[from] penstock_uring::OpenError),
+    #[error("io_uring cannot be used: {0}")]
+    Ring(std::io::Error),
+    #[error(
+        "there is no bdev \"{name}\" ({errno}). `penstock pool add` makes malloc, nvme and vfio-user drives by itself; bdev: names one that exists already"
+    )]
+    NoBdev { name: String, errno: spdk_rs::Errno },
+    #[error(
+        "the bdev \"{name}\" has blocks of {block_size} bytes with {metadata_size} of metadata; a drive needs 512 or 4096 bytes without metadata"
+    )]
+    Format { name: String, block_size: u32, metadata_size: u32 },
+    #[error("SPDK gives no channel to the drive: {0}")]
+    Channel(spdk_rs::Errno),
+}
+
+impl Backend {
+    /// Whole 4 KiB blocks.
+    pub fn blocks(&self) -> u64 {
+        self.size() / BLOCK as u64
+    }
+
+    /// Bytes.
+    pub fn size(&self) -> u64 {
+        match self {
+            Self::File(file) => file.size(),
+            Self::Bdev(open) => {
+                let geometry = open.bdev.geometry();
+                geometry.block_count * u64::from(geometry.block_size)
+            }
+        }
+    }
+
+    pub fn barrier(&self) -> Barrier {
+        match self {
+            Self::File(file) => match file.barrier() {
+                penstock_uring::Barrier::Flush => Barrier::Flush,
+                penstock_uring::Barrier::NotNeeded => Barrier::NoneNeeded,
+                penstock_uring::Barrier::Missing { .. } => Barrier::Missing,
+            },
+            Self::Bdev(open) => open.barrier,
+        }
+    }
+
+    /// Everything on it is gone with the process or the machine.
+    pub fn is_volatile(&self) -> bool {
+        match self {
+            Self::File(file) => file.is_volatile(),
+            Self::Bdev(open) => open.volatile,
+        }
+    }
+}
+
+/// Opens a file or block device.
+///
+/// # Errors
+/// What `penstock_uring` says of it.
+pub fn open_file(path: &str, size: Option<u64>) -> Result<Backend, BackendError> {
+    Ok(Backend::File(UringFile::open(path, &OpenOpts { size, ..Default::default() })?))
+}
+
+/// Opens a bdev on the app thread. `on_event` runs there.
+///
+/// # Errors
+/// When there is none of that name, or its format cannot serve.
+pub fn open_bdev(name: &str, barrier: Barrier, volatile: bool, on_event: impl Fn(BdevEvent) + 'static) -> Result<Backend, BackendError> {
+    let bdev = Bdev::open(name, true, on_event).map_err(|errno| BackendError::NoBdev { name: name.to_owned(), errno })?;
+    let geometry = bdev.geometry();
+    if !matches!(geometry.block_size, 512 | 4096) || geometry.metadata_size != 0 {
+        let (block_size, metadata_size) = (geometry.block_size, geometry.metadata_size);
+        return Err(BackendError::Format { name: name.to_owned(), block_size, metadata_size });
+    }
+    Ok(Backend::Bdev(OpenBdev { bdev, barrier, volatile }))
+}

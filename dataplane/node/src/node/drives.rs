@@ -1,0 +1,892 @@
+//! Drives of the node: probed, formatted or opened, recovered, fenced, let go.
+
+use std::collections::BTreeMap;
+use std::rc::Rc;
+
+use penstock_api::rpc::{
+    Barrier, DriveAddParams, DriveContent, DriveCounters, DriveInfo, DriveProbeInfo, DriveRemoveParams, DriveState, Empty, ErrorCode,
+    RecoveryInfo, RpcError, ScrubAction, ScrubInfo, StoreInfo,
+};
+use penstock_api::{ByteSize, DriveId, DriveKind, DriveSpec, VolumeId};
+use penstock_engine::{FenceReason, Limits, OpenError, Order, RecoveryReport, StoreConfig};
+use penstock_wire::label::{Geometry, Label};
+use penstock_wire::{BLOCK, BlockAddr, Incarnation};
+use spdk_rs::bdev::BdevEvent;
+
+use super::{Answer, Node, fail};
+use crate::core::{CoreIndex, DriveKey, Job, Outcome, ShardView, Step};
+use crate::disk::{Backend, DiskIndex, open_bdev, open_file};
+use crate::label::{self, Claim, Decision, Found};
+use crate::placement;
+use crate::state::{DriveEntry, FenceEntry, fence_text};
+
+/// Where one store of a drive runs.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct StorePlace {
+    pub core: CoreIndex,
+    pub serving: bool,
+    pub recovery: Option<(RecoveryReport, u64)>,
+}
+
+pub(super) struct Drive {
+    pub key: DriveKey,
+    pub spec: DriveSpec,
+    pub state: DriveState,
+    pub reason: Option<String>,
+    pub backend: Option<Backend>,
+    pub label: Option<Label>,
+    pub barrier: Barrier,
+    pub volatile: bool,
+    pub stores: Vec<StorePlace>,
+    /// The drive's place on each core that uses it.
+    disks: BTreeMap<CoreIndex, DiskIndex>,
+    /// Who waits until it serves, or is known not to.
+    waiters: Vec<Answer<DriveInfo>>,
+    scrub: Scrub,
+    removing: bool,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Scrub {
+    running: u32,
+    blocks: u64,
+    bad: u64,
+    passes: u64,
+    volumes_bad: Vec<VolumeId>,
+}
+
+/// Calls a closure when it has been passed a number of times.
+struct Gate {
+    left: std::cell::Cell<usize>,
+    then: std::cell::RefCell<Option<Box<dyn FnOnce(&Rc<Node>)>>>,
+}
+
+impl Gate {
+    fn new(count: usize, then: impl FnOnce(&Rc<Node>) + 'static) -> Rc<Self> {
+        Rc::new(Self { left: std::cell::Cell::new(count), then: std::cell::RefCell::new(Some(Box::new(then))) })
+    }
+
+    fn pass(&self, node: &Rc<Node>) {
+        self.left.set(self.left.get() - 1);
+        let then = if self.left.get() == 0 { self.then.borrow_mut().take() } else { None };
+        if let Some(then) = then {
+            then(node);
+        }
+    }
+}
+
+type Opened = Box<dyn FnOnce(&Rc<Node>, Result<Backend, RpcError>)>;
+
+fn unusable(error: impl std::fmt::Display) -> RpcError {
+    fail(ErrorCode::Invalid, error.to_string(), "name another drive, or put right what is said")
+}
+
+/// Reads that tell what lies on a drive: its first MiB (or all of it), and its last block.
+fn probe_steps(blocks: u64) -> Vec<Step> {
+    let head = blocks.min((label::HEAD_BYTES / BLOCK) as u64) as u32;
+    vec![Step::Read { at: BlockAddr(0), blocks: head }, Step::Read { at: BlockAddr(blocks - 1), blocks: 1 }]
+}
+
+impl Node {
+    fn drive_of_key(&self, key: DriveKey) -> Option<DriveId> {
+        self.drives.borrow().iter().find(|(_, drive)| drive.key == key).map(|(&id, _)| id)
+    }
+
+    /// Opens what a spec names. Blocks for files, which is short; others answer later.
+    fn open_backend(self: &Rc<Self>, spec: &DriveSpec, key: DriveKey, may_create: bool, then: Opened) {
+        let on_event = move |event: BdevEvent| {
+            // Not from inside SPDK's callback: what follows closes the very device.
+            let app = spdk_rs::thread::app_thread().expect("bdevs are opened on the app thread");
+            let _ = app.send(move || {
+                if let Some(node) = super::current() {
+                    node.on_bdev_event(key, event);
+                }
+            });
+        };
+        let result = match &spec.kind {
+            DriveKind::File { path, size } => {
+                let size = if may_create { size.map(ByteSize::bytes) } else { None };
+                open_file(path, size).map_err(unusable)
+            }
+            DriveKind::Block { path } => open_file(path, None).map_err(unusable),
+            DriveKind::Malloc { name, size } => {
+                let mut uuid = [0; 16];
+                uuid[..8].copy_from_slice(&super::run_number().to_le_bytes());
+                uuid[8..12].copy_from_slice(&key.0.to_le_bytes());
+                match spdk_rs::bdev::create_malloc(name, uuid, size.bytes() / BLOCK as u64, BLOCK as u32) {
+                    Ok(()) => open_bdev(name, Barrier::NoneNeeded, true, on_event).map_err(unusable),
+                    Err(errno) => Err(fail(
+                        ErrorCode::Capacity,
+                        format!("memory for {spec} cannot be had: {errno}"),
+                        "make it smaller, or raise --mem-mib; a name that another bdev has is refused too",
+                    )),
+                }
+            }
+            DriveKind::Bdev { name } => open_bdev(name, Barrier::Missing, false, on_event).map_err(unusable),
+            DriveKind::Nvme { .. } | DriveKind::VfioUser { .. } => {
+                return crate::node::drives::attach_nvme(self, spec, on_event, then);
+            }
+        };
+        then(self, result);
+    }
+
+    /// Lets go of what [`Self::open_backend`] made beside the backend.
+    fn forget_backend(spec: &DriveSpec) {
+        if let DriveKind::Malloc { name, .. } = &spec.kind {
+            let name = name.clone();
+            spdk_rs::bdev::delete_malloc(&name, |result| {
+                if let Err(errno) = result {
+                    tracing::warn!(%errno, "a malloc bdev stays");
+                }
+            });
+        }
+    }
+
+    /// Runs plain I/O on a drive, on the first core.
+    fn run_job(
+        self: &Rc<Self>,
+        backend: Backend,
+        steps: Vec<Step>,
+        then: impl FnOnce(&Rc<Node>, Result<Vec<Vec<u8>>, RpcError>) + 'static,
+    ) {
+        self.ask_core(
+            CoreIndex(0),
+            move |core, replier| match core.attach_drive(&backend) {
+                Ok(disk) => core.run_job(Job::new(disk, steps, move |outcome: Outcome| replier.reply((Some(disk), outcome)))),
+                Err(error) => replier.reply((None, Err(error.to_string()))),
+            },
+            move |node, (disk, outcome): (Option<DiskIndex>, Outcome)| {
+                if let Some(disk) = disk {
+                    node.ask_core(CoreIndex(0), move |core, replier| replier.reply(core.detach_drive(disk)), |_, _: bool| ());
+                }
+                then(node, outcome.map_err(|why| fail(ErrorCode::Internal, why, "check the drive and the kernel's log")));
+            },
+        );
+    }
+
+    fn look_at(self: &Rc<Self>, backend: Backend, then: impl FnOnce(&Rc<Node>, Result<Found, RpcError>) + 'static) {
+        let blocks = backend.blocks();
+        if blocks < 2 {
+            return then(self, Err(fail(ErrorCode::Invalid, "the drive has less than two blocks of 4 KiB", "use a larger drive")));
+        }
+        let last_at = (blocks - 1) * BLOCK as u64;
+        self.run_job(backend, probe_steps(blocks), move |node, read| {
+            then(node, read.map(|read| label::look(&read[0], &read[1], last_at)));
+        });
+    }
+
+    pub(super) fn drive_probe(self: &Rc<Self>, spec: DriveSpec, answer: Answer<DriveProbeInfo>) {
+        let open = {
+            let drives = self.drives.borrow();
+            let found = drives.values().find(|d| d.spec.place() == spec.place() && d.label.is_some());
+            found.map(|d| (d.label.clone().expect("filtered"), d.backend.as_ref().map_or(0, Backend::size), d.barrier, d.volatile))
+        };
+        if let Some((label, size, barrier, volatile)) = open {
+            let content = label::ids(&label).map(|label| DriveContent::Ours { label });
+            return answer(content.map(|content| DriveProbeInfo { size: ByteSize(size), content, barrier, volatile }));
+        }
+        match &spec.kind {
+            DriveKind::File { path, size } if !std::path::Path::new(path).exists() => {
+                let size = size.unwrap_or(ByteSize(0));
+                return answer(Ok(DriveProbeInfo { size, content: DriveContent::Blank, barrier: Barrier::Flush, volatile: false }));
+            }
+            // Made when it is added, so there is nothing to look at.
+            DriveKind::Malloc { size, .. } => {
+                return answer(Ok(DriveProbeInfo {
+                    size: *size,
+                    content: DriveContent::Blank,
+                    barrier: Barrier::NoneNeeded,
+                    volatile: true,
+                }));
+            }
+            _ => {}
+        }
+        let key = self.next_drive_key();
+        let power_safe = spec.power_safe;
+        self.open_backend(
+            &spec,
+            key,
+            false,
+            Box::new(move |node, opened| {
+                let backend = match opened {
+                    Ok(backend) => backend,
+                    Err(error) => return answer(Err(error)),
+                };
+                let (size, volatile) = (ByteSize(backend.size()), backend.is_volatile());
+                let barrier = if power_safe { Barrier::NoneNeeded } else { backend.barrier() };
+                node.look_at(backend, move |_, found| {
+                    let content = found.and_then(|found| {
+                        Ok(match found {
+                            Found::Blank => DriveContent::Blank,
+                            Found::Ours(label) => DriveContent::Ours { label: label::ids(&label)? },
+                            Found::Foreign { what, at } => DriveContent::Foreign { what, at: ByteSize(at) },
+                        })
+                    });
+                    answer(content.map(|content| DriveProbeInfo { size, content, barrier, volatile }));
+                });
+            }),
+        );
+    }
+
+    pub(super) fn drive_add(self: &Rc<Self>, params: DriveAddParams, answer: Answer<DriveInfo>) {
+        if self.stop.is_stopping() {
+            return answer(Err(fail(ErrorCode::NotReady, "penstockd is stopping", "try again when it runs again")));
+        }
+        if let Err(error) = self.claim(params.cluster_id, params.node_id) {
+            return answer(Err(error));
+        }
+        let id = params.drive_id;
+        enum Known {
+            No,
+            Same(DriveState),
+            Other(RpcError),
+        }
+        let known = {
+            let drives = self.drives.borrow();
+            match drives.get(&id) {
+                Some(drive) if drive.spec.place() == params.spec.place() => Known::Same(drive.state),
+                Some(drive) => Known::Other(fail(
+                    ErrorCode::Conflict,
+                    format!("drive {id} is {}, not {}", drive.spec, params.spec),
+                    "remove it first, or use another id",
+                )),
+                None => match drives.iter().find(|(_, d)| d.spec.place() == params.spec.place()) {
+                    Some((other, _)) => Known::Other(fail(
+                        ErrorCode::Conflict,
+                        format!("{} is in use as drive {other}", params.spec.place()),
+                        "name another drive",
+                    )),
+                    None => Known::No,
+                },
+            }
+        };
+        match known {
+            Known::Other(error) => answer(Err(error)),
+            Known::Same(DriveState::Opening) => {
+                if let Some(drive) = self.drives.borrow_mut().get_mut(&id) {
+                    drive.waiters.push(answer);
+                }
+            }
+            // A drive that was gone may have come back.
+            Known::Same(DriveState::Missing) => {
+                self.drives.borrow_mut().remove(&id);
+                self.begin_drive(params, answer);
+            }
+            Known::Same(_) => self.drive_info(id, answer),
+            Known::No => self.begin_drive(params, answer),
+        }
+    }
+
+    fn begin_drive(self: &Rc<Self>, params: DriveAddParams, answer: Answer<DriveInfo>) {
+        let key = self.next_drive_key();
+        let mut drive = Drive::new(key, params.spec.clone(), DriveState::Opening, "it is being opened".to_owned());
+        drive.waiters.push(answer);
+        self.drives.borrow_mut().insert(params.drive_id, drive);
+        let spec = params.spec.clone();
+        let may_create = !params.open_only;
+        self.open_backend(
+            &spec,
+            key,
+            may_create,
+            Box::new(move |node, opened| {
+                let id = params.drive_id;
+                let backend = match opened {
+                    Ok(backend) => backend,
+                    Err(error) => return node.drive_failed(id, error),
+                };
+                let mut barrier = backend.barrier();
+                if barrier == Barrier::Missing && (params.spec.power_safe || backend.is_volatile()) {
+                    barrier = Barrier::NoneNeeded;
+                }
+                if barrier == Barrier::Missing {
+                    let message = format!("{} has no barrier that is known to reach its media: what it acknowledges may be lost", params.spec);
+                    let hint = "use another drive; if its operator vouches that it keeps what it acknowledged through power loss, add ?power_safe=true";
+                    return node.drive_failed(id, fail(ErrorCode::Invalid, message, hint));
+                }
+                if let Some(drive) = node.drives.borrow_mut().get_mut(&id) {
+                    drive.backend = Some(backend.clone());
+                    drive.barrier = barrier;
+                    drive.volatile = backend.is_volatile();
+                }
+                node.look_at(backend.clone(), move |node, found| {
+                    let claim = Claim {
+                        cluster: params.cluster_id,
+                        node: params.node_id,
+                        drive: id,
+                        force: params.force,
+                        open_only: params.open_only,
+                    };
+                    match found.and_then(|found| label::decide(found, claim, backend.blocks())) {
+                        Ok(Decision::Open(label)) => node.open_stores(id, label),
+                        Ok(Decision::Format) => node.format(params, backend),
+                        Err(error) => node.drive_failed(id, error),
+                    }
+                });
+            }),
+        );
+    }
+
+    fn format(self: &Rc<Self>, params: DriveAddParams, backend: Backend) {
+        let id = params.drive_id;
+        let cores = self.cores.borrow().len();
+        let stores = params.stores.or(params.spec.stores);
+        let planned = placement::cut(backend.blocks(), cores, stores, params.oplog_bytes.map(ByteSize::bytes))
+            .map_err(|e| fail(ErrorCode::Invalid, e.to_string(), "see `penstock pool add --help`"))
+            .and_then(|cut| {
+                let mut incarnation = [0; 16];
+                incarnation[..8].copy_from_slice(&super::run_number().to_le_bytes());
+                incarnation[8..].copy_from_slice(&super::run_number().to_le_bytes());
+                // Seldom would either be 0, and a label of zeros must not look blank.
+                incarnation[15] |= 1;
+                Label::plan(
+                    penstock_wire::ClusterId(params.cluster_id.to_bytes()),
+                    penstock_wire::NodeId(params.node_id.to_bytes()),
+                    penstock_wire::DriveId(id.to_bytes()),
+                    Incarnation(incarnation),
+                    backend.blocks(),
+                    cut.stores,
+                    cut.ring_blocks,
+                )
+                .and_then(|label| penstock_engine::format::format(&label).map(|blocks| (label, blocks)))
+                .map_err(|e| fail(ErrorCode::Invalid, e.to_string(), "use a larger drive, or fewer stores"))
+            });
+        let (label, blocks) = match planned {
+            Ok(planned) => planned,
+            Err(error) => return self.drive_failed(id, error),
+        };
+        let flush = self.drives.borrow().get(&id).is_some_and(|d| d.barrier == Barrier::Flush);
+        let last = blocks.len() - 1;
+        let mut steps = Vec::new();
+        for (at, (place, bytes)) in blocks.into_iter().enumerate() {
+            if at == last && flush {
+                steps.push(Step::Flush);
+            }
+            steps.push(Step::Write { at: place, bytes });
+        }
+        if flush {
+            steps.push(Step::Flush);
+        }
+        tracing::info!(drive = %id, spec = %params.spec, stores = label.stores.len(), "formatting a drive");
+        self.run_job(backend, steps, move |node, written| match written {
+            Ok(_) => node.open_stores(id, label),
+            Err(error) => node.drive_failed(id, error),
+        });
+    }
+
+    fn open_stores(self: &Rc<Self>, id: DriveId, label: Label) {
+        let fenced = self.state.borrow().fence(id);
+        let mut load: Vec<u32> = vec![0; self.cores.borrow().len()];
+        for drive in self.drives.borrow().values() {
+            for store in &drive.stores {
+                load[usize::from(store.core.0)] += 1;
+            }
+        }
+        let cores = placement::place_stores(&mut load, label.stores.len());
+        let mut by_core: BTreeMap<CoreIndex, Vec<(StoreConfig, BlockAddr)>> = BTreeMap::new();
+        let Some((key, backend)) = ({
+            let mut drives = self.drives.borrow_mut();
+            drives.get_mut(&id).and_then(|drive| {
+                drive.label = Some(label.clone());
+                drive.stores =
+                    cores.iter().map(|&core| StorePlace { core: CoreIndex(core as u16), serving: false, recovery: None }).collect();
+                let barrier =
+                    if drive.barrier == Barrier::Flush { penstock_engine::Barrier::Flush } else { penstock_engine::Barrier::NotNeeded };
+                for (no, (share, &core)) in label.stores.iter().zip(&cores).enumerate() {
+                    let config = StoreConfig {
+                        geometry: Geometry::of(share).expect("checked when the label was read"),
+                        incarnation: label.incarnation,
+                        store: no as u32,
+                        barrier,
+                        fenced,
+                        limits: Limits::default(),
+                        accept_lost_log: false,
+                        canary: None,
+                    };
+                    by_core.entry(CoreIndex(core as u16)).or_default().push((config, share.start));
+                }
+                drive.backend.clone().map(|backend| (drive.key, backend))
+            })
+        }) else {
+            return;
+        };
+        for (core, stores) in by_core {
+            let backend = backend.clone();
+            self.ask_core(
+                core,
+                move |core, replier| {
+                    let attached = core.attach_drive(&backend);
+                    if let Ok(disk) = &attached {
+                        for (config, start) in stores {
+                            core.open_store(key, config, *disk, start);
+                        }
+                    }
+                    replier.reply(attached.map_err(|e| e.to_string()));
+                },
+                move |node, attached: Result<DiskIndex, String>| match attached {
+                    Ok(disk) => {
+                        if let Some(drive) = node.drives.borrow_mut().get_mut(&id) {
+                            drive.disks.insert(core, disk);
+                        }
+                    }
+                    Err(why) => node.drive_failed(id, fail(ErrorCode::Internal, why, "see the log")),
+                },
+            );
+        }
+    }
+
+    /// Opening cannot go on: whoever waits is told, and the drive is let go.
+    fn drive_failed(self: &Rc<Self>, id: DriveId, error: RpcError) {
+        tracing::warn!(drive = %id, %error, "a drive does not open");
+        let Some(drive) = self.drives.borrow_mut().remove(&id) else { return };
+        let remembered = self.state.borrow().get().drives.iter().any(|d| d.drive_id == id);
+        let Drive { key, spec, waiters, disks, backend, .. } = drive;
+        for (core, disk) in disks {
+            self.close_on_core(core, key, Some(disk), |_| ());
+        }
+        drop(backend);
+        if remembered {
+            // It was ours before: shown as missing until it comes back or is removed.
+            let gone = Drive::new(key, spec, DriveState::Missing, error.message.clone());
+            self.drives.borrow_mut().insert(id, gone);
+        } else {
+            Self::forget_backend(&spec);
+        }
+        for waiter in waiters {
+            waiter(Err(error.clone()));
+        }
+    }
+
+    fn close_on_core(self: &Rc<Self>, core: CoreIndex, key: DriveKey, disk: Option<DiskIndex>, then: impl FnOnce(&Rc<Node>) + 'static) {
+        self.ask_core(
+            core,
+            move |core, replier| {
+                let closed = core.close_stores(key);
+                let detached = disk.is_none_or(|disk| closed && core.detach_drive(disk));
+                replier.reply(closed && detached);
+            },
+            move |node, closed: bool| {
+                if !closed {
+                    tracing::warn!(drive = key.0, "a drive stays attached to a core: commands are still out");
+                }
+                then(node);
+            },
+        );
+    }
+
+    pub(super) fn on_store_serving(self: &Rc<Self>, key: DriveKey, store: u32, report: RecoveryReport, ms: u64) {
+        let Some(id) = self.drive_of_key(key) else { return };
+        tracing::info!(
+            drive = %id, store, ms, batches = report.batches, entries = report.entries, bytes = report.bytes,
+            dropped_batches = report.dropped_batches, lost_blocks = report.lost_blocks, "a store serves"
+        );
+        let whole = {
+            let mut drives = self.drives.borrow_mut();
+            let Some(drive) = drives.get_mut(&id) else { return };
+            if let Some(place) = drive.stores.get_mut(store as usize) {
+                place.serving = true;
+                place.recovery = Some((report, ms));
+            }
+            drive.stores.iter().all(|s| s.serving)
+        };
+        if !whole {
+            return;
+        }
+        let fence = self.state.borrow().fence(id);
+        let (spec, waiters) = {
+            let mut drives = self.drives.borrow_mut();
+            let Some(drive) = drives.get_mut(&id) else { return };
+            match fence {
+                Some(reason) => {
+                    drive.state = DriveState::Fenced;
+                    drive.reason = Some(format!("{}; clear the fence when the drive is known to be good", fence_text(reason)));
+                }
+                None => {
+                    drive.state = DriveState::Serving;
+                    drive.reason = None;
+                }
+            }
+            (drive.spec.clone(), std::mem::take(&mut drive.waiters))
+        };
+        if !spec.is_volatile() {
+            let kept = self.remember(|state| {
+                state.drives.retain(|d| d.drive_id != id);
+                state.drives.push(DriveEntry { drive_id: id, spec });
+            });
+            if let Err(error) = kept {
+                tracing::warn!(%error, "the drive will not be opened by itself after a restart");
+            }
+        }
+        for waiter in waiters {
+            self.drive_info(id, waiter);
+        }
+        self.restore_exports(id);
+    }
+
+    pub(super) fn on_store_failed(self: &Rc<Self>, key: DriveKey, store: u32, why: &OpenError) {
+        let Some(id) = self.drive_of_key(key) else { return };
+        let message = format!("store {store} of the drive cannot be opened: {why}");
+        self.drive_failed(id, fail(ErrorCode::Internal, message, "the drive's data are as they were; see docs/operations.md"));
+    }
+
+    pub(super) fn on_fenced(self: &Rc<Self>, key: DriveKey, store: u32, reason: FenceReason) {
+        let Some(id) = self.drive_of_key(key) else { return };
+        if self.state.borrow().fence(id).is_none() {
+            tracing::error!(drive = %id, store, why = fence_text(reason), "a drive is fenced: it takes no more writes");
+            let at_s = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_secs());
+            let kept = self.remember(|state| state.fences.push(FenceEntry { drive_id: id, reason: reason.into(), at_s }));
+            if let Err(error) = kept {
+                // The fence holds while we live. A restart would forget it, so there must not be one unseen.
+                tracing::error!(drive = %id, %error, "the fence could not be recorded: do not restart penstockd before this is put right");
+            }
+        }
+        let cores: Vec<CoreIndex> = {
+            let mut drives = self.drives.borrow_mut();
+            let Some(drive) = drives.get_mut(&id) else { return };
+            drive.reason = Some(format!("{}; clear the fence when the drive is known to be good", fence_text(reason)));
+            if drive.state == DriveState::Serving {
+                drive.state = DriveState::Fenced;
+            }
+            drive.disks.keys().copied().collect()
+        };
+        // A failed barrier may have lost what another store of the drive wrote.
+        for core in cores {
+            self.ask_core(
+                core,
+                move |core, replier| {
+                    core.fence_drive(key, FenceReason::Drive);
+                    replier.reply(());
+                },
+                |_, ()| (),
+            );
+        }
+    }
+
+    fn on_bdev_event(self: &Rc<Self>, key: DriveKey, event: BdevEvent) {
+        let Some(id) = self.drive_of_key(key) else { return };
+        match event {
+            BdevEvent::Removed => {
+                if self.drives.borrow().get(&id).is_some_and(|d| d.removing) {
+                    return;
+                }
+                tracing::error!(drive = %id, "a drive is gone");
+                let cores: Vec<CoreIndex> = {
+                    let mut drives = self.drives.borrow_mut();
+                    let Some(drive) = drives.get_mut(&id) else { return };
+                    drive.state = DriveState::Missing;
+                    drive.reason = Some("the drive went away while it was in use".to_owned());
+                    drive.disks.keys().copied().collect()
+                };
+                for core in cores {
+                    self.ask_core(
+                        core,
+                        move |core, replier| {
+                            core.fence_drive(key, FenceReason::Drive);
+                            replier.reply(());
+                        },
+                        |_, ()| (),
+                    );
+                }
+            }
+            BdevEvent::Resized | BdevEvent::Media | BdevEvent::Other(_) => tracing::info!(drive = %id, ?event, "a drive reports"),
+        }
+    }
+
+    pub(super) fn on_corrupt(self: &Rc<Self>, key: DriveKey, store: u32, slot: Option<crate::core::VolumeSlot>, block: u64) {
+        let Some(id) = self.drive_of_key(key) else { return };
+        let core = self.drives.borrow().get(&id).and_then(|d| d.stores.get(store as usize).map(|s| s.core));
+        let volume = slot.and_then(|slot| {
+            let volumes = self.volumes.borrow();
+            volumes.iter().find(|(_, v)| Some(v.core) == core && v.slot == slot).map(|(&id, _)| id)
+        });
+        tracing::error!(drive = %id, store, volume = ?volume, block, "media do not match their checksum");
+        if let (Some(drive), Some(volume)) = (self.drives.borrow_mut().get_mut(&id), volume)
+            && !drive.scrub.volumes_bad.contains(&volume)
+        {
+            drive.scrub.volumes_bad.push(volume);
+        }
+    }
+
+    pub(super) fn on_scrub_done(&self, key: DriveKey, blocks: u64, bad: u64) {
+        if let Some(drive) = self.drives.borrow_mut().values_mut().find(|d| d.key == key) {
+            drive.scrub.blocks += blocks;
+            drive.scrub.bad += bad;
+            drive.scrub.running = drive.scrub.running.saturating_sub(1);
+            if drive.scrub.running == 0 {
+                drive.scrub.passes += 1;
+            }
+        }
+    }
+
+    pub(super) fn drive_remove(self: &Rc<Self>, params: DriveRemoveParams, answer: Answer<Empty>) {
+        let id = params.drive_id;
+        let forget = move |state: &mut crate::state::NodeState| state.drives.retain(|d| d.drive_id != id);
+        let state = self.drives.borrow().get(&id).map(|d| (d.state, d.removing));
+        match state {
+            None => return answer(self.remember(forget).map(|()| Empty {})),
+            Some((_, true)) | Some((DriveState::Opening, _)) => {
+                return answer(Err(fail(ErrorCode::NotReady, format!("drive {id} is being opened or removed"), "try again in a moment")));
+            }
+            Some((DriveState::Missing, _)) if self.drives.borrow().get(&id).is_some_and(|d| d.stores.is_empty()) => {
+                self.drives.borrow_mut().remove(&id);
+                return answer(self.remember(forget).map(|()| Empty {}));
+            }
+            Some(_) => {}
+        }
+        let living: Vec<VolumeId> = self.volumes.borrow().iter().filter(|(_, v)| v.drive == id).map(|(&id, _)| id).collect();
+        if !living.is_empty() && !params.force {
+            let message = format!("{} volumes live on drive {id}", living.len());
+            return answer(Err(fail(ErrorCode::Busy, message, "remove them first, or detach the drive with force: nothing is erased")));
+        }
+        if let Some(drive) = self.drives.borrow_mut().get_mut(&id) {
+            drive.removing = true;
+        }
+        self.close_exports_of(living, move |node| {
+            node.stop_drive(id, move |node| {
+                let answered = node.remember(forget).map(|()| Empty {});
+                answer(answered);
+            });
+        });
+    }
+
+    /// Stops a drive's stores and lets it go.
+    pub(super) fn stop_drive(self: &Rc<Self>, id: DriveId, then: impl FnOnce(&Rc<Node>) + 'static) {
+        self.quiet_drive(id, move |node| node.release_drive(id, then));
+    }
+
+    /// Stops a drive's stores: held commands are answered, all is drained and checkpointed.
+    pub(super) fn quiet_drive(self: &Rc<Self>, id: DriveId, then: impl FnOnce(&Rc<Node>) + 'static) {
+        let stores = self.drives.borrow().get(&id).map(|d| (d.key, d.stores.clone()));
+        let Some((key, stores)) = stores.filter(|(_, stores)| !stores.is_empty()) else { return then(self) };
+        let gate = Gate::new(stores.len(), then);
+        for (no, place) in stores.into_iter().enumerate() {
+            let gate = gate.clone();
+            self.order(place.core, key, no as u32, Order::Stop, move |node, result| {
+                if let Err(error) = result {
+                    tracing::warn!(drive = %id, store = no, ?error, "a store did not stop");
+                }
+                gate.pass(node);
+            });
+        }
+    }
+
+    /// Lets go of a drive whose stores have stopped.
+    pub(super) fn release_drive(self: &Rc<Self>, id: DriveId, then: impl FnOnce(&Rc<Node>) + 'static) {
+        let Some(drive) = self.drives.borrow_mut().remove(&id) else { return then(self) };
+        self.volumes.borrow_mut().retain(|_, v| v.drive != id);
+        let Drive { key, spec, disks, backend, .. } = drive;
+        let finish = move |node: &Rc<Node>| {
+            drop(backend);
+            Self::forget_backend(&spec);
+            then(node);
+        };
+        if disks.is_empty() {
+            return finish(self);
+        }
+        let gate = Gate::new(disks.len(), finish);
+        for (core, disk) in disks {
+            let gate = gate.clone();
+            self.close_on_core(core, key, Some(disk), move |node| gate.pass(node));
+        }
+    }
+
+    /// Shows a drive that was ours and is not there.
+    pub(super) fn show_missing(&self, id: DriveId, spec: DriveSpec, why: String) {
+        let drive = Drive::new(self.next_drive_key(), spec, DriveState::Missing, why);
+        self.drives.borrow_mut().entry(id).or_insert(drive);
+    }
+
+    /// Opens a drive for a look at it, and closes it again.
+    pub(super) fn drive_look(self: &Rc<Self>, spec: DriveSpec, then: impl FnOnce(&Rc<Node>, Result<Found, RpcError>) + 'static) {
+        let key = self.next_drive_key();
+        self.open_backend(
+            &spec,
+            key,
+            false,
+            Box::new(move |node, opened| match opened {
+                Ok(backend) => node.look_at(backend, then),
+                Err(error) => then(node, Err(error)),
+            }),
+        );
+    }
+
+    pub(super) fn drive_clear_fence(self: &Rc<Self>, id: DriveId, answer: Answer<Empty>) {
+        let Some((state, spec)) = self.drives.borrow().get(&id).map(|d| (d.state, d.spec.clone())) else {
+            return answer(Err(fail(ErrorCode::NotFound, format!("there is no drive {id}"), "`penstock pool ls` shows those there are")));
+        };
+        if self.state.borrow().fence(id).is_none() && state != DriveState::Fenced {
+            return answer(Ok(Empty {}));
+        }
+        if let Err(error) = self.remember(|state| state.fences.retain(|f| f.drive_id != id)) {
+            return answer(Err(error));
+        }
+        // The stores are opened anew, so that what the drive holds is read from it, not from memory.
+        let volumes: Vec<VolumeId> = self.volumes.borrow().iter().filter(|(_, v)| v.drive == id).map(|(&id, _)| id).collect();
+        let (cluster, node_id) = {
+            let state = self.state.borrow();
+            (state.get().cluster_id, state.get().node_id)
+        };
+        let (Some(cluster_id), Some(node_id)) = (cluster, node_id) else {
+            return answer(Err(fail(ErrorCode::Internal, "the node has a drive and no claim", "report this")));
+        };
+        self.close_exports_of(volumes, move |node| {
+            node.stop_drive(id, move |node| {
+                let params = DriveAddParams {
+                    spec,
+                    drive_id: id,
+                    cluster_id,
+                    node_id,
+                    stores: None,
+                    oplog_bytes: None,
+                    force: false,
+                    open_only: true,
+                };
+                node.begin_drive(params, Box::new(move |result| answer(result.map(|_| Empty {}))));
+            });
+        });
+    }
+
+    pub(super) fn scrub(self: &Rc<Self>, id: DriveId, action: ScrubAction, answer: Answer<ScrubInfo>) {
+        let Some((key, stores)) = self.drives.borrow().get(&id).map(|d| (d.key, d.stores.clone())) else {
+            return answer(Err(fail(ErrorCode::NotFound, format!("there is no drive {id}"), "`penstock pool ls` shows those there are")));
+        };
+        let order = match action {
+            ScrubAction::Start => Some(Order::ScrubStart),
+            ScrubAction::Stop => Some(Order::ScrubStop),
+            ScrubAction::Status => None,
+        };
+        if let Some(order) = order {
+            if let Some(drive) = self.drives.borrow_mut().get_mut(&id) {
+                if action == ScrubAction::Start {
+                    drive.scrub = Scrub { running: stores.len() as u32, passes: drive.scrub.passes, ..Scrub::default() };
+                } else {
+                    drive.scrub.running = 0;
+                }
+            }
+            for (no, place) in stores.iter().enumerate() {
+                self.order(place.core, key, no as u32, order.clone(), |_, _| ());
+            }
+        }
+        self.gather(move |node, views| {
+            let drives = node.drives.borrow();
+            let Some(drive) = drives.get(&id) else {
+                return answer(Err(fail(ErrorCode::NotFound, format!("drive {id} has gone"), "`penstock pool ls` shows those there are")));
+            };
+            let shards: Vec<&ShardView> = views.iter().flat_map(|v| &v.shards).filter(|s| s.drive == key).collect();
+            let used = |s: &&ShardView| s.view.extents - s.view.extents_free;
+            let total: u64 = shards.iter().map(used).sum();
+            let running = shards.iter().any(|s| s.view.scrub_permille.is_some());
+            let done: u64 = shards.iter().map(|s| s.view.scrub_permille.map_or(0, |p| used(s) * u64::from(p) / 1000)).sum();
+            let verified: u64 = shards.iter().map(|s| s.view.counters.scrubbed_blocks).sum();
+            answer(Ok(ScrubInfo {
+                drive_id: id,
+                running,
+                extents_done: if running { done } else { total },
+                extents_total: total,
+                blocks_verified: if running { verified } else { drive.scrub.blocks },
+                blocks_bad: drive.scrub.bad,
+                passes: drive.scrub.passes,
+                volumes_bad: drive.scrub.volumes_bad.clone(),
+            }));
+        });
+    }
+
+    fn drive_info(self: &Rc<Self>, id: DriveId, answer: Answer<DriveInfo>) {
+        self.gather(move |node, views| {
+            let shards: Vec<ShardView> = views.into_iter().flat_map(|v| v.shards).collect();
+            let info = node.drives.borrow().get(&id).map(|drive| drive.info(id, &shards, &node.core_numbers()));
+            answer(
+                info.ok_or_else(|| fail(ErrorCode::NotFound, format!("drive {id} has gone"), "`penstock pool ls` shows those there are")),
+            );
+        });
+    }
+
+    pub(super) fn drive_list(self: &Rc<Self>, answer: Answer<Vec<DriveInfo>>) {
+        self.gather(move |node, views| {
+            let shards: Vec<ShardView> = views.into_iter().flat_map(|v| v.shards).collect();
+            let cores = node.core_numbers();
+            let list = node.drives.borrow().iter().map(|(&id, drive)| drive.info(id, &shards, &cores)).collect();
+            answer(Ok(list));
+        });
+    }
+}
+
+impl Drive {
+    fn new(key: DriveKey, spec: DriveSpec, state: DriveState, reason: String) -> Self {
+        Self {
+            key,
+            volatile: spec.is_volatile(),
+            spec,
+            state,
+            reason: Some(reason),
+            backend: None,
+            label: None,
+            barrier: Barrier::Missing,
+            stores: Vec::new(),
+            disks: BTreeMap::new(),
+            waiters: Vec::new(),
+            scrub: Scrub::default(),
+            removing: false,
+        }
+    }
+
+    fn info(&self, id: DriveId, shards: &[ShardView], cores: &[u32]) -> DriveInfo {
+        let mut counters = DriveCounters::default();
+        let mut seen = Vec::new();
+        let stores = self.stores.iter().enumerate().map(|(no, place)| {
+            let shard = shards.iter().find(|s| s.drive == self.key && s.store_no == no as u32);
+            let block = BLOCK as u64;
+            if let Some(shard) = shard {
+                counters.checksum_errors += shard.view.counters.corrupt_blocks;
+                // Stores of one core count their drive's commands together.
+                if !seen.contains(&place.core) {
+                    seen.push(place.core);
+                    counters.reads += shard.disk.reads;
+                    counters.writes += shard.disk.writes;
+                    counters.flushes += shard.disk.flushes;
+                    counters.read_bytes += shard.disk.read_bytes;
+                    counters.write_bytes += shard.disk.write_bytes;
+                    counters.read_errors += shard.disk.read_errors;
+                    counters.write_errors += shard.disk.write_errors;
+                    counters.flush_errors += shard.disk.flush_errors;
+                }
+            }
+            StoreInfo {
+                store: no as u16,
+                core: cores.get(usize::from(place.core.0)).copied().unwrap_or(0),
+                oplog_bytes: ByteSize(shard.map_or(0, |s| s.view.ring_blocks * block)),
+                oplog_used: ByteSize(shard.map_or(0, |s| s.view.ring_used * block)),
+                undrained_bytes: ByteSize(shard.map_or(0, |s| s.view.undrained_extents * penstock_wire::EXTENT as u64)),
+                extents_total: shard.map_or(0, |s| s.view.extents),
+                extents_free: shard.map_or(0, |s| s.view.extents_free),
+                recovery: place.recovery.map(|(report, ms)| RecoveryInfo {
+                    entries: report.entries,
+                    bytes: ByteSize(report.bytes),
+                    ms,
+                    lost_blocks: report.lost_blocks,
+                    dropped_batches: report.dropped_batches,
+                }),
+            }
+        });
+        let stores = stores.collect();
+        DriveInfo {
+            drive_id: id,
+            spec: self.spec.clone(),
+            size: ByteSize(self.backend.as_ref().map_or(0, Backend::size)),
+            state: self.state,
+            reason: self.reason.clone(),
+            incarnation: self.label.as_ref().map_or(0, |l| label::incarnation_number(&l.incarnation.0)),
+            barrier: self.barrier,
+            volatile: self.volatile,
+            stores,
+            counters,
+        }
+    }
+}
+
+/// NVMe controllers through SPDK's driver.
+pub(super) fn attach_nvme(node: &Rc<Node>, spec: &DriveSpec, _on_event: impl Fn(BdevEvent) + 'static, then: Opened) {
+    then(
+        node,
+        Err(fail(ErrorCode::Invalid, format!("{spec}: NVMe controllers cannot be attached by this build"), "use a file or block drive")),
+    );
+}
