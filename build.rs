@@ -77,6 +77,8 @@ const FUNCTIONS: &[&str] = &[
     "spdk_nvmf_subsystem_(set_ana_reporting|set_cntlid_range|remove_ns|get_nqn)",
     "spdk_vhost_set_socket_path",
     "spdk_log_set_flag",
+    "spdk_sock_(listen|accept|close|recv|readv|flush|is_connected)",
+    "spdk_sock_group_(create|close|add_sock|remove_sock|poll|get_interruptfd)",
 ];
 
 fn main() {

@@ -12,6 +12,7 @@
 #include "spdk/log.h"
 #include "spdk/nvmf.h"
 #include "spdk/rpc.h"
+#include "spdk/sock.h"
 #include "spdk/thread.h"
 #include "spdk/vhost.h"
 
@@ -184,6 +185,16 @@ int ps_nvmf_disconnect_all(struct spdk_nvmf_subsystem *subsystem, ps_status_fn d
 /* ---- vhost (shim_app.c) ---- */
 int ps_vhost_blk_create(const char *name, const char *cpumask, const char *bdev, bool readonly, bool packed_ring);
 int ps_vhost_remove(const char *name);
+
+/* ---- sock (shim_app.c) ---- */
+/* Bytes that a write's request with so many ranges takes; aligned as malloc aligns. */
+size_t ps_sock_request_size(int ranges);
+/* Queues a write. request must stay until done, which gets 0 or a negative errno; the ranges are copied, not what they hold. */
+void ps_sock_write(struct spdk_sock *sock, void *request, const struct iovec *ranges, int count, ps_status_fn done,
+		   void *arg);
+/* timeout_ms 0: the system's. done is called only where this returns a socket, perhaps before it does. */
+struct spdk_sock *ps_sock_connect(const char *ip, int port, uint32_t timeout_ms, ps_status_fn done, void *arg);
+int ps_sock_local_port(struct spdk_sock *sock);	/* negative errno on failure */
 
 /* ---- JSON-RPC (shim_rpc.c) ---- */
 #define PS_RPC_METHODS_MAX 64

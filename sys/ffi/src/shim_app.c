@@ -1,4 +1,4 @@
-/* The app, its threads and vhost controllers. See shim.h. */
+/* The app, its threads, vhost controllers and sockets. See shim.h. */
 #include "shim.h"
 #include "spdk/cpuset.h"
 #include "spdk/event.h"
@@ -149,4 +149,47 @@ ps_vhost_remove(const char *name)
 	}
 	/* Takes the lock itself. Only the app thread removes controllers, so dev cannot go in between. */
 	return spdk_vhost_dev_remove(dev);
+}
+
+size_t
+ps_sock_request_size(int ranges)
+{
+	return sizeof(struct spdk_sock_request) + (size_t)ranges * sizeof(struct iovec);
+}
+
+void
+ps_sock_write(struct spdk_sock *sock, void *request, const struct iovec *ranges, int count, ps_status_fn done,
+	      void *arg)
+{
+	struct spdk_sock_request *req = request;
+
+	memset(req, 0, sizeof(*req));
+	req->cb_fn = done;
+	req->cb_arg = arg;
+	req->iovcnt = count;
+	memcpy(SPDK_SOCK_REQUEST_IOV(req, 0), ranges, (size_t)count * sizeof(*ranges));
+	spdk_sock_writev_async(sock, req);
+}
+
+struct spdk_sock *
+ps_sock_connect(const char *ip, int port, uint32_t timeout_ms, ps_status_fn done, void *arg)
+{
+	struct spdk_sock_opts opts;
+
+	opts.opts_size = sizeof(opts);
+	spdk_sock_get_default_opts(&opts);
+	opts.connect_timeout = timeout_ms;
+	return spdk_sock_connect_async(ip, port, NULL, &opts, done, arg);
+}
+
+int
+ps_sock_local_port(struct spdk_sock *sock)
+{
+	char local[64];
+	uint16_t local_port = 0;
+
+	if (spdk_sock_getaddr(sock, local, sizeof(local), &local_port, NULL, 0, NULL) != 0) {
+		return -EIO;
+	}
+	return local_port;
 }

@@ -20,7 +20,11 @@ pub struct Ranges<'a> {
     total: usize,
 }
 
-impl Ranges<'_> {
+impl<'a> Ranges<'a> {
+    pub(crate) fn new(iovs: &'a mut Vec<spdk_sys::iovec>) -> Ranges<'a> {
+        Ranges { iovs, total: 0 }
+    }
+
     /// `len` bytes at `start`, which the device will reach as they are.
     pub fn push(&mut self, start: *mut u8, len: usize) {
         self.total += len;

@@ -41,6 +41,12 @@ impl DmaBuf {
     }
 }
 
+impl std::fmt::Debug for DmaBuf {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "DmaBuf({} bytes)", self.len)
+    }
+}
+
 impl Drop for DmaBuf {
     fn drop(&mut self) {
         // After the app has ended DPDK has unmapped it all.

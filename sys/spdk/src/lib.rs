@@ -17,6 +17,7 @@ pub mod lend;
 pub mod module;
 pub mod nvmf;
 pub mod rpc;
+pub mod sock;
 pub mod status;
 pub mod thread;
 pub mod vhost;
