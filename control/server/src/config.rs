@@ -14,6 +14,7 @@ pub const SOCKET_PATH_BYTES_MAX: usize = 107;
 #[derive(Clone, Debug, Parser)]
 #[command(
     version,
+    args_override_self = true,
     after_help = "\
 Examples:
   penstock-control --state-dir /var/lib/penstock/control

@@ -29,6 +29,7 @@ fn control_second_on_one_state_or_socket_refused() {
     assert!(house.log().contains("another process serves"), "{}", house.log());
     let wide = house.command("other-state", &["--listen", "0.0.0.0:7600"]).output().unwrap();
     assert_eq!(wide.status.code(), Some(2));
+    assert!(house.log().contains("0.0.0.0 is not loopback"), "{}", house.log());
 }
 
 #[test]
