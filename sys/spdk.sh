@@ -59,6 +59,9 @@ run() {
     printf '\n== %s: %s\n' "$what" "$*" >>"$log"
     "$@" >>"$log" 2>&1 </dev/null &
     pid=$!
+    # A background job ignores the terminal's interrupt; without this it would go on alone, and hold the lock.
+    # shellcheck disable=SC2064
+    trap "kill $pid 2>/dev/null || true" EXIT
     if [ -t 2 ]; then
         while kill -0 "$pid" 2>/dev/null; do
             printf '\rspdk: %s … %d s, %d log lines ' "$what" $((SECONDS - began)) "$(wc -l <"$log")" >&2
@@ -69,6 +72,7 @@ run() {
         say "$what …"
     fi
     wait "$pid" || status=$?
+    trap - EXIT
     if [ "$status" -ne 0 ]; then
         tail -n 40 "$log" >&2
         die "$what failed with exit status $status; the whole log is $log"
