@@ -57,11 +57,12 @@ run() {
     local what=$1 began=$SECONDS status=0 pid
     shift
     printf '\n== %s: %s\n' "$what" "$*" >>"$log"
-    "$@" >>"$log" 2>&1 </dev/null &
+    setsid "$@" >>"$log" 2>&1 </dev/null &
     pid=$!
-    # A background job ignores the terminal's interrupt; without this it would go on alone, and hold the lock.
+    # A background job ignores the terminal's interrupt; without this it would go on alone, and hold the lock. setsid made it
+    # the leader of a group of its own, so that this reaches what it started as well.
     # shellcheck disable=SC2064
-    trap "kill $pid 2>/dev/null || true" EXIT
+    trap "kill -- -$pid 2>/dev/null || true" EXIT
     if [ -t 2 ]; then
         while kill -0 "$pid" 2>/dev/null; do
             printf '\rspdk: %s … %d s, %d log lines ' "$what" $((SECONDS - began)) "$(wc -l <"$log")" >&2
