@@ -152,6 +152,8 @@ pub struct CoreView {
 pub const LATENCY_BOUNDS_US: [u64; 14] = [10, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000, 50_000, 100_000, 1_000_000, 10_000_000];
 
 const TICK_US: u64 = 10_000;
+/// Ticks without work after which the clock stops.
+const IDLE_TICKS: u32 = 100;
 const JOB_TOKEN: u64 = 1 << 47;
 
 pub struct Core {
@@ -174,6 +176,10 @@ pub struct Core {
     asks: Vec<Request>,
     disk_done: Vec<DiskDone>,
     tick_due: bool,
+    /// The clock, which runs while a store has something to do.
+    ticker: Option<Poller>,
+    /// Ticks of the clock since then.
+    idle_ticks: u32,
     ring_event: Option<FdEvent>,
     /// Drives of which a store was fenced in this turn.
     fenced_now: Vec<DriveKey>,
@@ -191,15 +197,6 @@ thread_local! {
 /// When SPDK refuses a poller.
 pub fn start(options: CoreOptions) -> Result<Waker, spdk_rs::Errno> {
     let (poller, waker) = Poller::event_driven("penstock", turn)?;
-    let ticker = Poller::timed("penstock_tick", TICK_US, || {
-        CORE.with_borrow_mut(|core| {
-            if let Some(core) = core {
-                core.tick_due = true;
-                core.waker.wake();
-            }
-        });
-        Activity::Idle
-    })?;
     let now = spdk_rs::app::ticks();
     let core = Core {
         index: options.index,
@@ -220,6 +217,8 @@ pub fn start(options: CoreOptions) -> Result<Waker, spdk_rs::Errno> {
         asks: Vec::with_capacity(1024),
         disk_done: Vec::with_capacity(1024),
         tick_due: false,
+        ticker: None,
+        idle_ticks: 0,
         ring_event: None,
         fenced_now: Vec::new(),
     };
@@ -227,14 +226,19 @@ pub fn start(options: CoreOptions) -> Result<Waker, spdk_rs::Errno> {
         assert!(place.is_none(), "a core has one loop");
         *place = Some(core);
     });
-    POLLERS.with_borrow_mut(|pollers| pollers.extend([poller, ticker]));
+    POLLERS.with_borrow_mut(|pollers| pollers.push(poller));
     Ok(waker)
 }
 
 /// Ends the loop on the running SPDK thread. Its stores must have stopped.
 pub fn end() {
     POLLERS.with_borrow_mut(Vec::clear);
-    CORE.with_borrow_mut(|place| place.take());
+    let core = CORE.with_borrow_mut(Option::take);
+    if let Some(mut core) = core {
+        // Before the ring, whose event it watches.
+        core.ring_event = None;
+        core.ticker = None;
+    }
 }
 
 /// Runs `f` on this core's state, outside of a turn. `None` where no loop runs on this core.
@@ -307,6 +311,7 @@ impl Core {
 
         if std::mem::take(&mut self.tick_due) {
             self.counters.ticks += 1;
+            self.idle_ticks += 1;
             let now = self.now();
             for shard in self.shards.iter_mut().flatten().filter(|shard| !shard.quiescent) {
                 shard.apply(Event::Tick { now }, &mut self.memory);
@@ -327,6 +332,7 @@ impl Core {
                 }
             }
         }
+        self.run_clock();
         if let Err(error) = self.disks.flush_submissions() {
             // The kernel no longer takes commands: nothing that hosts were told can be kept, so nothing more is told.
             panic!("io_uring refuses to go on: {error}");
@@ -342,6 +348,31 @@ impl Core {
             Activity::Busy
         } else {
             Activity::Idle
+        }
+    }
+
+    /// Starts the clock when a store has something to do, and stops it when none had for a while: a sleeping core is not woken.
+    fn run_clock(&mut self) {
+        if self.shards.iter().flatten().any(|shard| !shard.quiescent) {
+            self.idle_ticks = 0;
+            if self.ticker.is_none() {
+                let ticker = Poller::timed("penstock_tick", TICK_US, || {
+                    CORE.with_borrow_mut(|core| {
+                        if let Some(core) = core {
+                            core.tick_due = true;
+                            core.waker.wake();
+                        }
+                    });
+                    Activity::Idle
+                });
+                match ticker {
+                    Ok(ticker) => self.ticker = Some(ticker),
+                    // Tried again in the next turn, and there are turns as long as anything is out.
+                    Err(errno) => tracing::error!(%errno, "the clock does not start"),
+                }
+            }
+        } else if self.idle_ticks >= IDLE_TICKS {
+            self.ticker = None;
         }
     }
 

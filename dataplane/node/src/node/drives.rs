@@ -156,10 +156,16 @@ impl Node {
                 Err(error) => replier.reply((None, Err(error.to_string()))),
             },
             move |node, (disk, outcome): (Option<DiskIndex>, Outcome)| {
-                if let Some(disk) = disk {
-                    node.ask_core(CoreIndex(0), move |core, replier| replier.reply(core.detach_drive(disk)), |_, _: bool| ());
+                let outcome = outcome.map_err(|why| fail(ErrorCode::Internal, why, "check the drive and the kernel's log"));
+                // Only when the core has let go: whoever goes on may want to open the drive anew.
+                match disk {
+                    Some(disk) => node.ask_core(
+                        CoreIndex(0),
+                        move |core, replier| replier.reply(core.detach_drive(disk)),
+                        move |node, _: bool| then(node, outcome),
+                    ),
+                    None => then(node, outcome),
                 }
-                then(node, outcome.map_err(|why| fail(ErrorCode::Internal, why, "check the drive and the kernel's log")));
             },
         );
     }

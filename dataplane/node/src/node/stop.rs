@@ -52,7 +52,7 @@ pub fn take_signals() -> std::io::Result<()> {
 }
 
 /// How often signals and timers are looked at.
-const WATCH_US: u64 = 20_000;
+const WATCH_US: u64 = 50_000;
 
 impl Node {
     pub(super) fn watch_signals(self: &Rc<Self>) {
