@@ -28,6 +28,8 @@ mod pdu {
 mod opcode {
     pub const WRITE: u8 = 1;
     pub const READ: u8 = 2;
+    pub const WRITE_ZEROES: u8 = 8;
+    pub const DATASET_MANAGEMENT: u8 = 9;
     pub const IDENTIFY: u8 = 6;
     pub const FABRICS: u8 = 0x7f;
 }
@@ -54,6 +56,12 @@ pub struct Identified {
 pub struct Refusal {
     pub code_type: u8,
     pub code: u8,
+}
+
+impl std::fmt::Display for Refusal {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "status code type {}, code {:#04x}", self.code_type, self.code)
+    }
 }
 
 /// A namespace that is connected; dropping it closes the connections.
@@ -108,6 +116,37 @@ impl Namespace {
         assert!(bytes.len() <= IN_CAPSULE, "at most {IN_CAPSULE} bytes at once, not {}", bytes.len());
         let command = self.transfer(opcode::WRITE, offset, bytes.len());
         self.io.give(command, bytes).map(drop)
+    }
+
+    /// As [`Self::read`] for at most 64 KiB; a refusal of the command is an answer, not an error.
+    pub fn try_read(&mut self, offset: u64, length: usize) -> Result<std::result::Result<Vec<u8>, Refusal>> {
+        let command = self.transfer(opcode::READ, offset, length);
+        self.io.try_take(command, length)
+    }
+
+    /// As [`Self::write`]; a refusal of the command is an answer, not an error.
+    pub fn try_write(&mut self, offset: u64, bytes: &[u8]) -> Result<std::result::Result<(), Refusal>> {
+        assert!(bytes.len() <= IN_CAPSULE, "at most {IN_CAPSULE} bytes at once, not {}", bytes.len());
+        let command = self.transfer(opcode::WRITE, offset, bytes.len());
+        Ok(self.io.try_give(command, bytes)?.map(drop))
+    }
+
+    /// Write Zeroes; offset and length in whole blocks.
+    pub fn try_zero(&mut self, offset: u64, length: usize) -> Result<std::result::Result<(), Refusal>> {
+        let command = self.transfer(opcode::WRITE_ZEROES, offset, length);
+        Ok(self.io.try_give(command, &[])?.map(drop))
+    }
+
+    /// Dataset Management with Deallocate, of one range; offset and length in whole blocks.
+    pub fn try_discard(&mut self, offset: u64, length: usize) -> Result<std::result::Result<(), Refusal>> {
+        let block = self.block_bytes as u64;
+        let mut command = Command::new(opcode::DATASET_MANAGEMENT);
+        command.word(4, 1);
+        command.word(44, 1 << 2); // deallocate; word 40 counts ranges from 0
+        let mut range = [0; 16];
+        range[4..8].copy_from_slice(&((length as u64 / block) as u32).to_le_bytes());
+        range[8..].copy_from_slice(&(offset / block).to_le_bytes());
+        Ok(self.io.try_give(command, &range)?.map(drop))
     }
 
     /// Asks both Identify pages again.
@@ -235,7 +274,11 @@ impl Queue {
     }
 
     /// Sends a command with its data in the capsule; answers the first two words of the completion.
-    fn give(&mut self, mut command: Command, data: &[u8]) -> Result<u64> {
+    fn give(&mut self, command: Command, data: &[u8]) -> Result<u64> {
+        self.try_give(command, data)?.map_err(refused)
+    }
+
+    fn try_give(&mut self, mut command: Command, data: &[u8]) -> Result<std::result::Result<u64, Refusal>> {
         if !data.is_empty() {
             command.word(32, data.len() as u32);
             command.0[39] = 0x01; // SGL data block, offset into the capsule
@@ -245,11 +288,15 @@ impl Queue {
         if kind != pdu::CAPSULE_RESP {
             return Err(failed(format!("PDU type {kind} where a response was due")));
         }
-        success(&body, id)
+        completion(&body, id)
     }
 
     /// Sends a command that has `length` bytes coming.
-    fn take(&mut self, mut command: Command, length: usize) -> Result<Vec<u8>> {
+    fn take(&mut self, command: Command, length: usize) -> Result<Vec<u8>> {
+        self.try_take(command, length)?.map_err(refused)
+    }
+
+    fn try_take(&mut self, mut command: Command, length: usize) -> Result<std::result::Result<Vec<u8>, Refusal>> {
         command.word(32, length as u32);
         command.0[39] = 0x5a; // SGL transport data block
         let id = self.send(command, &[])?;
@@ -258,10 +305,10 @@ impl Queue {
         loop {
             let (kind, flags, body) = self.receive()?;
             match kind {
-                pdu::CAPSULE_RESP => {
-                    success(&body, id)?;
-                    break;
-                }
+                pdu::CAPSULE_RESP => match completion(&body, id)? {
+                    Ok(_) => break,
+                    Err(refusal) => return Ok(Err(refusal)),
+                },
                 pdu::C2H_DATA => {
                     let word = |at: usize| u32::from_le_bytes(body[at - 8..at - 4].try_into().expect("4 bytes")) as usize;
                     let (at, size) = (word(12), word(16));
@@ -278,7 +325,7 @@ impl Queue {
                 other => return Err(failed(format!("PDU type {other} where data were due"))),
             }
         }
-        if filled == length { Ok(bytes) } else { Err(failed(format!("{filled} bytes of {length}"))) }
+        if filled == length { Ok(Ok(bytes)) } else { Err(failed(format!("{filled} bytes of {length}"))) }
     }
 
     fn send(&mut self, mut command: Command, data: &[u8]) -> Result<u16> {
@@ -321,6 +368,6 @@ fn completion(entry: &[u8], id: u16) -> Result<std::result::Result<u64, Refusal>
     Ok(Ok(u64::from_le_bytes(entry[..8].try_into().expect("8 bytes"))))
 }
 
-fn success(entry: &[u8], id: u16) -> Result<u64> {
-    completion(entry, id)?.map_err(|r| failed(format!("status code type {}, code {:#04x}", r.code_type, r.code)))
+fn refused(refusal: Refusal) -> GuestError {
+    failed(refusal.to_string())
 }

@@ -59,6 +59,15 @@ pub fn call<M: Method>(line: &mut dyn Line, params: &M::Params) -> Result<M::Res
 
 /// Calls `method` on the server at `socket` and answers its result.
 pub fn call_json(socket: &Path, method: &str, params: Value, limit: Duration) -> Result<Value> {
+    let answer = ask_json(socket, method, params, limit)?;
+    match answer.get("error") {
+        Some(error) => Err(GuestError::failed(format!("{method} on {}", socket.display()), error.to_string())),
+        None => Ok(answer.get("result").cloned().unwrap_or(Value::Null)),
+    }
+}
+
+/// Calls `method` and answers the whole response, be it a result or an error.
+pub fn ask_json(socket: &Path, method: &str, params: Value, limit: Duration) -> Result<Value> {
     let what = || format!("{method} on {}", socket.display());
     let failed = |why: String| GuestError::failed(what(), why);
     let deadline = Deadline::after(limit);
@@ -74,10 +83,7 @@ pub fn call_json(socket: &Path, method: &str, params: Value, limit: Duration) ->
     loop {
         // the answer has no length and no terminator: it is whole when it parses
         if let Some(Ok(answer)) = serde_json::Deserializer::from_slice(&heard).into_iter::<Value>().next() {
-            return match answer.get("error") {
-                Some(error) => Err(failed(error.to_string())),
-                None => Ok(answer.get("result").cloned().unwrap_or(Value::Null)),
-            };
+            return Ok(answer);
         }
         let left = deadline.left();
         if left.is_zero() {

@@ -2,9 +2,11 @@
 //! Two kinds exist: SPDK's own target ([`super::spdk_target`]), which shows that the harness is right, and penstockd
 //! ([`super::penstock_target`]), which is what is tested. Not here: what a guest does with the volume.
 
+use super::wait::wait_for;
 use super::{At, GuestError, Result};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::Duration;
 
 /// Which front door a guest uses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -73,6 +75,29 @@ impl Daemon {
             child.wait().at("wait for", &self.program)?;
         }
         Ok(())
+    }
+
+    /// Asks it to end with SIGTERM, by way of the program kill: signals are unsafe code.
+    pub fn terminate(&mut self) -> Result<()> {
+        let id = self.id().ok_or_else(|| GuestError::failed(self.program.display().to_string(), "does not run"))?;
+        let kill = Path::new("kill");
+        let status = Command::new(kill).arg("-TERM").arg(id.to_string()).status().at("run", kill)?;
+        if status.success() { Ok(()) } else { Err(GuestError::failed(format!("kill -TERM {id}"), status.to_string())) }
+    }
+
+    /// Waits until it has ended by itself; it can be started again then.
+    pub fn wait_ended(&mut self, limit: Duration) -> Result<ExitStatus> {
+        let name = self.program.display().to_string();
+        let child = self.child.as_mut().ok_or_else(|| GuestError::failed(name.clone(), "does not run"))?;
+        let program = &self.program;
+        let status = wait_for(&format!("the end of {name}"), limit, || child.try_wait().at("look at", program))?;
+        self.child = None;
+        Ok(status)
+    }
+
+    /// Process id, while it was not found ended.
+    pub fn id(&self) -> Option<u32> {
+        self.child.as_ref().map(Child::id)
     }
 
     /// An error if the process has ended by itself.

@@ -1,0 +1,48 @@
+//! penstock-perf against a door of a house: loads with a journal, and the judgement of a journal.
+
+use super::program::{self, Outcome, Running, built};
+use super::{Result, failed};
+use serde_json::Value;
+use std::path::Path;
+use std::time::Duration;
+
+/// Start of SPDK, the load of a few seconds, and reading all back, on a busy machine.
+const LIMIT: Duration = Duration::from_secs(120);
+
+/// What a load is aimed at, as penstock-perf is told.
+#[derive(Debug, Clone)]
+pub struct PerfTarget(pub String);
+
+impl PerfTarget {
+    pub fn nvmf(port: u16, nqn: &str) -> Self {
+        PerfTarget(format!("nvmf:tcp:127.0.0.1:{port}:{nqn}"))
+    }
+}
+
+/// Starts `penstock-perf run` with a journal; `more` are further flags.
+pub fn start_run(target: &PerfTarget, journal: &Path, more: &str) -> Result<Running> {
+    let mut arguments = program::words("run --quiet --mem-mib 512 --initial zero --target");
+    arguments.push(target.0.clone());
+    arguments.extend(["--journal".to_owned(), journal.display().to_string()]);
+    arguments.extend(program::words(more));
+    program::start(&built("penstock-perf")?, &arguments, &[])
+}
+
+/// The end of a run that was started.
+pub fn finish(running: Running) -> Result<Outcome> {
+    running.wait(LIMIT)
+}
+
+/// `penstock-perf verify`: whether all was good, and its report.
+pub fn verify(target: &PerfTarget, journal: &Path) -> Result<(bool, Value)> {
+    let mut arguments = program::words("verify --quiet --mem-mib 512 --json - --target");
+    arguments.push(target.0.clone());
+    arguments.extend(["--journal".to_owned(), journal.display().to_string()]);
+    let outcome = program::run(&built("penstock-perf")?, &arguments, LIMIT)?;
+    let report = serde_json::from_str(&outcome.out);
+    match (outcome.code, report) {
+        (Some(0), Ok(report)) => Ok((true, report)),
+        (Some(1), Ok(report)) => Ok((false, report)),
+        _ => Err(failed("penstock-perf verify", format!("{:?}: {}", outcome.code, outcome.said()))),
+    }
+}
