@@ -17,7 +17,10 @@ struct Item {
     entry: ExtentEntry,
     buf: BufId,
     epoch: crate::epoch::Epoch,
+    /// The second time, block by block: one that cannot be read must not be held against its neighbours.
     again: bool,
+    /// Reads of it that are out.
+    out: u32,
 }
 
 #[derive(Debug, Default)]
@@ -103,7 +106,7 @@ impl Store {
             return true;
         }
         let Some(buf) = mem.alloc(BLOCKS as u32) else { return false };
-        let item = Item { replica, extent, entry, buf, epoch: self.epochs.enter(), again: false };
+        let item = Item { replica, extent, entry, buf, epoch: self.epochs.enter(), again: false, out: 0 };
         let free = self.scrub.items.iter().position(Option::is_none);
         let at = free.unwrap_or_else(|| {
             self.scrub.items.push(None);
@@ -116,13 +119,24 @@ impl Store {
     }
 
     fn read_scrub(&mut self, at: u32, fx: &mut Effects) {
-        let item = self.scrub.items[at as usize].as_ref().expect("an item that is read stands");
-        let part = Part::Buf { buf: item.buf, first: 0, blocks: BLOCKS as u32 };
-        let from = self.extent_block(item.entry.place, 0);
-        self.submit(fx, DiskKind::Read, from, &[part], Owner::Scrub { item: at });
+        let item = self.scrub.items[at as usize].as_mut().expect("an item that is read stands");
+        let (buf, place) = (item.buf, item.entry.place);
+        let run = if item.again { 1 } else { BLOCKS as u32 };
+        item.out = BLOCKS as u32 / run;
+        for first in (0..BLOCKS as u32).step_by(run as usize) {
+            let part = Part::Buf { buf, first, blocks: run };
+            self.submit(fx, DiskKind::Read, self.extent_block(place, u64::from(first)), &[part], Owner::Scrub { item: at });
+        }
     }
 
     pub(crate) fn on_scrub_read<M: Memory>(&mut self, at: u32, ok: bool, mem: &mut M, fx: &mut Effects) {
+        let item = self.scrub.items[at as usize].as_mut().expect("an item that was read stands");
+        item.out -= 1;
+        if item.out > 0 {
+            return;
+        }
+        // A failed read leaves bytes that do not verify: of blocks read one by one, the checksum alone tells.
+        let ok = ok || item.again;
         let item = self.scrub.items[at as usize].as_ref().expect("an item that was read stands");
         let bytes = mem.bytes(item.buf);
         let data = |i: &usize| item.entry.state(*i) == BlockState::Data;
@@ -136,7 +150,10 @@ impl Store {
         let still = self.map.known(replica, extent) == Known::Entry(&entry)
             && self.index.find(crate::index::GroupKey { replica, extent }).is_none();
         if !bad.is_empty() && still && !item.again {
-            self.scrub.items[at as usize].as_mut().expect("just seen").again = true;
+            let item = self.scrub.items[at as usize].as_mut().expect("just seen");
+            item.again = true;
+            // Whatever the first read left must not pass for what the second finds.
+            mem.bytes_mut(item.buf).fill(0xa5);
             self.read_scrub(at, fx);
             return;
         }
