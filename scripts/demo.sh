@@ -53,16 +53,16 @@ step 'A node: penstockd (data plane) and penstock-control (metadata), without hu
 start_daemon
 "$bin/penstock-control" --state-dir "$dir/control" --node-socket "$run/penstockd.sock" --listen "unix:$run/control.sock" >>"$dir/control.log" 2>&1 &
 control=$!
-until_true 20 penstock node show
+node_is_there() { local shown; shown=$(penstock node show) && [[ $shown != *away* ]]; }
+until_true 20 node_is_there
 penstock node show
 
 step 'A pool on a file, a volume on the pool, an NVMe/TCP export of the volume'
 penstock pool add "file:$dir/drive.img?size=4GiB"
-penstock volume create demo --size 1GiB
-penstock volume export demo --nvmf
+penstock volume create demo 1GiB
+penstock volume export demo --nvmf=127.0.0.1:$port
 penstock volume show demo
-nqn=$(penstock volume show demo -o json | python3 -c 'import json,sys; v=json.load(sys.stdin); print(next(e["nqn"] for e in v["exports"] if e.get("nqn")))')
-target=nvmf:tcp:127.0.0.1:$port:$nqn
+target=nvmf:tcp:127.0.0.1:$port:nqn.2026-11.io.penstock:demo
 
 step 'Verified random writes, 4 KiB, 16 at a time; every acknowledgement goes into a journal'
 "$bin/penstock-perf" run --target "$target" --mix write --depth 16 --duration 60s --initial zero --journal "$dir/journal" \
