@@ -23,6 +23,55 @@ pub enum Command {
     Run(Box<RunArgs>),
     /// Compare a target with the journal of an earlier run: every acknowledged block, bit for bit.
     Verify(VerifyArgs),
+    /// Run benchmark 4, 6, 7 or 8 against its SPDK peer, side by side; exit code 1 when a limit is missed.
+    Ratio(RatioArgs),
+    /// Serve turns of load to `ratio` over standard input and output.
+    #[command(hide = true)]
+    Agent(AgentArgs),
+}
+
+#[derive(Debug, Args)]
+pub struct RatioArgs {
+    /// 4: oplog append bandwidth. 6: cost of a volume over its device. 7: front doors. 8: scaling to two cores.
+    pub number: u32,
+    /// Pairs of turns that must be left in each comparison.
+    #[arg(long, default_value_t = 12, value_name = "N", value_parser = clap::value_parser!(u16).range(3..=1000))]
+    pub pairs: u16,
+    /// Pairs of each negative control.
+    #[arg(long, default_value_t = 5, value_name = "N", value_parser = clap::value_parser!(u16).range(3..=1000))]
+    pub control_pairs: u16,
+    /// Only comparisons whose name holds this.
+    #[arg(long, value_name = "TEXT")]
+    pub only: Option<String>,
+    /// Leave out the negative controls.
+    #[arg(long)]
+    pub no_control: bool,
+    /// Where large files go (benchmark 4's uring device).
+    #[arg(long, value_name = "DIRECTORY")]
+    pub scratch: Option<PathBuf>,
+    /// Run all processes on hugepages; the vhost comparison needs it.
+    #[arg(long)]
+    pub hugepages: bool,
+    /// Write all pairs as JSON.
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+    /// Seed of places and resamples.
+    #[arg(long, default_value = "1", value_parser = parse_seed, value_name = "SEED")]
+    pub seed: u64,
+}
+
+#[derive(Debug, Args)]
+pub struct AgentArgs {
+    /// Cores, the first of which answers calls.
+    #[arg(long, value_delimiter = ',', required = true)]
+    pub cores: Vec<u32>,
+    #[arg(long)]
+    pub mem_mib: u32,
+    #[arg(long)]
+    pub hugepages: bool,
+    /// Run a node in this process too.
+    #[arg(long)]
+    pub node: bool,
 }
 
 /// How SPDK runs in this process.

@@ -26,9 +26,9 @@ impl Counts {
 /// Why nothing could be counted.
 #[derive(Debug, thiserror::Error)]
 pub enum CountersError {
-    #[error(
-        "process {pid} cannot be counted: {source}; perf events need root or kernel.perf_event_paranoid ≤ 1, and a CPU that shows its counters to this machine"
-    )]
+    #[error("this machine has no counters for cycles and instructions (a hypervisor may hide them): {source}")]
+    Absent { source: io::Error },
+    #[error("process {pid} cannot be counted: {source}; perf events need root or kernel.perf_event_paranoid ≤ 1")]
     Open { pid: u32, source: io::Error },
     #[error("process {pid}: its threads cannot be listed: {source}; it may have ended")]
     Threads { pid: u32, source: io::Error },
@@ -55,6 +55,29 @@ pub fn threads(pid: u32) -> io::Result<Vec<i32>> {
     Ok(found)
 }
 
+/// ENOENT, ENODEV and EOPNOTSUPP: the kernel knows no such event here.
+fn is_absent(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(2 | 19 | 95))
+}
+
+/// True where cycles and instructions can be counted at all.
+pub fn are_available() -> bool {
+    !matches!(Counters::attach(&[std::process::id()]), Err(CountersError::Absent { .. }))
+}
+
+/// CPU time that all threads of some processes have used so far, in nanoseconds. What is left where there are no counters.
+pub fn cpu_nanos(pids: &[u32]) -> io::Result<u64> {
+    let mut sum = 0;
+    for &pid in pids {
+        for tid in threads(pid)? {
+            // Threads end at any time; one that is gone has no line.
+            let text = fs::read_to_string(format!("/proc/{pid}/task/{tid}/schedstat")).unwrap_or_default();
+            sum += text.split_whitespace().next().and_then(|word| word.parse::<u64>().ok()).unwrap_or(0);
+        }
+    }
+    Ok(sum)
+}
+
 impl Counters {
     /// Attaches to every thread of the processes.
     pub fn attach(pids: &[u32]) -> Result<Self, CountersError> {
@@ -73,6 +96,7 @@ impl Counters {
                     }
                     // A thread that ended between listing and opening has nothing left to count.
                     (Err(error), _) | (_, Err(error)) if error.raw_os_error() == Some(3) => {}
+                    (Err(source), _) | (_, Err(source)) if is_absent(&source) => return Err(CountersError::Absent { source }),
                     (Err(source), _) | (_, Err(source)) => return Err(CountersError::Open { pid, source }),
                 }
             }
@@ -143,6 +167,16 @@ mod tests {
         let much = count(400_000_000);
         assert!(little > 2e7, "{little}");
         assert!(much > 1e9, "{much}");
+    }
+
+    #[test]
+    fn cpu_time_grows_while_we_spin() {
+        let before = cpu_nanos(&[std::process::id()]).unwrap();
+        let start = std::time::Instant::now();
+        while start.elapsed() < std::time::Duration::from_millis(30) {
+            spin(1000);
+        }
+        assert!(cpu_nanos(&[std::process::id()]).unwrap() > before);
     }
 
     #[test]

@@ -50,6 +50,9 @@ pub struct LaneSetup<L> {
     /// How often a window is sent.
     pub window: Nanos,
     pub handicap: Handicap,
+    /// Read the clock once a turn of the reactor instead of at each completion. Latencies are then off by up to a turn, and the
+    /// generator costs less; for arms whose figure is a rate.
+    pub is_clock_coarse: bool,
 }
 
 /// Ticks of the CPU as nanoseconds; one multiplication per reading.
@@ -80,6 +83,9 @@ struct Lane<L: Load> {
     /// What each tag's operation is, to fill in what SPDK does not say.
     block_bytes: u64,
     clock: Clock,
+    is_clock_coarse: bool,
+    /// When this turn of the reactor began.
+    turn_began: Nanos,
     window: Nanos,
     next_window: Nanos,
     handicap: Handicap,
@@ -93,12 +99,11 @@ struct Lane<L: Load> {
 const TURNS_PER_LOOK: u32 = 64;
 
 impl<L: Load + Send + 'static> Lane<L> {
-    /// Submits as much as the load gives.
-    fn pump(&mut self) -> bool {
+    /// Submits as much as the load gives. One reading of the clock serves them all: what submitting takes counts as latency.
+    fn pump(&mut self, now: Nanos) -> bool {
         let mut did = false;
         let Some(mut load) = self.load.take() else { return false };
         loop {
-            let now = self.clock.now();
             let Some(submission) = load.next(now) else { break };
             did = true;
             self.handicap.apply();
@@ -153,9 +158,8 @@ impl<L: Load + Send + 'static> Lane<L> {
         true
     }
 
-    fn completed(&mut self, done: Done<DmaBuf>) {
+    fn completed(&mut self, done: Done<DmaBuf>, now: Nanos) {
         let tag = Tag(done.token as u32);
-        let now = self.clock.now();
         let memory = done.memory;
         if let Some(load) = self.load.as_mut().filter(|load| !load.is_finished()) {
             let data = memory.as_deref().unwrap_or(&[]);
@@ -236,6 +240,8 @@ fn begin<L: Load + Send + 'static>(
         buffers,
         block_bytes: u64::from(setup.bdev.geometry().block_size),
         clock,
+        is_clock_coarse: setup.is_clock_coarse,
+        turn_began: clock.now(),
         window: setup.window,
         next_window: clock.now().plus(setup.window),
         handicap: setup.handicap,
@@ -248,8 +254,9 @@ fn begin<L: Load + Send + 'static>(
     let on_done = move |done| {
         if let Some(lane) = weak.upgrade() {
             let mut lane = lane.borrow_mut();
-            lane.completed(done);
-            lane.pump();
+            let now = if lane.is_clock_coarse { lane.turn_began } else { lane.clock.now() };
+            lane.completed(done, now);
+            lane.pump(now);
         }
     };
     let channel = setup.bdev.channel(setup.depth as usize, on_done).map_err(|error| format!("no I/O channel: {error}"))?;
@@ -268,7 +275,9 @@ fn begin<L: Load + Send + 'static>(
         if turns.is_multiple_of(TURNS_PER_LOOK) {
             lane.look();
         }
-        let did = lane.pump();
+        let now = lane.clock.now();
+        lane.turn_began = now;
+        let did = lane.pump(now);
         let Some((channel, poller, load)) = lane.take_if_finished() else {
             return if did { Activity::Busy } else { Activity::Idle };
         };

@@ -4,6 +4,7 @@
 //! as [`sample::Sample`]s. Ratios of two arms are drawn by [`stats`] from runs that alternate within seconds.
 #![forbid(unsafe_code)]
 
+pub mod agent;
 pub mod args;
 pub mod content;
 pub mod counters;
@@ -19,6 +20,7 @@ pub mod lane;
 pub mod live;
 pub mod load;
 pub mod pace;
+pub mod ratio;
 pub mod report;
 pub mod rpc;
 pub mod run;

@@ -11,11 +11,13 @@ use std::sync::atomic::AtomicBool;
 
 use clap::Parser;
 
-use penstock_perf::args::{Cli, Command, HostArgs, OnError, RunArgs, VerifyArgs, ZeroOrAny};
+use penstock_perf::agent;
+use penstock_perf::args::{AgentArgs, Cli, Command, HostArgs, OnError, RatioArgs, RunArgs, VerifyArgs, ZeroOrAny};
 use penstock_perf::expect::{Initial, TrimReads};
 use penstock_perf::host::{self, HostError, HostOptions};
 use penstock_perf::html;
 use penstock_perf::pace::{Pace, fresh_seed};
+use penstock_perf::ratio::{self, RatioOptions};
 use penstock_perf::report::{Report, verify_text};
 use penstock_perf::run::{End, RunOptions, VerifyOptions, run, verify};
 use penstock_perf::session::Ending;
@@ -32,6 +34,8 @@ fn main() -> ExitCode {
     let outcome = match cli.command {
         Command::Run(args) => command_run(&args),
         Command::Verify(args) => command_verify(&args),
+        Command::Ratio(args) => command_ratio(&args),
+        Command::Agent(args) => command_agent(&args),
     };
     match outcome {
         Ok(true) => ExitCode::SUCCESS,
@@ -184,5 +188,45 @@ fn command_verify(args: &VerifyArgs) -> Result<bool, Failure> {
             leave(true);
         }
         Ok(is_good)
+    })?
+}
+
+fn command_ratio(args: &RatioArgs) -> Result<bool, Failure> {
+    let options = RatioOptions {
+        pairs: args.pairs.into(),
+        control_pairs: args.control_pairs.into(),
+        only: args.only.clone(),
+        is_without_control: args.no_control,
+        scratch: args.scratch.clone(),
+        hugepages: args.hugepages,
+        seed: args.seed,
+    };
+    let outcomes = ratio::run(args.number, &options)?;
+    println!("\n{}", ratio::table(&outcomes));
+    if let Some(path) = &args.json {
+        write_out(path, &serde_json::to_string_pretty(&outcomes)?)?;
+    }
+    if outcomes.is_empty() {
+        return Err("no comparison was run; see --only and what was said above".into());
+    }
+    Ok(outcomes.iter().all(ratio::Outcome::is_good))
+}
+
+fn command_agent(args: &AgentArgs) -> Result<bool, Failure> {
+    if args.node {
+        return Err("this build has no node in it yet".into());
+    }
+    let cores = args.cores.iter().map(u32::to_string).collect::<Vec<_>>().join(",");
+    let options = HostOptions {
+        core_mask: format!("[{cores}]"),
+        hugepages: args.hugepages,
+        mem_mib: args.mem_mib,
+        json_config: None,
+        is_verbose: false,
+    };
+    host::run(&options, |host| {
+        let served = agent::serve(host, std::io::stdin().lock(), std::io::stdout().lock());
+        // Whoever gave the orders is gone, and with it any interest in a clean end.
+        spdk_rs::app::exit_now(i32::from(served.is_err()))
     })?
 }

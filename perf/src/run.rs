@@ -123,6 +123,7 @@ fn drive<L: Load + Send + 'static>(bdev: Bdev, load: L, options: &DriveOptions<'
         depth: options.depth,
         window: WINDOW,
         handicap: Handicap::new(options.handicap, Arc::new(AtomicU64::new(0))),
+        is_clock_coarse: false,
     };
     lane::start(setup, orders_rx, notices_tx, spare_rx).map_err(|errno| RunError::Lane(errno.to_string()))?;
     let mut live = LiveLine::new(options.label, options.is_quiet);
