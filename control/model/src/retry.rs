@@ -60,9 +60,9 @@ impl Refusals {
         self.0.retain(|subject, _| wanted(subject));
     }
 
-    /// When the next refused step is due.
-    pub fn next_due(&self) -> Option<Millis> {
-        self.0.values().map(|refusal| refusal.not_before).min()
+    /// When the next refused step is due, of those that may be tried then.
+    pub fn next_due(&self, may: impl Fn(&Subject) -> bool) -> Option<Millis> {
+        self.0.iter().filter(|(subject, _)| may(subject)).map(|(_, refusal)| refusal.not_before).min()
     }
 }
 
@@ -78,7 +78,7 @@ mod tests {
         let mut waits = Vec::new();
         for _ in 0..12 {
             refusals.on_refused(Subject::Node, "claim node", RpcError::new(ErrorCode::Busy, "no"), now);
-            let due = refusals.next_due().unwrap();
+            let due = refusals.next_due(|_| true).unwrap();
             assert!(!refusals.may_try(&Subject::Node, now));
             assert!(refusals.may_try(&Subject::Node, due));
             waits.push(due.0 - now.0);
@@ -86,6 +86,7 @@ mod tests {
         }
         assert_eq!(waits[..4], [200, 400, 800, 1600]);
         assert_eq!(*waits.last().unwrap(), LAST_MS);
+        assert_eq!(refusals.next_due(|subject| *subject != Subject::Node), None);
         refusals.on_done(&Subject::Node);
         assert!(refusals.may_try(&Subject::Node, Millis(0)));
     }

@@ -20,6 +20,8 @@ use crate::node::CallError;
 
 /// Steps under way at once; a node serves them one after another anyway.
 const STEPS_MAX: usize = 16;
+/// Looks are never closer than this when nothing happens, whatever is due.
+const PAUSE_MIN: Duration = Duration::from_millis(10);
 /// A look that fails is tried again after so long.
 const AWAY_RETRY: Duration = Duration::from_millis(250);
 
@@ -35,11 +37,13 @@ pub struct Reconciler {
     tasks: JoinSet<Done>,
     /// Refusals since the last look.
     refused: Vec<(NodeStep, RpcError)>,
+    /// Steps done since the last look: if it wants one of them again, doing it had no effect.
+    done: Vec<NodeStep>,
 }
 
 impl Reconciler {
     pub fn new(control: Arc<Control>, period: Duration) -> Self {
-        Self { control, period, under_way: BTreeSet::new(), tasks: JoinSet::new(), refused: Vec::new() }
+        Self { control, period, under_way: BTreeSet::new(), tasks: JoinSet::new(), refused: Vec::new(), done: Vec::new() }
     }
 
     /// Runs until dropped; every state it can be dropped in is one that a crash could leave.
@@ -70,7 +74,7 @@ impl Reconciler {
         match result {
             Ok(()) => {
                 tracing::info!(step = word, ?subject, "done");
-                self.control.state().refusals.on_done(&subject);
+                self.done.push(step);
             }
             Err(error) => {
                 let error = error.into_rpc();
@@ -88,8 +92,8 @@ impl Reconciler {
         let next = match look {
             Ok(seen) => {
                 self.on_look(Arc::new(seen)).await;
-                let due = self.control.state().refusals.next_due();
-                let due = due.map(|due| Duration::from_millis(due.0.saturating_sub(self.control.now().0).max(1)));
+                let due = self.control.state().refusals.next_due(|subject| !self.under_way.contains(subject));
+                let due = due.map(|due| Duration::from_millis(due.0.saturating_sub(self.control.now().0)).max(PAUSE_MIN));
                 started + due.map_or(self.period, |due| due.min(self.period))
             }
             Err(reason) => {
@@ -127,6 +131,15 @@ impl Reconciler {
             }
             state.seen = Some(Arc::clone(&seen));
             let plan = reconcile(&state.desired, &seen.observed);
+            for step in self.done.drain(..) {
+                if plan.steps.contains(&Step::Node(step.clone())) {
+                    let message = format!("the node said that it did \"{}\", and it does not show", step.word());
+                    let error = RpcError::new(rpc::ErrorCode::NotReady, message);
+                    state.refusals.on_refused(step.subject(), step.word(), error, now);
+                } else {
+                    state.refusals.on_done(&step.subject());
+                }
+            }
             let wanted: BTreeSet<Subject> = plan.steps.iter().map(Step::subject).collect();
             let under_way = &self.under_way;
             state.refusals.retain(|subject| wanted.contains(subject) || under_way.contains(subject));

@@ -150,6 +150,21 @@ fn node_not_ready_is_asked_again() {
 }
 
 #[test]
+fn node_that_says_done_and_does_nothing_is_asked_again_but_not_all_the_time() {
+    let house = House::new();
+    add_drive(&house, "file:/d0?size=1GiB");
+    create(&house, "db");
+    let before = house.node.inner.lock().unwrap().calls["penstock_volume_list"];
+    house.node.inner.lock().unwrap().pretend.insert("penstock_volume_delete", (3, json!({})));
+    assert_eq!(house.request("DELETE", "/v1/volumes/db", Value::Null).status, 204);
+    let inner = house.node.inner.lock().unwrap();
+    assert_eq!(inner.calls["penstock_volume_delete"], 4);
+    // 1.4 s of waiting in all, a look each 50 ms: some thirty. A loop without pause would make thousands.
+    let looks = inner.calls["penstock_volume_list"] - before;
+    assert!(looks < 500, "{looks} looks");
+}
+
+#[test]
 fn node_commands_reach_the_node() {
     let house = House::new();
     let drive = add_drive(&house, "file:/d0?size=1GiB").drive_id;

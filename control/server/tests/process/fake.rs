@@ -32,6 +32,8 @@ pub struct Inner {
     pub connected: BTreeMap<VolumeId, Vec<String>>,
     /// Refuse this method that many times.
     pub refuse: BTreeMap<&'static str, (u32, RpcError)>,
+    /// Say that this method was done, that many times, and do nothing.
+    pub pretend: BTreeMap<&'static str, (u32, Value)>,
     pub slow: Duration,
     pub calls: BTreeMap<String, u64>,
 }
@@ -153,6 +155,12 @@ impl Inner {
         {
             *left -= 1;
             return Err(error.clone());
+        }
+        if let Some((left, result)) = self.pretend.get_mut(method)
+            && *left > 0
+        {
+            *left -= 1;
+            return Ok(result.clone());
         }
         match method {
             NodeGet::NAME => answer::<NodeGet>(params, |_| Ok(self.info())),
