@@ -81,12 +81,13 @@ impl Device for Holding {
     }
 }
 
-/// Ends the app when the thread that drives it fails, or the test would hang instead of failing.
-struct StopOnPanic;
+/// Ends the app when the thread that drives it fails, or the test would hang instead of failing: SPDK waits for held I/O.
+struct StopOnPanic(Arc<Holding>);
 
 impl Drop for StopOnPanic {
     fn drop(&mut self) {
         if std::thread::panicking() {
+            self.0.release.store(true, Ordering::SeqCst);
             app::stop(1);
         }
     }
@@ -141,7 +142,7 @@ fn guest_gone_with_a_read_held_past_the_timeout_leaves_the_target_whole() {
 
     let (watched, up, seen, socket) = (device.clone(), serving.clone(), kept.clone(), dir.join("vm0"));
     let director = std::thread::spawn(move || {
-        let _stop = StopOnPanic;
+        let _stop = StopOnPanic(watched.clone());
         wait_for("the controller", || up.load(Ordering::SeqCst));
         let mut guest = Guest::connect(&socket);
         guest.memory.write(guest::DATA, &[0x77; BLOCK]);
