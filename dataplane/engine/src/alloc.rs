@@ -1,7 +1,8 @@
 //! Which extents are taken, and the 4 KiB slots of map pages within extents that were taken for them.
 //!
 //! `taken` is the truth that a checkpoint writes down; `busy` is what must not be handed out: all that is taken, what a
-//! durable checkpoint still refers to, and what reads may still look at. Space is promised before a write is proposed
+//! durable checkpoint still refers to, and what reads may still look at; `claimed` is what something in memory is known to
+//! use, so that no two users of one extent are ever believed. Space is promised before a write is proposed
 //! ([`Space::promise`]), so that applying and draining never run out.
 
 use crate::epoch::{Epoch, Epochs};
@@ -46,6 +47,7 @@ pub struct Space {
     extents: u64,
     taken: Bits,
     busy: Bits,
+    claimed: Bits,
     /// Extents that are not busy.
     free: u64,
     /// Where the search for a free extent goes on.
@@ -66,6 +68,7 @@ impl Space {
             extents,
             taken: Bits::new(extents),
             busy: Bits::new(extents),
+            claimed: Bits::new(extents),
             free: extents,
             cursor: 0,
             promised: 0,
@@ -75,8 +78,12 @@ impl Space {
         }
     }
 
-    /// Takes over a checkpoint's bitmap and its pages' slots.
-    pub fn load(&mut self, taken: &[u8], slots: impl Iterator<Item = SlotNo>) {
+    /// Takes over a checkpoint's bitmap, its directory's extents and its pages' slots.
+    ///
+    /// # Errors
+    /// The first extent that two of them use, or that the bitmap does not know as taken.
+    pub fn load(&mut self, taken: &[u8], chains: &[ExtentNo], slots: impl Iterator<Item = SlotNo>) -> Result<(), ExtentNo> {
+        *self = Self::new(self.extents);
         for i in 0..self.extents as u32 {
             if taken[i as usize / 8] >> (i % 8) & 1 != 0 {
                 self.taken.set(i, true);
@@ -84,8 +91,22 @@ impl Space {
                 self.free -= 1;
             }
         }
+        for extent in chains {
+            if !self.claim(*extent) {
+                return Err(*extent);
+            }
+        }
         for slot in slots {
-            *self.paged.entry(slot.0 / SLOTS as u32).or_insert(0) |= 1 << (slot.0 % SLOTS as u32);
+            let extent = ExtentNo(slot.0 / SLOTS as u32);
+            if !self.paged.contains_key(&extent.0) && !self.claim(extent) {
+                return Err(extent);
+            }
+            let used = self.paged.entry(extent.0).or_insert(0);
+            let bit = 1 << (slot.0 % SLOTS as u32);
+            if *used & bit != 0 {
+                return Err(extent);
+            }
+            *used |= bit;
         }
         let mut paged: Vec<u32> = self.paged.keys().copied().collect();
         paged.sort_unstable();
@@ -97,6 +118,27 @@ impl Space {
                 }
             }
         }
+        Ok(())
+    }
+
+    /// Claims an extent for a user that was read from the drive: false when it is not taken, or is another's.
+    fn claim(&mut self, extent: ExtentNo) -> bool {
+        let ours = u64::from(extent.0) < self.extents && self.taken.get(extent.0) && !self.claimed.get(extent.0);
+        if ours {
+            self.claimed.set(extent.0, true);
+        }
+        ours
+    }
+
+    /// Claims all the extents that a page names, or none.
+    pub fn claim_all(&mut self, extents: impl Iterator<Item = ExtentNo> + Clone) -> bool {
+        for (count, extent) in extents.clone().enumerate() {
+            if !self.claim(extent) {
+                extents.take(count).for_each(|extent| self.claimed.set(extent.0, false));
+                return false;
+            }
+        }
+        true
     }
 
     /// Part that promises never touch: checkpoints (pages copied on write, two directories) and deletes live off it.
@@ -124,12 +166,18 @@ impl Space {
 
     /// Promises one extent, with the slot to map it, or says that there is no space.
     pub fn promise(&mut self) -> bool {
-        let have = (self.free + self.waiting.len() as u64) * SLOTS + self.slots.len() as u64;
+        // What waits for reads to leave does not count: they may stay long, and a promise may be used at once.
+        let have = self.free * SLOTS + self.slots.len() as u64;
         if have < (self.promised + 1) * PROMISE_SLOTS + self.reserve() * SLOTS {
             return false;
         }
         self.promised += 1;
         true
+    }
+
+    /// Whether extents were given back that are free once the reads of them have left.
+    pub fn is_waiting(&self) -> bool {
+        !self.waiting.is_empty()
     }
 
     /// Promises without asking: recovery redoes what had its promise before the crash.
@@ -164,6 +212,7 @@ impl Space {
                     let extent = extent as u32;
                     self.busy.set(extent, true);
                     self.taken.set(extent, true);
+                    self.claimed.set(extent, true);
                     self.free -= 1;
                     self.cursor = extent;
                     return Some(ExtentNo(extent));
@@ -210,6 +259,7 @@ impl Space {
     pub fn release(&mut self, extent: ExtentNo) {
         assert!(!self.taken.get(extent.0) && self.busy.get(extent.0), "extent {} released while in use", extent.0);
         self.busy.set(extent.0, false);
+        self.claimed.set(extent.0, false);
         self.free += 1;
     }
 
@@ -332,10 +382,26 @@ mod tests {
         let mut space = Space::new(200);
         let mut taken = vec![0; 25];
         taken[0] = 0b100;
-        space.load(&taken, [SlotNo(33)].into_iter());
+        space.load(&taken, &[], [SlotNo(33)].into_iter()).unwrap();
         let slot = space.take_slot().unwrap();
         assert_eq!(slot.0 / 16, 2);
         assert_ne!(slot.0, 33);
         assert_eq!(space.taken(), 1);
+    }
+
+    #[test]
+    fn extent_with_two_users_is_refused_whoever_they_are() {
+        let mut taken = vec![0; 25];
+        taken[0] = 0b1110;
+        let mut space = Space::new(200);
+        assert_eq!(space.load(&taken, &[ExtentNo(1), ExtentNo(1)], [].into_iter()), Err(ExtentNo(1)));
+        assert_eq!(space.load(&taken, &[ExtentNo(1)], [SlotNo(16)].into_iter()), Err(ExtentNo(1)));
+        assert_eq!(space.load(&taken, &[], [SlotNo(16), SlotNo(16)].into_iter()), Err(ExtentNo(1)));
+        assert_eq!(space.load(&taken, &[ExtentNo(9)], [].into_iter()), Err(ExtentNo(9)), "not taken");
+        assert_eq!(space.load(&taken, &[ExtentNo(1)], [SlotNo(32)].into_iter()), Ok(()));
+        assert!(!space.claim_all([ExtentNo(3), ExtentNo(2)].into_iter()), "one of them holds pages");
+        assert!(!space.claim_all([ExtentNo(3), ExtentNo(3)].into_iter()));
+        assert!(space.claim_all([ExtentNo(3)].into_iter()), "a refusal claims nothing");
+        assert!(!space.claim_all([ExtentNo(3)].into_iter()));
     }
 }

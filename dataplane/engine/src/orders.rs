@@ -6,7 +6,7 @@ use crate::map::{Known, PageKey, Replica};
 use crate::port::*;
 use crate::store::Store;
 use crate::write::{Proposed, What};
-use penstock_wire::directory::REPLICAS_MAX;
+use penstock_wire::directory::{REPLICA_NO_LIMIT, REPLICAS_MAX};
 use penstock_wire::page::EXTENTS_PER_PAGE;
 use penstock_wire::{EXTENT_BLOCKS, Index as RaftIndex, ReplicaShape, Seq, Term, VOLUME_BLOCKS_MAX};
 use rustc_hash::FxHashMap;
@@ -38,7 +38,7 @@ impl Store {
                     let same = ReplicaShape { blocks: stands.blocks, name: stands.name.clone(), ..(*shape).clone() } == *stands;
                     return Some(if same { Ok(()) } else { Err(OrderError::Conflict(Box::new(stands.clone()))) });
                 }
-                if self.map.iter().count() >= REPLICAS_MAX {
+                if self.map.iter().count() >= REPLICAS_MAX || self.map.next_no() >= REPLICA_NO_LIMIT {
                     return Some(Err(OrderError::NoSpace));
                 }
                 (ReplicaNo(self.map.next_no()), 0, What::Create(shape))
@@ -111,6 +111,12 @@ impl Store {
         let Some(replica) = self.map.get_mut(no).filter(|replica| !replica.deleting) else { return };
         replica.shape.blocks = blocks;
         replica.limit_blocks = blocks;
+        self.zero_what_is_there(no, blocks, u64::MAX, seq, index);
+    }
+
+    /// Zeroes `block..end` by what the map and the index hold of it, however long it is.
+    fn zero_what_is_there(&mut self, no: ReplicaNo, block: u64, end: u64, seq: Seq, index: u64) {
+        let Some(replica) = self.map.live(no) else { return };
         let mut pages: Vec<u64> = replica.pages.keys().map(|page_no| u64::from(*page_no)).collect();
         pages.extend(
             self.index
@@ -118,21 +124,23 @@ impl Store {
                 .filter(|group| group.key.replica == no)
                 .map(|group| u64::from(group.key.extent) * EXTENT_BLOCKS / PAGE_BLOCKS),
         );
-        pages.retain(|page_no| (page_no + 1) * PAGE_BLOCKS > blocks);
+        pages.retain(|page_no| (page_no + 1) * PAGE_BLOCKS > block && page_no * PAGE_BLOCKS < end);
         pages.sort_unstable();
         pages.dedup();
         for page_no in pages {
-            let first = (page_no * PAGE_BLOCKS).max(blocks);
-            self.apply_zero(no, first, (page_no + 1) * PAGE_BLOCKS - first, seq, index);
+            let first = (page_no * PAGE_BLOCKS).max(block);
+            self.zero_in_page(no, first, ((page_no + 1) * PAGE_BLOCKS).min(end), seq, index);
         }
     }
 
     /// Zeroes what exists of a range, in the index; the drain gives the extents back. Costs by what is there, not by length.
     pub(crate) fn apply_zero(&mut self, no: ReplicaNo, block: u64, blocks: u64, seq: Seq, index: u64) {
-        if self.map.live(no).is_none() || blocks == 0 {
+        let Some(replica) = self.map.live(no).filter(|_| blocks > 0) else { return };
+        let end = block + blocks;
+        if blocks / PAGE_BLOCKS > (replica.pages.len() + self.index.len()) as u64 {
+            self.zero_what_is_there(no, block, end, seq, index);
             return;
         }
-        let end = block + blocks;
         let mut at = block;
         while at < end {
             let page_end = ((at / PAGE_BLOCKS + 1) * PAGE_BLOCKS).min(end);

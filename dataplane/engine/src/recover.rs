@@ -14,7 +14,7 @@
 //! Then the stream goes on under a new generation, whose first batch (Open) lies over the cut: so what was dropped stays
 //! dropped. Nothing is written before that, and a crash anywhere in recovery starts it again from the same bytes.
 
-use crate::alloc::SlotNo;
+use crate::alloc::{ExtentNo, SlotNo};
 use crate::config::{BATCHES_OUT_MAX, Canary, FenceReason, OpenError, RecoveryReport, Stage};
 use crate::index::{Slot, Version};
 use crate::map::{PageState, Replica};
@@ -22,7 +22,7 @@ use crate::port::*;
 use crate::store::{Owner, Store};
 use crate::stream::BATCH_BLOCKS_MAX;
 use penstock_wire::batch::{Batch, Entry, Header, Op, Prev, decode_section};
-use penstock_wire::directory::{Directory, Part as DirectoryPart};
+use penstock_wire::directory::{Directory, Part as DirectoryPart, REPLICA_NO_LIMIT};
 use penstock_wire::label::Geometry;
 use penstock_wire::superblock::Superblock;
 use penstock_wire::{BLOCK, DecodeError, EXTENT_BLOCKS, Generation, Index as RaftIndex, RingPos, Seq};
@@ -236,6 +236,17 @@ impl Store {
         rec.pos = superblock.log_at;
         rec.extent = superblock.directory[0];
         rec.step = if superblock.checkpoint == 0 { Step::Walk } else { Step::Directory };
+        if rec.step == Step::Directory {
+            self.check_chain(rec, &superblock, fx);
+        }
+    }
+
+    /// Where a chain begins is known to the superblock alone.
+    fn check_chain(&mut self, rec: &mut Recovery, superblock: &Superblock, fx: &mut Effects) {
+        let (found, limit) = (u64::from(rec.extent), self.space.extents());
+        if found >= limit {
+            self.other_chain(rec, superblock, DecodeError::Limit { what: "first extent of the directory", found, limit }, fx);
+        }
     }
 
     fn on_directory(&mut self, rec: &mut Recovery, bytes: Option<&[u8]>, fx: &mut Effects) {
@@ -260,6 +271,7 @@ impl Store {
         rec.part = 0;
         rec.extent = superblock.directory[1];
         rec.bytes.clear();
+        self.check_chain(rec, superblock, fx);
     }
 
     /// Takes one part of a chain; true when it was the last.
@@ -294,14 +306,15 @@ impl Store {
             return Err(DecodeError::Checksum { what: "directory", found: superblock.directory_crc, computed: crc });
         }
         let directory = Directory::decode(&rec.bytes, self.space.extents())?;
-        if let Some(twin) = rec.chains.iter().flatten().find(|extent| u64::from(**extent) >= self.space.extents()) {
-            return Err(DecodeError::Limit { what: "twin of a directory part", found: u64::from(*twin), limit: self.space.extents() });
-        }
         for chain in 0..2 {
-            self.checkpoint.chains[chain] = rec.chains[chain].iter().map(|extent| crate::alloc::ExtentNo(*extent)).collect();
+            self.checkpoint.chains[chain] = rec.chains[chain].iter().map(|extent| ExtentNo(*extent)).collect();
         }
+        let chains: Vec<ExtentNo> = self.checkpoint.chain_extents().collect();
         let slots = directory.replicas.iter().flat_map(|replica| replica.pages.iter().map(|row| SlotNo(row.slot)));
-        self.space.load(&directory.taken, slots);
+        self.space.load(&directory.taken, &chains, slots).map_err(|extent| DecodeError::Value {
+            what: "extent of the checkpoint (used twice or not taken)",
+            found: u64::from(extent.0),
+        })?;
         for row in directory.replicas {
             let pages = row
                 .pages
@@ -359,7 +372,7 @@ impl Store {
             if header.seq != seq || header.at != pos || blocks > room || !self.is_ours(rec, &header) {
                 continue;
             }
-            let Ok(entries) = decode_section(&section, header.payload_blocks) else { continue };
+            let Some(entries) = self.believable(rec, &section, header.payload_blocks) else { continue };
             let payload_at = phys + u64::from(head_blocks);
             let payload = rec.peek(phys, blocks)?;
             let bad = bad_payload(&payload[head_blocks as usize * BLOCK..], &entries);
@@ -402,7 +415,9 @@ impl Store {
             {
                 let header = batch.header;
                 let prev_section = batch.prev.to_vec();
-                if header.seq > seq && header.at.0 == pos && header.at > from && self.is_ours(rec, &header) {
+                // A batch takes a block or more, so no more of them fit before it than blocks.
+                let fits = header.seq > seq && header.at > from && header.seq.0 - seq.0 <= pos - from.0;
+                if fits && header.at.0 == pos && self.is_ours(rec, &header) {
                     rec.found.push(Found { header, prev_section });
                 }
             }
@@ -441,8 +456,9 @@ impl Store {
             let section = found.prev_section.clone();
             let phys = prev.at.0 % ring;
             let payload_at = phys + u64::from(prev.header_blocks);
-            let sane = prev.at >= rec.pos && payload_at + u64::from(prev.payload_blocks) <= ring;
-            if let (true, Ok(entries)) = (sane, decode_section(&section, prev.payload_blocks)) {
+            let end = prev.at.0 + u64::from(prev.header_blocks + prev.payload_blocks);
+            let sane = prev.at >= rec.pos && end <= found.header.at.0 && payload_at + u64::from(prev.payload_blocks) <= ring;
+            if let (true, Some(entries)) = (sane, self.believable(rec, &section, prev.payload_blocks)) {
                 let bad = if prev.payload_blocks == 0 {
                     Vec::new()
                 } else {
@@ -468,6 +484,20 @@ impl Store {
         rec.pos = first.at;
         rec.step = Step::Walk;
         Ok(())
+    }
+
+    /// A batch's entries, if they are such as a store writes: the numbers of replicas are given one after the
+    /// other, at most one in a batch that is lost.
+    fn believable(&self, rec: &Recovery, section: &[u8], payload_blocks: u32) -> Option<Vec<Entry>> {
+        let entries = decode_section(section, payload_blocks).ok()?;
+        let mut next = u64::from(self.map.next_no()) + rec.report.lost_batches;
+        for entry in &entries {
+            if u64::from(entry.replica) > next || entry.replica >= REPLICA_NO_LIMIT {
+                return None;
+            }
+            next += u64::from(entry.ops.iter().any(|op| matches!(op, Op::Create(_))));
+        }
+        Some(entries)
     }
 
     /// Makes a batch take effect once more. `bad` are the payload blocks that are lost.

@@ -2,7 +2,7 @@
 //!
 //! Adding an event: an arm in [`Store::apply`], a method in the file whose state it changes, a counter in `config`.
 
-use crate::alloc::Space;
+use crate::alloc::{ExtentNo, Space};
 use crate::checkpoint::Checkpoint;
 use crate::config::{Barrier, Canary, Counters, FenceReason, RecoveryReport, ReplicaView, Stage, StoreConfig, StoreView};
 use crate::drain::Drain;
@@ -14,7 +14,7 @@ use crate::recover::Recovery;
 use crate::scrub::Scrub;
 use crate::stream::Stream;
 use crate::write::{HostSide, JobId};
-use penstock_wire::page::PageName;
+use penstock_wire::page::{PageName, UNALLOCATED};
 use penstock_wire::{BlockAddr, EXTENT_BLOCKS, Seq};
 use rustc_hash::FxHashMap;
 use std::collections::VecDeque;
@@ -356,7 +356,12 @@ impl Store {
         let bytes = mem.bytes(buf);
         let page = (ok && Some(penstock_wire::crc32c(bytes)) == expected)
             .then(|| penstock_wire::page::decode(bytes, &name, self.config.geometry.extents).ok())
-            .flatten();
+            .flatten()
+            // A page that names what another uses is no page: believed, it would have one volume written over another.
+            .filter(|page| {
+                let places = page.extents.iter().map(|entry| entry.place).filter(|place| *place != UNALLOCATED);
+                self.map.page(key).is_none_or(|state| state.cached.is_some()) || self.space.claim_all(places.map(ExtentNo))
+            });
         mem.free(buf);
         if page.is_none() && self.map.page(key).is_some() {
             self.counters.corrupt_blocks += 1;

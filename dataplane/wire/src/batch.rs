@@ -151,10 +151,10 @@ impl<'a> Batch<'a> {
         unseal(record, WHAT, MAGIC, VERSION)?;
         let mut r = Take::new(record, PREFIX, WHAT);
         let incarnation = Incarnation(r.id()?);
-        let seq = Seq(r.u64()?);
-        let generation = Generation(r.u64()?);
-        let durable_to = Seq(r.u64()?);
-        let at = RingPos(r.u64()?);
+        let seq = Seq(r.count("sequence of a batch")?);
+        let generation = Generation(r.count("generation of a batch")?);
+        let durable_to = Seq(r.count("durable sequence of a batch")?);
+        let at = RingPos(r.count("place of a batch")?);
         let kind = match r.u8()? {
             0 => Kind::Data,
             1 => Kind::Seal,
@@ -187,6 +187,7 @@ impl<'a> Batch<'a> {
         if seq.0 == 0
             || durable_to >= seq
             || prev_seq >= seq
+            || (prev_seq.0 != 0 && prev_at >= at)
             || prev_payload_blocks > PAYLOAD_BLOCKS_MAX
             || prev_header_blocks > HEADER_BLOCKS_MAX
         {
@@ -324,8 +325,8 @@ pub fn decode_section(bytes: &[u8], payload_blocks: u32) -> Result<Vec<Entry>, D
         let replica = r.u32()?;
         let count = r.u16()?;
         r.u16()?;
-        let term = Term(r.u64()?);
-        let index = Index(r.u64()?);
+        let term = Term(r.count("term of an entry")?);
+        let index = Index(r.count("index of an entry")?);
         let mut ops = Vec::with_capacity(usize::from(count).min(bytes.len() / OP_HEAD));
         for _ in 0..count {
             let word = r.u32()?;

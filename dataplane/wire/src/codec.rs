@@ -149,6 +149,14 @@ impl<'a> Take<'a> {
     pub fn u64(&mut self) -> Result<u64, DecodeError> {
         Ok(u64::from_le_bytes(self.array()?))
     }
+    /// A count that grows, below [`crate::COUNT_LIMIT`].
+    pub fn count(&mut self, what: &'static str) -> Result<u64, DecodeError> {
+        let found = self.u64()?;
+        if found >= crate::COUNT_LIMIT {
+            return Err(DecodeError::Limit { what, found, limit: crate::COUNT_LIMIT });
+        }
+        Ok(found)
+    }
     pub fn left(&self) -> usize {
         self.from.len() - self.at
     }

@@ -14,6 +14,8 @@ const HEAD: usize = 64;
 pub const PART_PAYLOAD: usize = EXTENT - HEAD;
 /// Most replicas that a store holds.
 pub const REPLICAS_MAX: usize = 4096;
+/// Numbers of replicas stay below this. They are never used twice, so it bounds how many a store sees in its life.
+pub const REPLICA_NO_LIMIT: u32 = 1 << 24;
 /// Bytes of a page's row.
 const ROW: usize = 12;
 
@@ -136,6 +138,13 @@ impl Directory {
         let mut r = Take::new(bytes, 0, "directory");
         let next_replica = r.u32()?;
         let count = r.u32()? as usize;
+        if next_replica > REPLICA_NO_LIMIT {
+            return Err(DecodeError::Limit {
+                what: "number of the next replica",
+                found: u64::from(next_replica),
+                limit: u64::from(REPLICA_NO_LIMIT),
+            });
+        }
         if count > REPLICAS_MAX {
             return Err(DecodeError::Limit { what: "replicas of a store", found: count as u64, limit: REPLICAS_MAX as u64 });
         }
@@ -146,9 +155,9 @@ impl Directory {
                 return Err(DecodeError::Value { what: "number of a replica", found: u64::from(no) });
             }
             let deleting = r.u32()? != 0;
-            let term = Term(r.u64()?);
+            let term = Term(r.count("term of a replica")?);
             let voted_for = r.id()?;
-            let applied = Index(r.u64()?);
+            let applied = Index(r.count("index of a replica")?);
             let layers = r.u32()?;
             if layers != 0 {
                 return Err(DecodeError::Value { what: "layers of a replica", found: u64::from(layers) });
@@ -164,6 +173,13 @@ impl Directory {
                 let row = PageRow { page_no: r.u32()?, slot: r.u32()?, crc: r.u32()? };
                 if u64::from(row.slot) >= extents * crate::EXTENT_BLOCKS || rows.last().is_some_and(|last| last.page_no >= row.page_no) {
                     return Err(DecodeError::Value { what: "slot of a map page", found: u64::from(row.slot) });
+                }
+                if row.page_no > crate::page::PAGE_NO_MAX {
+                    return Err(DecodeError::Limit {
+                        what: "number of a map page",
+                        found: u64::from(row.page_no),
+                        limit: u64::from(crate::page::PAGE_NO_MAX),
+                    });
                 }
                 rows.push(row);
             }

@@ -27,6 +27,10 @@ pub const EXTENT_BLOCKS: u64 = 16;
 /// Bytes of an extent.
 pub const EXTENT: usize = BLOCK * EXTENT_BLOCKS as usize;
 
+/// Every count that grows (sequences, generations, ring positions, terms, indices) stays below this: nothing lives long
+/// enough to get there, so a record that says otherwise is refused, and sums of counts never overflow.
+pub const COUNT_LIMIT: u64 = 1 << 62;
+
 /// A 4 KiB block's place on a drive or in a store, as the owner of the field says.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, PartialOrd, Ord, Default)]
 pub struct BlockAddr(pub u64);

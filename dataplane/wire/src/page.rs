@@ -8,6 +8,8 @@ const VERSION: u32 = 1;
 const WHAT: &str = "map page";
 /// Extents that one page maps: 3 MiB of a volume.
 pub const EXTENTS_PER_PAGE: usize = 48;
+/// Last page of the largest volume.
+pub const PAGE_NO_MAX: u32 = ((crate::VOLUME_BLOCKS_MAX / EXTENT_BLOCKS - 1) / EXTENTS_PER_PAGE as u64) as u32;
 const HEAD: usize = 64;
 const ENTRY: usize = 80;
 const _: () = assert!(HEAD + EXTENTS_PER_PAGE * ENTRY <= BLOCK);

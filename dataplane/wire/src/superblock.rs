@@ -64,16 +64,19 @@ impl Superblock {
         let store = r.u32()?;
         let directory = [r.u32()?, r.u32()?];
         r.u32()?;
-        let write_count = r.u64()?;
-        let generation = Generation(r.u64()?);
-        let log_seq = Seq(r.u64()?);
-        let log_at = RingPos(r.u64()?);
-        let checkpoint = r.u64()?;
+        let write_count = r.count("write count of the superblock")?;
+        let generation = Generation(r.count("generation of the superblock")?);
+        let log_seq = Seq(r.count("log sequence of the superblock")?);
+        let log_at = RingPos(r.count("log position of the superblock")?);
+        let checkpoint = r.count("checkpoint of the superblock")?;
         let directory_len = r.u64()?;
         let directory_parts = r.u32()?;
         let directory_crc = r.u32()?;
         if log_seq.0 == 0 {
             return Err(DecodeError::Value { what: "log sequence of the superblock", found: 0 });
+        }
+        if (checkpoint == 0) != (directory_parts == 0) {
+            return Err(DecodeError::Value { what: "parts of the superblock's directory", found: u64::from(directory_parts) });
         }
         if (checkpoint == 0) != (directory == [NO_EXTENT; 2]) {
             return Err(DecodeError::Value { what: "directory of the superblock", found: u64::from(directory[0]) });
