@@ -11,6 +11,7 @@ pub mod config;
 pub mod core;
 pub mod disk;
 pub mod door;
+pub mod inproc;
 pub mod label;
 pub mod log;
 pub mod memory;

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use spdk_rs::app::{App, AppError, LogLevel as SpdkLevel};
 
 use crate::config::{Config, LogLevel, Poll};
-use crate::node::{self, Node};
+use crate::node::{self, Node, Ready};
 
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
@@ -32,6 +32,11 @@ fn private_dir(path: &Path) -> Result<(), RunError> {
 /// # Errors
 /// When it cannot start, saying what to do.
 pub fn run(config: Config) -> Result<(), RunError> {
+    launch(config, Box::new(|_| ()))
+}
+
+/// As [`run`]; `ready` is called on the app thread when the node serves.
+pub(crate) fn launch(config: Config, ready: Ready) -> Result<(), RunError> {
     for dir in [config.run_dir.clone(), config.vhost_dir(), config.vfio_user_dir()] {
         private_dir(&dir)?;
     }
@@ -71,7 +76,7 @@ pub fn run(config: Config) -> Result<(), RunError> {
         app = app.memory_mib(mib);
     }
     app.run(move || {
-        if let Err(error) = Node::start(config) {
+        if let Err(error) = Node::start(config, ready) {
             tracing::error!(%error, "penstockd does not start");
             spdk_rs::app::stop(1);
         }

@@ -234,7 +234,7 @@ impl Node {
         );
     }
 
-    pub(super) fn drive_add(self: &Rc<Self>, params: DriveAddParams, answer: Answer<DriveInfo>) {
+    pub(crate) fn drive_add(self: &Rc<Self>, params: DriveAddParams, answer: Answer<DriveInfo>) {
         if self.stop.is_stopping() {
             return answer(Err(fail(ErrorCode::NotReady, "penstockd is stopping", "try again when it runs again")));
         }

@@ -48,6 +48,8 @@ struct CoreHandle {
 }
 
 type Continuation = Box<dyn FnOnce(&Rc<Node>, Box<dyn Any>)>;
+/// What happens when the node serves.
+pub type Ready = Box<dyn FnOnce(&Rc<Node>)>;
 type OrderWaiter = Box<dyn FnOnce(&Rc<Node>, Result<(), OrderError>)>;
 
 pub struct Node {
@@ -64,6 +66,7 @@ pub struct Node {
     started: Instant,
     incarnation: u64,
     ready: Cell<bool>,
+    on_ready: RefCell<Option<Ready>>,
     stop: stop::StopState,
     pollers: RefCell<Vec<Poller>>,
 }
@@ -87,7 +90,7 @@ fn buffer_bytes(config: &Config) -> usize {
 }
 
 /// A number that no other run of this node has had.
-fn run_number() -> u64 {
+pub(crate) fn run_number() -> u64 {
     use std::io::Read;
     let mut bytes = [0; 8];
     match std::fs::File::open("/dev/urandom").and_then(|mut f| f.read_exact(&mut bytes)) {
@@ -97,11 +100,11 @@ fn run_number() -> u64 {
 }
 
 impl Node {
-    /// Starts the node on the app thread, once SPDK is up.
+    /// Starts the node on the app thread, once SPDK is up; `ready` is called when it serves.
     ///
     /// # Errors
     /// When the state directory cannot be used; the caller stops SPDK.
-    pub fn start(config: Config) -> Result<(), StateError> {
+    pub fn start(config: Config, ready: Ready) -> Result<(), StateError> {
         let state = StateFile::open(&config.state_dir)?;
         let node = Rc::new(Self {
             config,
@@ -117,11 +120,13 @@ impl Node {
             started: Instant::now(),
             incarnation: run_number(),
             ready: Cell::new(false),
+            on_ready: RefCell::default(),
             stop: stop::StopState::default(),
             pollers: RefCell::default(),
         });
         NODE.with_borrow_mut(|place| *place = Some(node.clone()));
         node.watch_signals();
+        *node.on_ready.borrow_mut() = Some(ready);
         node.start_cores();
         Ok(())
     }
@@ -220,6 +225,10 @@ impl Node {
             "penstockd serves"
         );
         self.restore();
+        let ready = self.on_ready.borrow_mut().take();
+        if let Some(ready) = ready {
+            ready(self);
+        }
     }
 
     fn number(&self) -> u64 {

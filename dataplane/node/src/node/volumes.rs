@@ -13,6 +13,7 @@ use super::exports::OpenExport;
 use super::{Answer, Node, fail};
 use crate::core::{CoreIndex, CoreView, DriveKey, VolumeSlot, VolumeView};
 use crate::door::VolumeFace;
+use crate::inproc::Volume as LocalVolume;
 use crate::placement;
 
 pub(super) struct Volume {
@@ -198,6 +199,31 @@ impl Node {
                 Err(error) => answer(Err(order_error("creating a volume", error))),
             });
         });
+    }
+
+    /// Makes a volume for use inside the process; `ready` runs on its home core.
+    pub(crate) fn make_local(
+        self: &Rc<Self>,
+        create: VolumeCreateParams,
+        ready: impl FnOnce(Result<LocalVolume, String>) + Send + 'static,
+    ) {
+        let id = create.volume_id;
+        let node = self.clone();
+        self.volume_create(
+            create,
+            Box::new(move |made| match made {
+                Ok(info) => {
+                    let place = node.volumes.borrow().get(&id).map(|v| (v.core, v.slot));
+                    let Some((core, slot)) = place else { return ready(Err("the volume has gone".to_owned())) };
+                    let local = LocalVolume::new(slot, info.size_bytes.bytes(), info.block_size.bytes());
+                    let sent = node.core(core).thread.send(move || ready(Ok(local)));
+                    if sent.is_err() {
+                        tracing::error!("the volume's core has ended");
+                    }
+                }
+                Err(error) => ready(Err(crate::inproc::explain(&error))),
+            }),
+        );
     }
 
     pub(super) fn volume_delete(self: &Rc<Self>, params: VolumeDeleteParams, answer: Answer<Empty>) {
