@@ -1,3 +1,5 @@
+//! Sessions over a device that is made of memory.
+
 use super::*;
 use crate::expect::{Initial, TrimReads};
 use crate::fake::FakeDevice;

@@ -1,3 +1,5 @@
+//! What control and node say to each other, there and back, and what a hostile peer may say.
+
 use proptest::prelude::*;
 use serde_json::{Value, json};
 

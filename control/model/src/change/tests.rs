@@ -1,3 +1,5 @@
+//! Wishes checked against what stands.
+
 use penstock_api::id::Id;
 use penstock_api::rpc::BlockSize;
 use proptest::prelude::*;

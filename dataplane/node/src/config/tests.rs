@@ -1,3 +1,5 @@
+//! Configuration: defaults, and errors that name file, line and what would be right.
+
 use std::path::Path;
 
 use proptest::prelude::*;
