@@ -27,6 +27,7 @@ const MODULES: &[&str] = &[
     "spdk_bdev_nvme",
     "spdk_bdev_null",
     "spdk_bdev_delay",
+    "spdk_bdev_passthru", // the peer of benchmark 6; it takes only what it is told to
     "spdk_bdev_error",
     "spdk_sock_posix",
     "spdk_env_dpdk",
@@ -45,7 +46,6 @@ const LEFT_OUT: &[&str] = &[
     "spdk_bdev_ftl",
     "spdk_bdev_split",
     "spdk_bdev_zone_block",
-    "spdk_bdev_passthru",
     "spdk_bdev_uring",
     "spdk_bdev_aio",
     "spdk_blob_bdev",
@@ -136,7 +136,11 @@ fn include_dirs(tree: &Path, include: &Path, ffi: &Path) -> Vec<PathBuf> {
         include.to_path_buf(),
         tree.join("include"),
         tree.join("lib/nvmf"),           // nvmf_internal.h: passthrough, host identity
+        tree.join("lib/vhost"),          // vhost_internal.h: sessions
+        tree.join("lib/jsonrpc"),        // jsonrpc_internal.h: error data
+        tree.join("dpdk/build/include"), // for vhost_internal.h
         tree.join("module/bdev/malloc"), // bdev_malloc.h: malloc bdevs without JSON-RPC
+        tree.join("module/bdev/nvme"),   // bdev_nvme.h: the path id that detaching takes
         ffi.join("src"),
     ]
 }
@@ -150,7 +154,7 @@ fn compile_shim(tree: &Path, include: &Path, ffi: &Path) {
     build.flag("-fno-strict-aliasing"); // as SPDK itself is built; its trees pun pointers
     // SPDK's own headers are not clean under these; ours are checked by -Wall.
     build.flag("-Wno-unused-parameter").flag("-Wno-sign-compare").flag("-Wno-address-of-packed-member");
-    for file in ["shim_app.c", "shim_bdev.c", "shim_module.c", "shim_nvmf.c", "shim_rpc.c"] {
+    for file in ["shim_app.c", "shim_bdev.c", "shim_module.c", "shim_nvmf.c", "shim_rpc.c", "shim_vhost.c"] {
         let path = ffi.join("src").join(file);
         println!("cargo:rerun-if-changed={}", path.display());
         build.file(path);

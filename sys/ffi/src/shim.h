@@ -46,6 +46,8 @@ uint32_t ps_core_count(void);
 uint32_t ps_first_core(void);
 uint32_t ps_next_core(uint32_t core);	/* UINT32_MAX after the last */
 uint32_t ps_current_core(void);		/* UINT32_MAX outside a reactor */
+/* Time stamp counter ticks that the core's reactor spent on work and on finding none. False: not a reactor. */
+bool ps_reactor_ticks(uint32_t core, uint64_t *busy, uint64_t *idle);
 /* A thread that only ever runs on this core. */
 struct spdk_thread *ps_thread_create(const char *name, uint32_t core);
 void ps_poller_mark_event_driven(struct spdk_poller *poller);
@@ -74,6 +76,15 @@ int ps_bdev_nvme(struct spdk_bdev_desc *desc, struct spdk_io_channel *ch, bool a
 		 size_t nbytes, spdk_bdev_io_completion_cb cb, void *arg);
 int ps_malloc_create(const char *name, const uint8_t uuid[16], uint64_t blocks, uint32_t block_size);
 void ps_malloc_delete(const char *name, ps_status_fn done, void *arg);
+
+/* ---- NVMe drives as bdevs (shim_bdev.c); app thread ---- */
+/* Makes flushes reach drives; SPDK's default answers them itself. Before the first attach. */
+int ps_nvme_enable_flush(void);
+/* The names are valid during the call. */
+typedef void (*ps_nvme_attached_fn)(void *arg, const char *const *names, size_t count, int rc);
+int ps_nvme_attach(const char *transport, const char *address, const char *service, const char *subsystem_nqn,
+		   const char *base_name, ps_nvme_attached_fn done, void *arg);
+int ps_nvme_detach(const char *base_name, ps_status_fn done, void *arg);
 
 /* ---- bdev module (shim_module.c) ---- */
 struct ps_io {
@@ -182,9 +193,13 @@ uint32_t ps_nvmf_add_ns(struct spdk_nvmf_subsystem *subsystem, const char *bdev,
 /* Starts to end every association with the subsystem. done says that each has been told, not that it is gone. */
 int ps_nvmf_disconnect_all(struct spdk_nvmf_subsystem *subsystem, ps_status_fn done, void *arg);
 
-/* ---- vhost (shim_app.c) ---- */
+/* Calls sink with the host NQN of each association. App thread. */
+void ps_nvmf_hosts(struct spdk_nvmf_subsystem *subsystem, void (*sink)(void *arg, const char *host_nqn), void *arg);
+
+/* ---- vhost (shim_vhost.c) ---- */
 int ps_vhost_blk_create(const char *name, const char *cpumask, const char *bdev, bool readonly, bool packed_ring);
 int ps_vhost_remove(const char *name);
+int ps_vhost_sessions(const char *name);	/* guests connected; negative errno on failure */
 
 /* ---- sock (shim_app.c) ---- */
 /* Bytes that a write's request with so many ranges takes; aligned as malloc aligns. */
@@ -205,6 +220,7 @@ int ps_rpc_register(const char *name, ps_rpc_fn dispatch);
 typedef int (*ps_json_sink)(void *sink, const void *data, size_t size);
 int ps_json_text(const struct spdk_json_val *val, ps_json_sink write, void *sink);
 void ps_rpc_result(struct spdk_jsonrpc_request *request, const void *json, size_t len);
-void ps_rpc_error(struct spdk_jsonrpc_request *request, int code, const char *msg);
+/* data is JSON, or NULL. */
+void ps_rpc_error(struct spdk_jsonrpc_request *request, int code, const char *msg, const void *data, size_t len);
 
 #endif

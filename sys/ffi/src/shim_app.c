@@ -1,10 +1,13 @@
-/* The app, its threads, vhost controllers and sockets. See shim.h. */
+/* The app, its threads and sockets. See shim.h. */
 #include "shim.h"
 #include "spdk/cpuset.h"
 #include "spdk/event.h"
 #include "spdk/string.h"
+#include "spdk_internal/event.h"
 
 static ps_log_fn g_log;
+/* DPDK's vhost keeps a thread of its own that is never joined and polls a table in DPDK's memory. */
+bool g_vhost_used;
 
 static void
 log_line(int level, const char *file, const int line, const char *func, const char *format, va_list args)
@@ -60,7 +63,10 @@ ps_app_run(const struct ps_app_opts *o, ps_fn start, void *arg)
 	}
 	spdk_log_set_level((enum spdk_log_level)o->log_level);
 	rc = spdk_app_start(&opts, start, arg);
-	spdk_app_fini();
+	if (!g_vhost_used) {
+		/* Unmaps all of DPDK's memory: under that thread it would be a crash (seen). The process ends soon anyhow. */
+		spdk_app_fini();
+	}
 	return rc;
 }
 
@@ -118,37 +124,17 @@ ps_poller_mark_event_driven(struct spdk_poller *poller)
 	spdk_poller_register_interrupt(poller, stay_asleep, NULL);
 }
 
-int
-ps_vhost_blk_create(const char *name, const char *cpumask, const char *bdev, bool readonly, bool packed_ring)
+bool
+ps_reactor_ticks(uint32_t core, uint64_t *busy, uint64_t *idle)
 {
-	char text[64];
-	struct spdk_json_val values[8];
-	void *end;
-	ssize_t count;
+	const struct spdk_reactor *reactor = spdk_reactor_get(core);
 
-	/* The public call takes its options as parsed JSON. */
-	snprintf(text, sizeof(text), "{\"readonly\":%s,\"packed_ring\":%s}",
-		 readonly ? "true" : "false", packed_ring ? "true" : "false");
-	count = spdk_json_parse(text, strlen(text), values, SPDK_COUNTOF(values), &end, 0);
-	if (count < 0) {
-		return -EINVAL;
+	if (reactor == NULL) {
+		return false;
 	}
-	return spdk_vhost_blk_construct(name, cpumask, bdev, "vhost_user_blk", values);
-}
-
-int
-ps_vhost_remove(const char *name)
-{
-	struct spdk_vhost_dev *dev;
-
-	spdk_vhost_lock();
-	dev = spdk_vhost_dev_find(name);
-	spdk_vhost_unlock();
-	if (dev == NULL) {
-		return -ENODEV;
-	}
-	/* Takes the lock itself. Only the app thread removes controllers, so dev cannot go in between. */
-	return spdk_vhost_dev_remove(dev);
+	*busy = reactor->busy_tsc;
+	*idle = reactor->idle_tsc;
+	return true;
 }
 
 size_t

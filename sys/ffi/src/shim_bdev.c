@@ -1,8 +1,9 @@
-/* The bdev client's view of a device, and malloc bdevs. See shim.h. */
+/* The bdev client's view of a device, malloc bdevs and NVMe drives. See shim.h. */
 #include "shim.h"
 #include "spdk/bdev_module.h"
 #include "spdk/uuid.h"
 #include "bdev_malloc.h"
+#include "bdev_nvme.h"
 
 void
 ps_bdev_geometry(struct spdk_bdev *bdev, struct ps_bdev_geometry *out)
@@ -63,4 +64,81 @@ void
 ps_malloc_delete(const char *name, ps_status_fn done, void *arg)
 {
 	delete_malloc_disk(name, done, arg);
+}
+
+int
+ps_nvme_enable_flush(void)
+{
+	struct spdk_bdev_nvme_opts opts;
+
+	opts.opts_size = sizeof(opts);
+	spdk_bdev_nvme_get_opts(&opts, sizeof(opts));
+	opts.enable_flush = true;
+	return spdk_bdev_nvme_set_opts(&opts);
+}
+
+#define NVME_NAMES_MAX 128
+
+struct nvme_attach {
+	ps_nvme_attached_fn done;
+	void *arg;
+	struct spdk_nvme_ctrlr_opts driver;
+	struct spdk_bdev_nvme_ctrlr_opts bdev;
+	const char *names[NVME_NAMES_MAX];
+};
+
+static void
+nvme_attached(void *arg, size_t count, int rc)
+{
+	struct nvme_attach *attach = arg;
+
+	attach->done(attach->arg, attach->names, count, rc);
+	free(attach);
+}
+
+int
+ps_nvme_attach(const char *transport, const char *address, const char *service, const char *subsystem_nqn,
+	       const char *base_name, ps_nvme_attached_fn done, void *arg)
+{
+	struct spdk_nvme_transport_id trid = {};
+	struct nvme_attach *attach;
+	int rc;
+
+	if (spdk_nvme_transport_id_populate_trstring(&trid, transport) != 0 ||
+	    spdk_nvme_transport_id_parse_trtype(&trid.trtype, transport) != 0) {
+		return -EINVAL;
+	}
+	if (strlen(address) >= sizeof(trid.traddr) || strlen(service) >= sizeof(trid.trsvcid) ||
+	    strlen(subsystem_nqn) >= sizeof(trid.subnqn)) {
+		return -ENAMETOOLONG;
+	}
+	strcpy(trid.traddr, address);
+	strcpy(trid.trsvcid, service);
+	strcpy(trid.subnqn, subsystem_nqn);
+	if (trid.trtype == SPDK_NVME_TRANSPORT_TCP) {
+		trid.adrfam = strchr(address, ':') != NULL ? SPDK_NVMF_ADRFAM_IPV6 : SPDK_NVMF_ADRFAM_IPV4;
+	}
+	attach = calloc(1, sizeof(*attach));
+	if (attach == NULL) {
+		return -ENOMEM;
+	}
+	attach->done = done;
+	attach->arg = arg;
+	spdk_nvme_ctrlr_get_default_ctrlr_opts(&attach->driver, sizeof(attach->driver));
+	spdk_bdev_nvme_get_default_ctrlr_opts(&attach->bdev);
+	attach->bdev.multipath = false;
+	rc = spdk_bdev_nvme_create(&trid, base_name, attach->names, NVME_NAMES_MAX, nvme_attached, attach,
+				   &attach->driver, &attach->bdev);
+	if (rc != 0) {
+		free(attach);
+	}
+	return rc;
+}
+
+int
+ps_nvme_detach(const char *base_name, ps_status_fn done, void *arg)
+{
+	const struct spdk_nvme_path_id any_path = {};
+
+	return spdk_bdev_nvme_delete(base_name, &any_path, done, arg);
 }

@@ -390,6 +390,16 @@ ps_nvmf_add_ns(struct spdk_nvmf_subsystem *subsystem, const char *bdev, uint32_t
 	return spdk_nvmf_subsystem_add_ns_ext(subsystem, bdev, &opts, sizeof(opts), NULL);
 }
 
+void
+ps_nvmf_hosts(struct spdk_nvmf_subsystem *subsystem, void (*sink)(void *arg, const char *host_nqn), void *arg)
+{
+	struct spdk_nvmf_ctrlr *ctrlr;
+
+	TAILQ_FOREACH(ctrlr, &subsystem->ctrlrs, link) {
+		sink(arg, ctrlr->hostnqn);
+	}
+}
+
 /* ---- ending associations ---- */
 
 struct disconnect_all {

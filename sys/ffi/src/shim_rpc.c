@@ -1,5 +1,6 @@
 /* JSON-RPC methods. SPDK's handlers carry no context, so each method gets a function of its own. See shim.h. */
 #include "shim.h"
+#include "jsonrpc_internal.h"
 
 static ps_rpc_fn g_dispatch;
 static int g_methods;
@@ -54,7 +55,31 @@ ps_rpc_result(struct spdk_jsonrpc_request *request, const void *json, size_t len
 }
 
 void
-ps_rpc_error(struct spdk_jsonrpc_request *request, int code, const char *msg)
+ps_rpc_error(struct spdk_jsonrpc_request *request, int code, const char *msg, const void *data, size_t len)
 {
-	spdk_jsonrpc_send_error_response(request, code, msg);
+	struct spdk_json_write_ctx *w = request->response;
+
+	if (data == NULL) {
+		spdk_jsonrpc_send_error_response(request, code, msg);
+		return;
+	}
+	/* SPDK's own call has no place for the member `data` that JSON-RPC 2.0 provides for. */
+	spdk_json_write_object_begin(w);
+	spdk_json_write_named_string(w, "jsonrpc", "2.0");
+	spdk_json_write_name(w, "id");
+	if (request->id != NULL) {
+		spdk_json_write_val(w, request->id);
+	} else {
+		spdk_json_write_null(w);
+	}
+	spdk_json_write_named_object_begin(w, "error");
+	spdk_json_write_named_int32(w, "code", code);
+	spdk_json_write_named_string(w, "message", msg);
+	spdk_json_write_name(w, "data");
+	spdk_json_write_val_raw(w, data, len);
+	spdk_json_write_object_end(w);
+	spdk_json_write_object_end(w);
+	spdk_json_write_end(w);
+	request->response = NULL;
+	jsonrpc_server_send_response(request);
 }

@@ -15,6 +15,7 @@ pub mod bdev;
 pub mod dma;
 pub mod lend;
 pub mod module;
+pub mod nvme;
 pub mod nvmf;
 pub mod rpc;
 pub mod sock;

@@ -358,6 +358,19 @@ impl Subsystem {
         });
     }
 
+    /// The hosts that are connected, by NQN, one entry for each association.
+    pub fn hosts(&self) -> Vec<String> {
+        extern "C" fn push(sink: *mut c_void, host: *const c_char) {
+            // SAFETY: our vector, for the length of the call below, and a string inside a controller.
+            unsafe { (*sink.cast::<Vec<String>>()).push(CStr::from_ptr(host).to_string_lossy().into_owned()) };
+        }
+        thread::assert_app_thread("listing hosts");
+        let mut hosts = Vec::new();
+        // SAFETY: controllers come and go on the subsystem's thread, the app thread.
+        unsafe { spdk_sys::ps_nvmf_hosts(self.pointer.as_ptr(), Some(push), (&raw mut hosts).cast()) };
+        hosts
+    }
+
     /// While inactive: never started, or stopped.
     pub fn destroy(self, done: impl FnOnce(Result<(), Errno>) + 'static) {
         let arg = callback::into_arg(Box::new(done) as Done);

@@ -13,12 +13,13 @@ use std::marker::PhantomData;
 use std::ptr::NonNull;
 use std::rc::Rc;
 
-/// A JSON-RPC error: code and message.
+/// A JSON-RPC error: code, message, and more for programs, such as what to do next.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 #[error("{message} (JSON-RPC error {code})")]
 pub struct RpcError {
     pub code: i32,
     pub message: String,
+    pub data: Option<serde_json::Value>,
 }
 
 impl RpcError {
@@ -26,7 +27,11 @@ impl RpcError {
     pub const INTERNAL: i32 = -32603;
 
     pub fn new(code: i32, message: impl Into<String>) -> RpcError {
-        RpcError { code, message: message.into() }
+        RpcError { code, message: message.into(), data: None }
+    }
+
+    pub fn with_data(self, data: serde_json::Value) -> RpcError {
+        RpcError { data: Some(data), ..self }
     }
 
     pub fn invalid_params(message: impl Into<String>) -> RpcError {
@@ -77,8 +82,10 @@ impl<R: Serialize> Reply<R> {
 
 fn send_error(request: NonNull<spdk_sys::spdk_jsonrpc_request>, error: &RpcError) {
     let message = c_string(&error.message.replace('\0', " ")).unwrap_or_default();
-    // SAFETY: as above.
-    unsafe { spdk_sys::ps_rpc_error(request.as_ptr(), error.code, message.as_ptr()) };
+    let data = error.data.as_ref().map(serde_json::Value::to_string);
+    let (pointer, len) = data.as_ref().map_or((std::ptr::null(), 0), |text| (text.as_ptr(), text.len()));
+    // SAFETY: as above; the texts are copied.
+    unsafe { spdk_sys::ps_rpc_error(request.as_ptr(), error.code, message.as_ptr(), pointer.cast(), len) };
 }
 
 impl<R> Drop for Reply<R> {

@@ -168,6 +168,23 @@ pub fn exit_current() {
     unsafe { spdk_sys::spdk_thread_exit(spdk_sys::spdk_get_thread()) };
 }
 
+/// Where a reactor's time went since the app started, in [`app::ticks`]. While it sleeps in interrupt mode neither grows.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ReactorTicks {
+    pub busy: u64,
+    pub idle: u64,
+}
+
+/// From any thread; the numbers are a moment old. None: not one of the app's cores.
+pub fn reactor_ticks(core: Core) -> Option<ReactorTicks> {
+    if !app::cores().contains(&core) {
+        return None;
+    }
+    let mut ticks = ReactorTicks { busy: 0, idle: 0 };
+    // SAFETY: the reactor exists while the app runs; two aligned words that its core alone writes.
+    unsafe { spdk_sys::ps_reactor_ticks(core.0, &mut ticks.busy, &mut ticks.idle) }.then_some(ticks)
+}
+
 /// What a poller's turn came to.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Activity {

@@ -50,3 +50,11 @@ pub fn remove(name: &str) -> Result<(), Errno> {
     // SAFETY: looked up by name within the call.
     Errno::check(unsafe { spdk_sys::ps_vhost_remove(name.as_ptr()) })
 }
+
+/// How many guests are connected to a controller.
+pub fn sessions(name: &str) -> Result<usize, Errno> {
+    let name = c_string(name)?;
+    // SAFETY: looked up by name, and counted under SPDK's locks.
+    let count = unsafe { spdk_sys::ps_vhost_sessions(name.as_ptr()) };
+    usize::try_from(count).map_err(|_| Errno::new(count.abs()))
+}

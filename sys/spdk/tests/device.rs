@@ -54,6 +54,8 @@ fn on_done(world: &Arc<World>, bdev: &Bdev, token: u64, result: Result<(), NvmeS
     match token {
         1 => {
             assert_eq!(result, Ok(()));
+            assert!(thread::reactor_ticks(Core(1)).is_some_and(|ticks| ticks.busy > 0 && ticks.idle > 0));
+            assert_eq!(thread::reactor_ticks(Core(9)), None);
             with_channel(|c| c.read(DmaBuf::zeroed(BLOCK).expect("memory"), 5, 1, 2).expect("room"));
         }
         2 => {

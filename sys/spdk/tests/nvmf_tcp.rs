@@ -75,6 +75,7 @@ fn on_io(request: IoRequest, reply: Reply<IoOutcome>) {
         let mut buffer = DmaBuf::zeroed(BLOCK).expect("memory");
         buffer.fill(request.byte);
         let mut command = [0u8; 64];
+        let hosts = SUBSYSTEM.with_borrow(|s| s.as_ref().expect("made").hosts());
         let submitted = match request.kind.as_str() {
             "read" => channel.read(buffer, request.block, 1, 0).map_err(|r| r.errno),
             "write" => channel.write(buffer, request.block, 1, 0).map_err(|r| r.errno),
@@ -91,7 +92,7 @@ fn on_io(request: IoRequest, reply: Reply<IoOutcome>) {
                 command[40] = 15; // dwords, from 0
                 channel.nvme(NvmeQueue::Io, &command, Some(buffer), 0).map_err(|r| r.errno)
             }
-            other => return reply.err(RpcError::invalid_params(format!("no such kind: {other}"))),
+            other => return reply.err(RpcError::invalid_params(format!("no such kind: {other}")).with_data(hosts.into())),
         };
         match submitted {
             Ok(()) => WAITING.set(Some(reply)),
@@ -185,6 +186,7 @@ fn drive(socket: &Path, port: u16, ram: &Ram) {
     assert_eq!(typo["code"], RpcError::INVALID_PARAMS);
     let unknown = call(socket, "test_io", serde_json::json!({ "kind": "fly", "block": 0, "byte": 0 })).expect_err("no such kind");
     assert!(unknown["message"].as_str().is_some_and(|m| m.contains("fly")), "{unknown}");
+    assert_eq!(unknown["data"], serde_json::json!(["nqn.2026-11.test.penstock:host"]), "error data arrive: {unknown}");
     let silent = call(socket, "test_silent", serde_json::Value::Null).expect_err("it drops its reply");
     assert_eq!(silent["code"], RpcError::INTERNAL);
 

@@ -4,10 +4,12 @@
 mod ram;
 
 use ram::{BLOCK, Ram};
+use spdk_rs::Errno;
 use spdk_rs::app::{self, App};
 use spdk_rs::bdev::{Bdev, BdevChannel, Done};
 use spdk_rs::dma::DmaBuf;
 use spdk_rs::module::{self, DeviceParams, FrontEnd, Registered};
+use spdk_rs::nvme::{self, NvmeAddress};
 use spdk_rs::nvmf::{AnaState, Listen, NamespaceOptions, Subsystem, SubsystemOptions, Target, Transport, TransportOptions};
 use spdk_rs::thread::app_thread;
 use std::cell::RefCell;
@@ -40,7 +42,11 @@ fn on_guest_done(done: Done<DmaBuf>) {
                 .expect("running")
                 .send(|| {
                     IO.take();
-                    app::stop(0);
+                    nvme::detach("guest", |outcome| {
+                        assert_eq!(outcome, Ok(()));
+                        assert_eq!(spdk_rs::bdev::names(), Vec::<String>::new());
+                        app::stop(0);
+                    });
                 })
                 .expect("running");
         }
@@ -52,26 +58,24 @@ fn on_guest_done(done: Done<DmaBuf>) {
 #[ignore = "the guest's half; the other test runs it in a process of its own"]
 fn guest() {
     let directory = std::env::var(DIRECTORY).expect("set by the other test");
-    let config = serde_json::json!({ "subsystems": [{ "subsystem": "bdev", "config": [{
-        "method": "bdev_nvme_attach_controller",
-        "params": { "name": "guest", "trtype": "VFIOUSER", "traddr": directory }
-    }] }] });
-    App::new("spdk_rs_guest")
-        .no_hugepages()
-        .memory_mib(512)
-        .no_pci()
-        .core_mask("0x2")
-        .json_config(config.to_string())
-        .run(|| {
-            let bdev = Bdev::open("guestn1", true, |_| ()).expect("attached");
+    let app = App::new("spdk_rs_guest").no_hugepages().memory_mib(512).no_pci().core_mask("0x2");
+    app.run(move || {
+        nvme::enable_flush().expect("before any attach");
+        nvme::detach("guest", |outcome| assert_eq!(outcome, Err(Errno::NODEV)));
+        nvme::attach(&NvmeAddress::VfioUser("/nowhere".into()), "other", |outcome| assert!(outcome.is_err()));
+        nvme::attach(&NvmeAddress::VfioUser(directory), "guest", |outcome| {
+            assert_eq!(outcome.expect("attached"), ["guestn1"]);
+            assert_eq!(nvme::enable_flush(), Err(Errno::new(1)), "too late once there is a drive (EPERM)");
+            let bdev = Bdev::open("guestn1", true, |_| ()).expect("opened");
             assert_eq!(bdev.geometry().block_count, 64);
             let channel = bdev.channel(2, on_guest_done).expect("channel");
             let mut buffer = DmaBuf::zeroed(BLOCK).expect("memory");
             buffer.fill(0x66);
             channel.write(buffer, 3, 1, 1).expect("room");
             IO.set(Some((bdev, channel)));
-        })
-        .expect("started and stopped cleanly");
+        });
+    })
+    .expect("started and stopped cleanly");
 }
 
 struct Guest(Child);

@@ -155,6 +155,8 @@ fn guest_gone_with_a_read_held_past_the_timeout_leaves_the_target_whole() {
         assert_eq!(guest.memory.read::<BLOCK>(guest::DATA), [0x77; BLOCK]);
 
         guest.submit(guest::READ, HELD_BLOCK * SECTORS, BLOCK as u32);
+        assert_eq!(vhost::sessions("vm0"), Ok(1));
+        assert_eq!(vhost::sessions("nosuch"), Err(Errno::NODEV));
         wait_for("the held read", || watched.held.load(Ordering::SeqCst) == 1);
         let memory = guest.vanish();
         // Unpatched, SPDK gives up after 4 s and unmaps; patched, it says that it waits on.
