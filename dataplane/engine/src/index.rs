@@ -92,6 +92,16 @@ impl Index {
         &mut self.groups[id.0 as usize]
     }
 
+    /// What batches after `seq` wrote reads as lost.
+    pub fn hide_after(&mut self, seq: Seq) {
+        let slots = self.by_key.values().map(|id| id.0 as usize);
+        for at in slots {
+            for slot in self.groups[at].slots.iter_mut().flatten().filter(|slot| slot.seq > seq) {
+                slot.version = Version::Lost;
+            }
+        }
+    }
+
     /// Newest undrained version of a volume's block.
     #[cfg(test)]
     pub fn lookup(&self, replica: ReplicaNo, block: u64) -> Option<Slot> {
@@ -239,5 +249,16 @@ mod tests {
         index.unpop(id);
         assert_eq!(index.needed_from(), Some(Seq(1)));
         assert_eq!(index.queued(), 2);
+    }
+
+    #[test]
+    fn hide_after_loses_what_later_batches_wrote_alone() {
+        let mut index = Index::default();
+        let slot = |seq, at| Slot { seq: Seq(seq), version: Version::Log { at, crc: 7 } };
+        index.put(ReplicaNo(0), 3, slot(4, 10), 1);
+        index.put(ReplicaNo(0), 4, slot(5, 11), 2);
+        index.hide_after(Seq(4));
+        assert_eq!(index.lookup(ReplicaNo(0), 3), Some(slot(4, 10)));
+        assert_eq!(index.lookup(ReplicaNo(0), 4), Some(Slot { seq: Seq(5), version: Version::Lost }));
     }
 }

@@ -569,6 +569,8 @@ impl Store {
             if lost.is_some() {
                 fx.list.push(Effect::Notice(Notice::Fenced(reason)));
             }
+            // A fenced drive gets no barrier, so what no record knows durable may be gone tomorrow: nobody may see it today.
+            self.index.hide_after(rec.durable_to.max(Seq(superblock.log_seq.0 - 1)));
             self.serve(Stage::Fenced(reason), fx);
             return;
         }

@@ -361,7 +361,7 @@ impl Store {
         if !matches!(self.stage, Stage::Serving | Stage::Stopping) {
             return;
         }
-        if self.host.wants_space && self.index.len() == 0 && self.drain_is_done() {
+        if self.host.wants_space && self.index.len() == 0 && self.drain_is_done() && !self.space.is_waiting() {
             // All is drained, so no promise is held in vain: whoever finds no space now is told so.
             self.host.wants_space = false;
         }
@@ -501,7 +501,7 @@ impl Store {
             self.want_page(page, PageWaiter::Job(id), mem, fx);
             return true;
         }
-        let busy = self.index.len() > 0 || !self.host.ready.is_empty() || self.stream.out_count() > 0 || !self.drain_is_done();
+        let busy = self.index.len() > 0 || !self.host.ready.is_empty() || self.stream.out_count() > 0 || !self.drain_is_done() || self.space.is_waiting();
         if busy {
             self.host.wants_space = true;
             return false;
