@@ -171,6 +171,17 @@ impl Drive {
         forgotten
     }
 
+    /// The drive is reset, as it is when its next user attaches: what a failed flush forgot is gone from the cache too.
+    pub fn reset(&mut self) -> u64 {
+        let mut lost = 0;
+        self.cache.retain(|_, versions| {
+            lost += u64::from(versions.last().is_some_and(|v| v.forgotten));
+            versions.retain(|v| !v.forgotten);
+            !versions.is_empty()
+        });
+        lost
+    }
+
     /// The power goes. Returns how many blocks lost something.
     pub fn power_cut(&mut self, cut: Cut, rng: &mut Rng) -> u64 {
         let mut lost = 0;

@@ -17,7 +17,10 @@ use crate::world::{Standing, World};
 
 /// What lies on a block of a drive.
 enum Lying {
+    /// Never written.
     Nothing,
+    /// Zeros that were written: they do not say whose they are, so nothing is done to them.
+    Zeros,
     Data,
     Metadata,
 }
@@ -25,7 +28,7 @@ enum Lying {
 fn lying(page: Option<&Rc<Page>>) -> Lying {
     match page {
         None => Lying::Nothing,
-        Some(p) if p.iter().all(|b| *b == 0) => Lying::Nothing,
+        Some(p) if p.iter().all(|b| *b == 0) => Lying::Zeros,
         Some(p) if block_of(&p[..]).is_some() => Lying::Data,
         Some(_) => Lying::Metadata,
     }
@@ -107,6 +110,7 @@ impl World {
         }
         match lying(drive.look(at)) {
             Lying::Nothing => !written,
+            Lying::Zeros => false,
             Lying::Data => true,
             Lying::Metadata => self.plan.faults.metadata,
         }
@@ -126,7 +130,7 @@ impl World {
     pub fn note_destroyed(&mut self, shard: usize, at: u64) {
         let page = self.drives[self.shards[shard].drive].look(at).cloned();
         match lying(page.as_ref()) {
-            Lying::Nothing => {}
+            Lying::Nothing | Lying::Zeros => {}
             Lying::Data => {
                 let (place, image) = block_of(&page.expect("data")[..]).expect("data");
                 self.oracle.destroy(place, image);
@@ -210,7 +214,7 @@ impl World {
 
     fn all_data(&self, shard: usize, blocks: std::ops::Range<u64>) -> bool {
         let s = &self.shards[shard];
-        blocks.into_iter().all(|b| !matches!(lying(self.drives[s.drive].look(s.share.start.0 + b)), Lying::Metadata))
+        blocks.into_iter().all(|b| matches!(lying(self.drives[s.drive].look(s.share.start.0 + b)), Lying::Data))
     }
 }
 

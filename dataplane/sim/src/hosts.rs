@@ -259,7 +259,7 @@ impl World {
         }
         self.check_status(shard, &command, status);
         let fenced_before = self.shards[shard].fenced_at.is_some_and(|at| command.serial >= at);
-        if let Err(wrong) = self.oracle.answered(&command, status, &payload, fenced_before) {
+        if let Err(wrong) = self.oracle.answered(&command, status, &payload, fenced_before, self.shards[shard].opened_fenced) {
             panic!("shard {shard}, command {} {:?} answered {status:?}: {wrong}", command.serial, command.op);
         }
         self.tally.check("answers against the oracle (1, 2, 3, 4, 14, 19)");

@@ -153,7 +153,7 @@ impl World {
                 Err(wrong) => panic!("{when}: volume {volume} block {block}: {wrong}"),
             },
             Status::Unrecovered => assert!(
-                self.oracle.may_be_lost(volume, block),
+                self.oracle.may_be_lost(volume, block) || probe.began_fenced(),
                 "{when}: volume {volume} block {block} would be lost, and no fault destroyed it; it may hold {possible:?}"
             ),
             other => panic!("{when}: a read of volume {volume} block {block} would be answered {other:?}"),

@@ -24,6 +24,7 @@ impl World {
             s.mem = mem;
             let mut config = s.config.clone();
             config.fenced = s.fence;
+            s.opened_fenced = s.fence.is_some();
             s.store = Some(Store::new(config));
             s.standing = Standing::Opening;
             s.struck_in_opening = false;
@@ -85,6 +86,10 @@ impl World {
                 let lost = drive.power_cut(cut, &mut self.rng);
                 self.tally.faults("blocks lost or torn from a cache (1, 2, 3)", lost);
             }
+        }
+        for drive in &mut self.drives {
+            let lost = drive.reset();
+            self.tally.faults("forgotten blocks gone at a reset (7)", lost);
         }
         if let Err(wrong) = self.oracle.crashed() {
             panic!("{wrong}");

@@ -133,7 +133,7 @@ impl World {
     fn write_a_little(&mut self) {
         for no in self.live_volumes() {
             let bytes = self.oracle.size_blocks(no) * BLOCK as u64;
-            self.send(no, HostOp::Zero(Span { offset: 0, len: bytes.min(64 << 20) }), false);
+            self.send(no, HostOp::Zero(Span { offset: 0, len: bytes }), false);
             self.until("a zero is answered", |w| w.volumes[&no].out == 0);
         }
         self.drain("discarding");
@@ -143,7 +143,7 @@ impl World {
             self.send(no, HostOp::Write(Span { offset: 0, len: BLOCK as u64 }), false);
             self.until("a write is answered", |w| w.volumes[&no].out == 0);
             let after = self.tally.faults.get("full drive (15)").copied().unwrap_or(0);
-            assert_eq!(before, after, "shard {shard} has no space for one block after everything was discarded");
+            assert_eq!(before, after, "shard {shard} has no space for one block after everything was discarded: {}", self.describe());
         }
         self.read_back();
     }

@@ -157,11 +157,12 @@ impl Oracle {
     }
 
     /// A command that began was answered. `payload` is what a read filled.
-    /// `fenced_before` says that the store was already known to be fenced when the command was sent.
-    pub fn answered(&mut self, c: &Command, status: Status, payload: &[u8], fenced_before: bool) -> Result<(), Wrong> {
+    /// `fenced_before` says that the store was already known to be fenced when the command was sent, `unproven` that it was
+    /// opened so: what nothing proves durable then reads as lost.
+    pub fn answered(&mut self, c: &Command, status: Status, payload: &[u8], fenced_before: bool, unproven: bool) -> Result<(), Wrong> {
         let now = self.tick();
         self.answers_judged += 1;
-        let clouded = self.clouded.contains(&c.volume);
+        let clouded = unproven || self.clouded.contains(&c.volume);
         // The volume may have been deleted under its commands.
         if !self.volumes.contains_key(&c.volume) {
             return Ok(());
@@ -331,12 +332,12 @@ mod tests {
         let mut o = Oracle::default();
         o.add_volume(1, 16);
         o.begin(&write(1, span, 5));
-        o.answered(&write(1, span, 5), Status::Ok, &[], false).expect("fine");
+        o.answered(&write(1, span, 5), Status::Ok, &[], false, false).expect("fine");
         o.crashed().expect("fine");
         o.begin(&read(2, span));
-        o.answered(&read(2, span), Status::Ok, &bytes(span, 5), false).expect("it is there");
+        o.answered(&read(2, span), Status::Ok, &bytes(span, 5), false, false).expect("it is there");
         o.begin(&read(3, span));
-        let wrong = o.answered(&read(3, span), Status::Ok, &bytes(span, 0), false).expect_err("it is gone");
+        let wrong = o.answered(&read(3, span), Status::Ok, &bytes(span, 0), false, false).expect_err("it is gone");
         assert!(wrong.contains("no order explains"), "{wrong}");
     }
 
@@ -346,7 +347,7 @@ mod tests {
         let mut o = Oracle::default();
         o.add_volume(1, 16);
         o.begin(&read(1, span));
-        let wrong = o.answered(&read(1, span), Status::Ok, &bytes(Span { offset: 0, len: 4096 }, 5), false).expect_err("not ours");
+        let wrong = o.answered(&read(1, span), Status::Ok, &bytes(Span { offset: 0, len: 4096 }, 5), false, false).expect_err("not ours");
         assert!(wrong.contains("belongs to"), "{wrong}");
     }
 
@@ -356,6 +357,6 @@ mod tests {
         let mut o = Oracle::default();
         o.add_volume(1, 16);
         o.begin(&read(1, span));
-        assert!(o.answered(&read(1, span), Status::Unrecovered, &[], false).is_err());
+        assert!(o.answered(&read(1, span), Status::Unrecovered, &[], false, false).is_err());
     }
 }

@@ -8,6 +8,9 @@ use penstock_wire::{ReplicaId, ReplicaShape, SegmentId, VolumeId};
 use crate::hosts::Volume;
 use crate::world::{Coming, Standing, World};
 
+/// Volumes of a store at a time.
+const VOLUMES_MAX: usize = 6;
+
 /// An order on a volume that has not been done.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Pending {
@@ -103,7 +106,7 @@ impl World {
                 self.doom(volume);
                 self.add_volume(shard);
             }
-            4 => self.add_volume(shard),
+            4 if self.volumes.values().filter(|v| v.shard == shard && !v.doomed).count() < VOLUMES_MAX => self.add_volume(shard),
             5 => {
                 let shape = Box::new(v.shape.clone());
                 self.order(shard, Order::Create(shape));

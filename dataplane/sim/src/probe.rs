@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 
 use penstock_engine::{
-    Canary, DiskKind, Effect, Effects, Event, FenceReason, HostOp, IoId, Millis, Notice, OpenError, Order, OrderError, OrderId,
+    DiskKind, Effect, Effects, Event, FenceReason, HostOp, IoId, Millis, Notice, OpenError, Order, OrderError, OrderId,
     RecoveryReport, ReplicaNo, Span, Stage, Status, Store, StoreConfig,
 };
 use penstock_wire::ReplicaShape;
@@ -67,16 +67,9 @@ impl Probe {
         Ok(p)
     }
 
-    pub fn canary(&self) -> Option<Canary> {
-        self.config.canary
-    }
-
-    pub fn drive(&self) -> &Drive {
-        &self.drive
-    }
-
-    pub fn stage(&self) -> Stage {
-        self.store.view().stage
+    /// It was opened fenced: what nothing proves durable reads as lost.
+    pub fn began_fenced(&self) -> bool {
+        self.config.fenced.is_some()
     }
 
     /// Reads one block.

@@ -68,6 +68,8 @@ pub struct Shard {
     pub done: BTreeMap<u64, Result<(), OrderError>>,
     /// What the node remembers off the drive.
     pub fence: Option<FenceReason>,
+    /// This life began fenced.
+    pub opened_fenced: bool,
     /// Serial of the first command sent after the fence was told.
     pub fenced_at: Option<u64>,
     pub standing: Standing,
@@ -181,6 +183,7 @@ impl World {
                     done: BTreeMap::new(),
                     fence: None,
                     fenced_at: None,
+                    opened_fenced: false,
                     standing: Standing::Opening,
                     replicas: BTreeMap::new(),
                     evidence: Evidence::default(),
