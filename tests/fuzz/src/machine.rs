@@ -5,7 +5,7 @@ use penstock_wire::label::Geometry;
 use penstock_wire::superblock::{NO_EXTENT, Superblock};
 use penstock_wire::*;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 pub type Block = Box<[u8; BLOCK]>;
 
@@ -70,6 +70,16 @@ impl Media {
             self.block_mut(at + i as u64).copy_from_slice(block);
         }
     }
+}
+
+/// A seeded bug of the engine, named by `PENSTOCK_FUZZ_CANARY`: shows that the targets see what they look for.
+fn canary() -> Option<Canary> {
+    static CANARY: OnceLock<Option<Canary>> = OnceLock::new();
+    *CANARY.get_or_init(|| {
+        let name = std::env::var("PENSTOCK_FUZZ_CANARY").ok()?;
+        let found = Canary::ALL.into_iter().find(|canary| format!("{canary:?}") == name);
+        Some(found.unwrap_or_else(|| panic!("no canary {name}; there are {:?}", Canary::ALL)))
+    })
 }
 
 #[derive(Default)]
@@ -138,7 +148,7 @@ impl Machine {
             fenced: None,
             accept_lost_log: true,
             limits: Limits::default(),
-            canary: None,
+            canary: canary(),
         };
         let store = Store::new(config);
         let mut machine = Self { media, store, mem: Mem::default(), fx: Effects::default(), now: 0, next_io: 0, replies: HashMap::new() };
