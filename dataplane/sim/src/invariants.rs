@@ -15,6 +15,8 @@ use crate::world::{Standing, World};
 
 /// Blocks that a look at a promise reads.
 const PROMISE_BLOCKS: usize = 4;
+/// And blocks that it did not promise.
+const OLD_PROMISE_BLOCKS: usize = 24;
 
 impl World {
     /// After every turn.
@@ -93,6 +95,14 @@ impl World {
         for _ in 0..PROMISE_BLOCKS.min((last - first + 1) as usize) {
             let block = self.rng.within(first, last);
             self.check_block(&mut probe, command.volume, replica, block, "after an acknowledgement and a power cut");
+        }
+        // Older promises stand too: of the blocks that were ever touched, some.
+        let (touched, size) = (self.oracle.touched(command.volume), self.volumes[&command.volume].shape.blocks);
+        for _ in 0..OLD_PROMISE_BLOCKS.min(touched.len()) {
+            let block = self.rng.pick(&touched);
+            if block < size {
+                self.check_block(&mut probe, command.volume, replica, block, "after another acknowledgement and a power cut");
+            }
         }
         self.tally.check("promises on a copy of the media (9)");
     }

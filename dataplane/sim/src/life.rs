@@ -36,6 +36,7 @@ impl World {
     /// The process ends here; the drives' caches may end with it.
     pub fn die(&mut self) {
         let power = self.rng.percent(self.plan.faults.power_percent);
+        self.count_work();
         self.tally.fault(if power { "power cut (2, 3, 14)" } else { "process killed (13)" });
         if self.shards.iter().any(|s| s.standing == Standing::Opening) {
             self.tally.fault("death during recovery (17)");
@@ -64,8 +65,6 @@ impl World {
                     DiskKind::Flush | DiskKind::Read => {}
                 }
             }
-            self.tally.did("payloads changed by the guest", s.mem.scribbles.get());
-            self.tally.did("allocations refused", s.mem.alloc_failures);
             s.store = None;
             s.inbox.clear();
             s.turn_due = false;

@@ -46,6 +46,7 @@ impl World {
             self.tally.check("accounting at rest (24)");
         }
         self.stop();
+        self.count_work();
         self.tally.check("all served and drained after faults (25)");
     }
 
@@ -162,8 +163,6 @@ impl World {
             assert_eq!(s.mem.out_blocks(), 0, "a stopped store holds memory");
             assert_eq!(s.store.as_ref().expect("alive").view().stage, Stage::Stopped);
             self.tally.check("memory given back");
-            self.tally.did("payloads changed by the guest", self.shards[shard].mem.scribbles.get());
-            self.tally.did("allocations refused", self.shards[shard].mem.alloc_failures);
             // Stopped cleanly: nothing may be lost even if the power goes this moment.
             let mut rng = self.rng.fork(6);
             let twin = self.drives[self.shards[shard].drive].after_cut(crate::drive::Cut::AllLost, &mut rng);

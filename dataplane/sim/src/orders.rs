@@ -220,7 +220,11 @@ impl World {
             assert_eq!(other, no, "replica {replica:?} is two volumes");
         }
         v.replica = Some(replica);
-        assert!(v.number.is_none_or(|no| no == replica) || v.doomed || !v.created, "volume {no} was replica {:?} and is {replica:?}", v.number);
+        assert!(
+            v.number.is_none_or(|no| no == replica) || v.doomed || !v.created,
+            "volume {no} was replica {:?} and is {replica:?}",
+            v.number
+        );
         v.number = Some(replica);
         if v.doomed {
             // It came back because its deletion was cut off: it is deleted again.

@@ -7,6 +7,18 @@ use penstock_engine::Limits;
 use crate::drive::Kind;
 use crate::rng::Rng;
 
+/// What the next death waits for, besides its turn.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Occasion {
+    #[default]
+    None,
+    /// A barrier is out.
+    Flush,
+    /// A write outside the log is out: extents, map pages, directories.
+    Extents,
+    Superblock,
+}
+
 #[derive(Clone, Debug)]
 pub struct DrivePlan {
     pub kind: Kind,
@@ -26,6 +38,7 @@ pub struct FaultPlan {
     pub power_percent: u32,
     /// Share of recoveries that are cut off by another death.
     pub nested_percent: u32,
+    pub occasion: Occasion,
     pub rot_one_in: u32,
     pub lost_write_one_in: u32,
     pub misdirected_one_in: u32,
@@ -107,6 +120,7 @@ impl Plan {
             crashes: rng.pick(&[0, 1, 1, 2, 3, 5]),
             power_percent: rng.pick(&[0, 50, 80, 100]),
             nested_percent: rng.pick(&[0, 30, 60]),
+            occasion: rng.pick(&[Occasion::None, Occasion::Flush, Occasion::Extents, Occasion::Superblock]),
             rot_one_in: d(rng, 70, &[40, 150]),
             lost_write_one_in: d(rng, 40, &[80, 200]),
             misdirected_one_in: d(rng, 40, &[80, 200]),

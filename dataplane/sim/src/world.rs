@@ -20,7 +20,7 @@ use crate::evidence::Evidence;
 use crate::hosts::Volume;
 use crate::memory::SimMemory;
 use crate::oracle::{Command, Oracle};
-use crate::plan::Plan;
+use crate::plan::{Occasion, Plan};
 use crate::probe::barrier_of;
 use crate::rng::Rng;
 use crate::tally::{Tally, Trace};
@@ -364,7 +364,23 @@ impl World {
         if op.kind == DiskKind::Write && in_ring(&s.geometry, &out.blocks()) {
             s.evidence.submitted(op.id, out.blocks());
         }
+        let occasion = match op.kind {
+            DiskKind::Flush => Occasion::Flush,
+            DiskKind::Write if out.blocks().start < s.geometry.ring_start.0 => Occasion::Superblock,
+            DiskKind::Write if out.blocks().start >= s.geometry.extents_start.0 => Occasion::Extents,
+            _ => Occasion::None,
+        };
         s.out.insert(op.id, out);
+        let rare = if occasion == Occasion::Superblock { 4 } else { 40 };
+        if occasion != Occasion::None
+            && occasion == self.plan.faults.occasion
+            && self.stormy
+            && self.deaths_left > 0
+            && self.rng.one_in(rare)
+        {
+            let soon = self.turns + self.rng.within(1, 3);
+            self.dies_at = Some(self.dies_at.map_or(soon, |t| t.min(soon)));
+        }
         self.drive_commands[s.drive] += 1;
         let (lo, hi) = self.plan.drives[s.drive].latency_us;
         let mut us = self.rng.within(lo, hi) + u64::from(op.blocks) / 4;
@@ -457,6 +473,32 @@ impl World {
             Notice::Replica { replica, shape, gone } => self.replica_told(shard, *replica, shape, *gone),
             Notice::ScrubDone { .. } => self.tally.did("scrubs", 1),
             Notice::Stopped => s.standing = Standing::Stopped,
+        }
+    }
+
+    /// What the stores of this life did goes into the tally, at its end.
+    pub fn count_work(&mut self) {
+        for s in &self.shards {
+            let Some(store) = &s.store else { continue };
+            let c = store.view().counters;
+            for (name, n) in [
+                ("log batches", c.log_batches),
+                ("checkpoints", c.checkpoints),
+                ("map pages written", c.checkpoint_pages),
+                ("map pages loaded", c.page_loads),
+                ("blocks drained", c.drained_blocks),
+                ("blocks absorbed", c.absorbed_blocks),
+                ("merges", c.merges),
+                ("writes held for the log", c.held_for_log),
+                ("reads tried again", c.read_retries),
+            ] {
+                self.tally.did(name, n);
+            }
+            self.tally.did("payloads changed by the guest", s.mem.scribbles.get());
+            self.tally.did("allocations refused", s.mem.alloc_failures);
+            if c.held_for_log > 0 {
+                self.tally.fault("full log (15)");
+            }
         }
     }
 
