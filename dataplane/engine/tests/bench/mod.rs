@@ -1,0 +1,216 @@
+//! A store over a well-behaved drive in memory, with the smallest loop around it.
+
+use penstock_engine::format::format;
+use penstock_engine::*;
+use penstock_wire::label::{Geometry, Label};
+use penstock_wire::*;
+use std::collections::HashMap;
+
+/// Buffers and payloads in plain memory.
+#[derive(Default)]
+pub struct Mem {
+    pub bufs: HashMap<u32, Vec<u8>>,
+    pub next: u32,
+    pub host: HashMap<u32, Vec<u8>>,
+    pub direct: bool,
+}
+
+impl Memory for Mem {
+    fn alloc(&mut self, blocks: u32) -> Option<BufId> {
+        self.next += 1;
+        self.bufs.insert(self.next, vec![0xdd; blocks as usize * BLOCK]);
+        Some(BufId(self.next))
+    }
+    fn free(&mut self, buf: BufId) {
+        self.bufs.remove(&buf.0).expect("freed once");
+    }
+    fn bytes(&self, buf: BufId) -> &[u8] {
+        &self.bufs[&buf.0]
+    }
+    fn bytes_mut(&mut self, buf: BufId) -> &mut [u8] {
+        self.bufs.get_mut(&buf.0).unwrap()
+    }
+    fn host_direct(&self, _: IoId) -> bool {
+        self.direct
+    }
+    fn host_crc(&self, io: IoId, offset: u32) -> u32 {
+        crc32c(&self.host[&io.0][offset as usize..][..BLOCK])
+    }
+    fn host_to_buf(&mut self, io: IoId, offset: u32, buf: BufId, at: u32, len: u32) {
+        let from = self.host[&io.0][offset as usize..][..len as usize].to_vec();
+        self.bytes_mut(buf)[at as usize..][..len as usize].copy_from_slice(&from);
+    }
+    fn buf_to_host(&mut self, buf: BufId, at: u32, io: IoId, offset: u32, len: u32) {
+        let from = self.bytes(buf)[at as usize..][..len as usize].to_vec();
+        self.host.get_mut(&io.0).unwrap()[offset as usize..][..len as usize].copy_from_slice(&from);
+    }
+    fn host_zero(&mut self, io: IoId, offset: u32, len: u32) {
+        self.host.get_mut(&io.0).unwrap()[offset as usize..][..len as usize].fill(0);
+    }
+    fn host_differs(&self, io: IoId, offset: u32, buf: BufId, at: u32, len: u32) -> Option<u32> {
+        let (a, b) = (&self.host[&io.0][offset as usize..][..len as usize], &self.bytes(buf)[at as usize..][..len as usize]);
+        a.iter().zip(b).position(|(a, b)| a != b).map(|at| at as u32)
+    }
+}
+
+pub const SEGMENT: SegmentId = SegmentId([2; 16]);
+
+pub struct Bench {
+    pub label: Label,
+    pub media: Vec<u8>,
+    pub mem: Mem,
+    pub store: Store,
+    pub fx: Effects,
+    pub now: u64,
+    pub next_io: u32,
+    pub replies: HashMap<u32, Status>,
+    pub orders: HashMap<u64, Result<(), OrderError>>,
+    pub notices: Vec<Notice>,
+}
+
+pub fn config(label: &Label) -> StoreConfig {
+    StoreConfig {
+        geometry: Geometry::of(&label.stores[0]).unwrap(),
+        incarnation: label.incarnation,
+        store: 0,
+        barrier: Barrier::Flush,
+        fenced: None,
+        accept_lost_log: false,
+        limits: Limits::default(),
+        canary: None,
+    }
+}
+
+impl Bench {
+    pub fn new() -> Self {
+        let label = Label::plan(ClusterId([1; 16]), NodeId([1; 16]), DriveId([1; 16]), Incarnation([9; 16]), 12_000, 1, 2048).unwrap();
+        let mut media = vec![0; 12_000 * BLOCK];
+        for (at, block) in format(&label).unwrap() {
+            media[at.0 as usize * BLOCK..][..BLOCK].copy_from_slice(&block);
+        }
+        let store = Store::new(config(&label));
+        let mut bench = Self {
+            label,
+            media,
+            mem: Mem::default(),
+            store,
+            fx: Effects::default(),
+            now: 0,
+            next_io: 0,
+            replies: HashMap::new(),
+            orders: HashMap::new(),
+            notices: Vec::new(),
+        };
+        bench.run();
+        bench
+    }
+
+    /// The process dies and comes back; the drive keeps what it has.
+    pub fn reopen(&mut self) {
+        self.store = Store::new(config(&self.label));
+        self.mem = Mem { direct: self.mem.direct, ..Mem::default() };
+        self.fx.clear();
+        self.notices.clear();
+        self.run();
+    }
+
+    /// Turns the loop until nothing is out.
+    pub fn run(&mut self) {
+        for _ in 0..100_000 {
+            self.store.settle(&mut self.mem, &mut self.fx);
+            let effects = std::mem::take(&mut self.fx);
+            if effects.list.is_empty() {
+                return;
+            }
+            for effect in &effects.list {
+                match effect {
+                    Effect::Disk(op) => {
+                        self.carry_out(op, effects.parts_of(op));
+                        self.store.apply(Event::DiskDone { id: op.id, ok: true }, &mut self.mem, &mut self.fx);
+                    }
+                    Effect::Reply { io, status } => {
+                        self.replies.insert(io.0, *status);
+                    }
+                    Effect::OrderDone { id, result } => {
+                        self.orders.insert(id.0, result.clone());
+                    }
+                    Effect::Notice(notice) => self.notices.push(notice.clone()),
+                }
+            }
+        }
+        panic!("the loop does not come to rest: {:?}", self.store.view());
+    }
+
+    pub fn carry_out(&mut self, op: &DiskOp, parts: &[Part]) {
+        let mut at = (self.label.stores[0].start.0 + op.at.0) as usize * BLOCK;
+        for part in parts {
+            let len = part.blocks() as usize * BLOCK;
+            let memory = match *part {
+                Part::Buf { buf, first, .. } => &mut self.mem.bufs.get_mut(&buf.0).unwrap()[first as usize * BLOCK..][..len],
+                Part::Host { io, offset, .. } => &mut self.mem.host.get_mut(&io.0).unwrap()[offset as usize..][..len],
+            };
+            match op.kind {
+                DiskKind::Read => memory.copy_from_slice(&self.media[at..at + len]),
+                DiskKind::Write => self.media[at..at + len].copy_from_slice(memory),
+                DiskKind::Flush => {}
+            }
+            at += len;
+        }
+    }
+
+    pub fn tick(&mut self, ms: u64) {
+        self.now += ms;
+        self.store.apply(Event::Tick { now: Millis(self.now) }, &mut self.mem, &mut self.fx);
+        self.run();
+    }
+
+    pub fn order(&mut self, order: Order) -> Result<(), OrderError> {
+        let id = self.orders.len() as u64 + 1;
+        self.store.apply(Event::Order { id: OrderId(id), order }, &mut self.mem, &mut self.fx);
+        self.run();
+        self.tick(1);
+        self.orders[&id].clone()
+    }
+
+    pub fn create(&mut self, blocks: u64) {
+        let shape = ReplicaShape {
+            volume: VolumeId([2; 16]),
+            segment: SEGMENT,
+            replica: ReplicaId([3; 16]),
+            segment_no: 0,
+            blocks,
+            logical_block: 512,
+            name: "v".into(),
+        };
+        self.order(Order::Create(Box::new(shape))).unwrap();
+    }
+
+    pub fn host(&mut self, op: HostOp, payload: Vec<u8>) -> (Status, Vec<u8>) {
+        let io = self.next_io;
+        self.next_io += 1;
+        self.mem.host.insert(io, payload);
+        let replica = self.store.replica_of(SEGMENT).unwrap();
+        self.store.apply(Event::Host { io: IoId(io), replica, op }, &mut self.mem, &mut self.fx);
+        self.run();
+        (self.replies[&io], self.mem.host.remove(&io).unwrap())
+    }
+
+    pub fn write(&mut self, offset: u64, bytes: &[u8]) -> Status {
+        self.host(HostOp::Write(Span { offset, len: bytes.len() as u64 }), bytes.to_vec()).0
+    }
+
+    pub fn read(&mut self, offset: u64, len: u64) -> Vec<u8> {
+        let (status, bytes) = self.host(HostOp::Read(Span { offset, len }), vec![0xcc; len as usize]);
+        assert_eq!(status, Status::Ok);
+        bytes
+    }
+
+    pub fn audit(&self) {
+        let start = self.label.stores[0].start;
+        self.store.audit(|at| self.media[(start.0 + at.0) as usize * BLOCK..][..BLOCK].try_into().unwrap()).unwrap();
+    }
+}
+
+pub fn pattern(seed: u8, len: usize) -> Vec<u8> {
+    (0..len).map(|i| (i / 7) as u8 ^ seed).collect()
+}
