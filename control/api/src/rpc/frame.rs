@@ -44,7 +44,11 @@ pub fn encode_request<M: Method>(id: u64, params: &M::Params) -> Result<Vec<u8>,
 /// Reads the params of a call at the node. An absent `params` reads as `{}`.
 pub fn decode_params<M: Method>(params: Option<Value>) -> Result<M::Params, RpcError> {
     let params = params.filter(|p| !p.is_null()).unwrap_or_else(|| Value::Object(serde_json::Map::new()));
-    serde_json::from_value(params).map_err(|e| RpcError::new(ErrorCode::Invalid, format!("params of {}: {e}", M::NAME)))
+    serde_path_to_error::deserialize(params).map_err(|e| {
+        let field = e.path().to_string();
+        let at = if field == "." { String::new() } else { format!("{field}: ") };
+        RpcError::new(ErrorCode::Invalid, format!("params of {}: {at}{}", M::NAME, e.into_inner()))
+    })
 }
 
 /// Reads a result at control. A missing result and one of another shape are errors, never defaults.

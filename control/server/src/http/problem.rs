@@ -5,7 +5,7 @@ use axum::extract::rejection::{JsonRejection, PathRejection, QueryRejection};
 use axum::extract::{FromRequest, FromRequestParts};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
-use penstock_api::http::ApiError;
+use penstock_api::http::{ApiError, BODY_BYTES_MAX};
 use penstock_api::rpc::{ErrorCode, RpcError};
 
 use crate::node::CallError;
@@ -69,6 +69,9 @@ pub struct Body<T>(pub T);
 
 impl From<JsonRejection> for Problem {
     fn from(rejection: JsonRejection) -> Self {
+        if rejection.status() == StatusCode::PAYLOAD_TOO_LARGE {
+            return invalid(format!("the body has more than {BODY_BYTES_MAX} bytes, the most that a request may have"));
+        }
         invalid(format!("the body: {}", rejection.body_text()))
     }
 }
