@@ -60,6 +60,20 @@ impl TcpDoor {
     }
 }
 
+/// The command penstock, pointed at one control.
+#[derive(Debug, Clone)]
+pub struct Commands {
+    api: String,
+}
+
+impl Commands {
+    pub fn run(&self, command: &str) -> Result<Outcome> {
+        let mut arguments = vec!["--api".to_owned(), self.api.clone()];
+        arguments.extend(program::words(command));
+        program::run(&built("penstock")?, &arguments, LIMIT)
+    }
+}
+
 pub struct House {
     // Ended first, then the directory goes, then another test has its turn.
     node: Daemon,
@@ -189,11 +203,14 @@ impl House {
         try_rpc::<M>(&self.rpc_socket(), params)
     }
 
+    /// The command penstock of this house, for threads that have it while the house is changed.
+    pub fn commands(&self) -> Commands {
+        Commands { api: format!("unix:{}", self.api_socket().display()) }
+    }
+
     /// Runs the command penstock.
     pub fn cli(&self, command: &str) -> Result<Outcome> {
-        let mut arguments = vec!["--api".to_owned(), format!("unix:{}", self.api_socket().display())];
-        arguments.extend(program::words(command));
-        program::run(&built("penstock")?, &arguments, LIMIT)
+        self.commands().run(command)
     }
 
     /// Runs the command penstock, which has to succeed.

@@ -15,6 +15,7 @@ pub mod perf;
 pub mod program;
 pub mod turn;
 pub mod usage;
+pub mod witness;
 
 pub use crate::guest::{GuestError, Result};
 
