@@ -71,6 +71,9 @@ pub(crate) fn launch(config: Config, ready: Ready) -> Result<(), RunError> {
         });
     if config.no_huge {
         app = app.no_hugepages().no_pci();
+    } else {
+        // What drives over vfio-user need: their other end maps our memory by file.
+        app = app.single_file_segments();
     }
     if let Some(mib) = config.mem_mib {
         app = app.memory_mib(mib);

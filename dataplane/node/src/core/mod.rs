@@ -169,8 +169,8 @@ pub struct Core {
     counters: CoreCounters,
     started: u64,
     hz: u64,
-    /// For busy_fraction: the state at the last look.
-    looked: (u64, u64),
+    /// For busy_fraction: when it was last worked out, from which busy ticks, and what it was.
+    looked: (u64, u64, f64),
     local: Vec<LocalIo>,
     local_done: Vec<LocalDone>,
     asks: Vec<Request>,
@@ -211,7 +211,7 @@ pub fn start(options: CoreOptions) -> Result<Waker, spdk_rs::Errno> {
         counters: CoreCounters::default(),
         started: now,
         hz: spdk_rs::app::ticks_hz().max(1),
-        looked: (now, 0),
+        looked: (now, 0, 0.0),
         local: Vec::new(),
         local_done: Vec::new(),
         asks: Vec::with_capacity(1024),
@@ -699,11 +699,23 @@ impl Core {
         self.memory.host.held()
     }
 
-    pub fn view(&mut self) -> CoreView {
+    /// Share of its time that the reactor worked, loop and doors together, over the last second or more.
+    fn busy_fraction(&mut self) -> f64 {
         let now = spdk_rs::app::ticks();
-        let (at, busy) = self.looked;
-        let busy_fraction = (self.counters.busy_ticks - busy) as f64 / (now - at).max(1) as f64;
-        self.looked = (now, self.counters.busy_ticks);
+        let (at, busy_before, fraction) = self.looked;
+        if now - at < self.hz {
+            return fraction;
+        }
+        let core = spdk_rs::thread::current_core();
+        // A reactor in interrupt mode does not count all that it does; the loop's own turns it always counts itself.
+        let busy = core.and_then(spdk_rs::thread::reactor_ticks).map_or(0, |ticks| ticks.busy).max(self.counters.busy_ticks);
+        let fraction = (busy.saturating_sub(busy_before) as f64 / (now - at) as f64).min(1.0);
+        self.looked = (now, busy, fraction);
+        fraction
+    }
+
+    pub fn view(&mut self) -> CoreView {
+        let busy_fraction = self.busy_fraction();
         let shards = self.shards.iter().flatten().map(|shard| ShardView {
             drive: shard.drive,
             store_no: shard.store_no,
@@ -722,7 +734,7 @@ impl Core {
         CoreView {
             index: self.index,
             core: spdk_rs::thread::current_core().map_or(0, |core| core.0),
-            busy_fraction: busy_fraction.min(1.0),
+            busy_fraction,
             counters: self.counters,
             memory: self.memory.counters,
             memory_bytes: self.memory.taken_bytes() as u64,

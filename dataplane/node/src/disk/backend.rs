@@ -99,5 +99,13 @@ pub fn open_bdev(name: &str, barrier: Barrier, volatile: bool, on_event: impl Fn
         let (block_size, metadata_size) = (geometry.block_size, geometry.metadata_size);
         return Err(BackendError::Format { name: name.to_owned(), block_size, metadata_size });
     }
+    // SPDK's NVMe driver says whether the drive has a volatile cache, and with enable_flush set its flushes reach the drive. Of
+    // other modules nothing is known, but for those that are memory.
+    let (barrier, volatile) = match bdev.module_name().as_str() {
+        "nvme" if geometry.write_cache => (Barrier::Flush, volatile),
+        "nvme" => (Barrier::NoneNeeded, volatile),
+        "malloc" | "null" => (Barrier::NoneNeeded, true),
+        _ => (barrier, volatile),
+    };
     Ok(Backend::Bdev(OpenBdev { bdev, barrier, volatile }))
 }

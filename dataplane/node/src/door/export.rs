@@ -219,7 +219,11 @@ impl Target {
         let _ = std::fs::remove_file(&path);
         let options =
             vhost::ControllerOptions { name: name.to_owned(), bdev: registered.name().to_owned(), core_mask: None, readonly: false };
-        if let Err(errno) = vhost::create(&options) {
+        let created = vhost::create(&options).or_else(|errno| {
+            // A controller whose guest would not go when its door was closed by force is empty, and makes room once the guest has gone.
+            if errno == Errno::EXIST && vhost::remove(name).is_ok() { vhost::create(&options) } else { Err(errno) }
+        });
+        if let Err(errno) = created {
             registered.unregister(|_| ());
             return Err(spdk("making the vhost controller", "Is another volume's door of that name open?")(errno));
         }
@@ -291,10 +295,17 @@ impl Target {
         };
         match kind {
             Kind::Vhost { controller } => {
-                if let Err(errno) = vhost::remove(&controller) {
-                    tracing::warn!(controller, %errno, "a vhost controller stays");
+                if vhost::remove(&controller).is_ok() {
+                    return unregister(Box::new(done));
                 }
-                unregister(Box::new(done));
+                // A guest is connected: taking the device away answers it with errors from now on.
+                let last = move |result: Result<(), ExportError>| {
+                    if let Err(errno) = vhost::remove(&controller) {
+                        tracing::warn!(controller, %errno, "a vhost socket stays until its guest has gone");
+                    }
+                    done(result);
+                };
+                unregister(Box::new(last));
             }
             Kind::Nvme { nqn, listen } => {
                 let this = self.clone();
@@ -325,7 +336,18 @@ impl Target {
 impl Export {
     /// Host NQNs that are connected, or sessions where hosts have no names.
     pub fn connected_hosts(&self) -> Vec<String> {
-        Vec::new()
+        match &self.kind {
+            Kind::Nvme { nqn, .. } => {
+                let target = spdk_rs::nvmf::Target::get().ok();
+                let mut hosts = target.and_then(|t| t.find_subsystem(nqn.as_str())).map(|s| s.hosts()).unwrap_or_default();
+                hosts.sort();
+                hosts
+            }
+            Kind::Vhost { controller } => match vhost::sessions(controller) {
+                Ok(sessions) if sessions > 0 => vec![format!("{sessions} vhost-user sessions")],
+                _ => Vec::new(),
+            },
+        }
     }
 
     /// A new size in logical blocks.

@@ -12,6 +12,7 @@ use penstock_engine::{FenceReason, Limits, OpenError, Order, RecoveryReport, Sto
 use penstock_wire::label::{Geometry, Label};
 use penstock_wire::{BLOCK, BlockAddr, Incarnation};
 use spdk_rs::bdev::BdevEvent;
+use spdk_rs::nvme::NvmeAddress;
 
 use super::{Answer, Node, fail};
 use crate::core::{CoreIndex, DriveKey, Job, Outcome, ShardView, Step};
@@ -81,6 +82,11 @@ fn unusable(error: impl std::fmt::Display) -> RpcError {
     fail(ErrorCode::Invalid, error.to_string(), "name another drive, or put right what is said")
 }
 
+/// What SPDK knows a drive's controller as.
+fn controller_name(key: DriveKey) -> String {
+    format!("penstock-drive-{}", key.0)
+}
+
 /// Reads that tell what lies on a drive: its first MiB (or all of it), and its last block.
 fn probe_steps(blocks: u64) -> Vec<Step> {
     let head = blocks.min((label::HEAD_BYTES / BLOCK) as u64) as u32;
@@ -123,22 +129,66 @@ impl Node {
                 }
             }
             DriveKind::Bdev { name } => open_bdev(name, Barrier::Missing, false, on_event).map_err(unusable),
-            DriveKind::Nvme { .. } | DriveKind::VfioUser { .. } => {
-                return crate::node::drives::attach_nvme(self, spec, on_event, then);
+            DriveKind::Nvme { address, namespace } => {
+                let address = NvmeAddress::Pcie(address.to_string());
+                return self.attach_nvme(address, *namespace, spec.clone(), key, on_event, then);
+            }
+            DriveKind::VfioUser { path } => {
+                let address = NvmeAddress::VfioUser(path.clone());
+                return self.attach_nvme(address, 1, spec.clone(), key, on_event, then);
             }
         };
         then(self, result);
     }
 
-    /// Lets go of what [`Self::open_backend`] made beside the backend.
-    fn forget_backend(spec: &DriveSpec) {
-        if let DriveKind::Malloc { name, .. } = &spec.kind {
-            let name = name.clone();
-            spdk_rs::bdev::delete_malloc(&name, |result| {
-                if let Err(errno) = result {
-                    tracing::warn!(%errno, "a malloc bdev stays");
+    /// An NVMe controller through SPDK's driver, and the one namespace of it that is the drive.
+    fn attach_nvme(
+        self: &Rc<Self>,
+        address: NvmeAddress,
+        namespace: u32,
+        spec: DriveSpec,
+        key: DriveKey,
+        on_event: impl Fn(BdevEvent) + 'static,
+        then: Opened,
+    ) {
+        let node = self.clone();
+        spdk_rs::nvme::attach(&address, &controller_name(key), move |attached| {
+            let names = match attached {
+                Ok(names) => names,
+                Err(errno) => {
+                    let message = format!("{spec} cannot be attached: {errno}");
+                    let hint = "is the controller bound to vfio-pci or uio_pci_generic (`penstock-hugepages status`), and free? --no-huge excludes PCIe drives";
+                    return then(&node, Err(fail(ErrorCode::Invalid, message, hint)));
                 }
-            });
+            };
+            let wanted = format!("{}n{namespace}", controller_name(key));
+            let opened = if names.contains(&wanted) {
+                open_bdev(&wanted, Barrier::Missing, false, on_event).map_err(unusable)
+            } else {
+                let message = format!("{spec}: the controller has no namespace {namespace}; it has {}", names.len());
+                Err(fail(ErrorCode::NotFound, message, "name one that it has: nvme:ADDRESS/NAMESPACE"))
+            };
+            match opened {
+                Ok(backend) => then(&node, Ok(backend)),
+                Err(error) => node.forget_backend(&spec, key, move |node| then(node, Err(error))),
+            }
+        });
+    }
+
+    /// Lets go of what [`Self::open_backend`] made beside the backend, which must have been dropped; then calls `then`.
+    fn forget_backend(self: &Rc<Self>, spec: &DriveSpec, key: DriveKey, then: impl FnOnce(&Rc<Node>) + 'static) {
+        let node = self.clone();
+        let shown = spec.clone();
+        let done = move |result: Result<(), spdk_rs::Errno>| {
+            if let Err(errno) = result {
+                tracing::warn!(spec = %shown, %errno, "SPDK does not let go of a drive");
+            }
+            then(&node);
+        };
+        match &spec.kind {
+            DriveKind::Malloc { name, .. } => spdk_rs::bdev::delete_malloc(name, done),
+            DriveKind::Nvme { .. } | DriveKind::VfioUser { .. } => spdk_rs::nvme::detach(&controller_name(key), done),
+            DriveKind::File { .. } | DriveKind::Block { .. } | DriveKind::Bdev { .. } => done(Ok(())),
         }
     }
 
@@ -181,6 +231,16 @@ impl Node {
         });
     }
 
+    fn look_and_forget(
+        self: &Rc<Self>,
+        backend: Backend,
+        spec: DriveSpec,
+        key: DriveKey,
+        then: impl FnOnce(&Rc<Node>, Result<Found, RpcError>) + 'static,
+    ) {
+        self.look_at(backend, move |node, found| node.forget_backend(&spec, key, move |node| then(node, found)));
+    }
+
     pub(super) fn drive_probe(self: &Rc<Self>, spec: DriveSpec, answer: Answer<DriveProbeInfo>) {
         let open = {
             let drives = self.drives.borrow();
@@ -209,6 +269,7 @@ impl Node {
         }
         let key = self.next_drive_key();
         let power_safe = spec.power_safe;
+        let probed = spec.clone();
         self.open_backend(
             &spec,
             key,
@@ -220,7 +281,7 @@ impl Node {
                 };
                 let (size, volatile) = (ByteSize(backend.size()), backend.is_volatile());
                 let barrier = if power_safe { Barrier::NoneNeeded } else { backend.barrier() };
-                node.look_at(backend, move |_, found| {
+                node.look_and_forget(backend, probed, key, move |_, found| {
                     let content = found.and_then(|found| {
                         Ok(match found {
                             Found::Blank => DriveContent::Blank,
@@ -314,7 +375,8 @@ impl Node {
                     drive.barrier = barrier;
                     drive.volatile = backend.is_volatile();
                 }
-                node.look_at(backend.clone(), move |node, found| {
+                let probed = backend.clone();
+                let look = move |node: &Rc<Node>, found: Result<Found, RpcError>| {
                     let claim = Claim {
                         cluster: params.cluster_id,
                         node: params.node_id,
@@ -322,11 +384,20 @@ impl Node {
                         force: params.force,
                         open_only: params.open_only,
                     };
-                    match found.and_then(|found| label::decide(found, claim, backend.blocks())) {
+                    match found.and_then(|found| label::decide(found, claim, probed.blocks())) {
                         Ok(Decision::Open(label)) => node.open_stores(id, label),
-                        Ok(Decision::Format) => node.format(params, backend),
+                        Ok(Decision::Format) => node.format(params, probed),
                         Err(error) => node.drive_failed(id, error),
                     }
+                };
+                if barrier != Barrier::Flush {
+                    return node.look_at(backend, look);
+                }
+                // A drive that refuses a flush now would be fenced by its first write.
+                let flushed = backend.clone();
+                node.run_job(flushed, vec![Step::Flush], move |node, result| match result {
+                    Ok(_) => node.look_at(backend, look),
+                    Err(error) => node.drive_failed(id, error),
                 });
             }),
         );
@@ -446,16 +517,29 @@ impl Node {
         let Some(drive) = self.drives.borrow_mut().remove(&id) else { return };
         let remembered = self.state.borrow().get().drives.iter().any(|d| d.drive_id == id);
         let Drive { key, spec, waiters, disks, backend, .. } = drive;
-        for (core, disk) in disks {
-            self.close_on_core(core, key, Some(disk), |_| ());
+        let forget = {
+            let spec = spec.clone();
+            move |node: &Rc<Node>| {
+                // There is something to forget only where something was opened.
+                if backend.is_some() {
+                    drop(backend);
+                    node.forget_backend(&spec, key, |_| ());
+                }
+            }
+        };
+        if disks.is_empty() {
+            forget(self);
+        } else {
+            let gate = Gate::new(disks.len(), forget);
+            for (core, disk) in disks {
+                let gate = gate.clone();
+                self.close_on_core(core, key, Some(disk), move |node| gate.pass(node));
+            }
         }
-        drop(backend);
         if remembered {
             // It was ours before: shown as missing until it comes back or is removed.
             let gone = Drive::new(key, spec, DriveState::Missing, error.message.clone());
             self.drives.borrow_mut().insert(id, gone);
-        } else {
-            Self::forget_backend(&spec);
         }
         for waiter in waiters {
             waiter(Err(error.clone()));
@@ -682,8 +766,7 @@ impl Node {
         let Drive { key, spec, disks, backend, .. } = drive;
         let finish = move |node: &Rc<Node>| {
             drop(backend);
-            Self::forget_backend(&spec);
-            then(node);
+            node.forget_backend(&spec, key, then);
         };
         if disks.is_empty() {
             return finish(self);
@@ -704,12 +787,13 @@ impl Node {
     /// Opens a drive for a look at it, and closes it again.
     pub(super) fn drive_look(self: &Rc<Self>, spec: DriveSpec, then: impl FnOnce(&Rc<Node>, Result<Found, RpcError>) + 'static) {
         let key = self.next_drive_key();
+        let looked = spec.clone();
         self.open_backend(
             &spec,
             key,
             false,
             Box::new(move |node, opened| match opened {
-                Ok(backend) => node.look_at(backend, then),
+                Ok(backend) => node.look_and_forget(backend, looked, key, then),
                 Err(error) => then(node, Err(error)),
             }),
         );
@@ -887,12 +971,4 @@ impl Drive {
             counters,
         }
     }
-}
-
-/// NVMe controllers through SPDK's driver.
-pub(super) fn attach_nvme(node: &Rc<Node>, spec: &DriveSpec, _on_event: impl Fn(BdevEvent) + 'static, then: Opened) {
-    then(
-        node,
-        Err(fail(ErrorCode::Invalid, format!("{spec}: NVMe controllers cannot be attached by this build"), "use a file or block drive")),
-    );
 }

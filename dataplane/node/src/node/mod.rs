@@ -125,6 +125,12 @@ impl Node {
             pollers: RefCell::default(),
         });
         NODE.with_borrow_mut(|place| *place = Some(node.clone()));
+        if let Err(errno) = spdk_rs::nvme::enable_flush() {
+            // Without it a flush would succeed unsent, and nothing acknowledged would be durable.
+            tracing::error!(%errno, "SPDK does not let flushes reach NVMe drives");
+            spdk_rs::app::stop(1);
+            return Ok(());
+        }
         node.watch_signals();
         *node.on_ready.borrow_mut() = Some(ready);
         node.start_cores();

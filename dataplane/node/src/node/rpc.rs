@@ -13,12 +13,11 @@ use spdk_rs::rpc::Reply;
 use super::{Answer, Node, current, fail};
 
 fn to_spdk(error: api::RpcError) -> spdk_rs::rpc::RpcError {
-    // The hint is part of the text as long as SPDK's error has no room for data.
-    let message = match error.hint() {
-        Some(hint) => format!("{} ({hint})", error.message),
-        None => error.message.clone(),
-    };
-    spdk_rs::rpc::RpcError::new(error.code, message)
+    let plain = spdk_rs::rpc::RpcError::new(error.code, error.message);
+    match error.data.map(serde_json::to_value) {
+        Some(Ok(data)) => plain.with_data(data),
+        Some(Err(_)) | None => plain,
+    }
 }
 
 fn method<M: Method + 'static>(call: impl Fn(&Rc<Node>, M::Params, Answer<M::Result>) + 'static) -> Result<(), spdk_rs::Errno>

@@ -97,7 +97,7 @@ impl Node {
         tracing::info!(why, timeout_s = self.config.stop_timeout_s, "penstockd stops");
         self.after(Duration::from_secs(u64::from(self.config.stop_timeout_s)), |_| {
             tracing::warn!("stopping takes too long: leaving as it is. Recovery reads the rest from the oplog");
-            std::process::exit(0);
+            spdk_rs::app::exit_now(0);
         });
         // Stores first: they answer held commands, so that no door has to wait for one.
         let drives: Vec<DriveId> = self.drives.borrow().keys().copied().collect();
