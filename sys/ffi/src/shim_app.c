@@ -51,6 +51,8 @@ ps_app_run(const struct ps_app_opts *o, ps_fn start, void *arg)
 	opts.interrupt_mode = o->interrupt_mode;
 	opts.disable_cpumask_locks = !o->lock_cores;
 	opts.disable_signal_handlers = true;
+	/* SPDK would lift the limit on core files, and one holds all of the DMA memory: the limit is the operator's. */
+	opts.enable_coredump = false;
 	opts.print_level = (enum spdk_log_level)o->log_level;
 	opts.shutdown_cb = o->on_shutdown;
 	/* Trace buffers are a file in /dev/shm for each process, for a facility that we do not use. */
