@@ -146,7 +146,7 @@ impl Out {
                 Landing::Torn
             }
             _ => {
-                self.land(start, drive, mem, |_| if rng.one_in(3) { WHOLE } else { rng.next() as u8 });
+                self.land(start, drive, mem, |_| if rng.one_in(3) { WHOLE } else { rng.draw() as u8 });
                 Landing::Torn
             }
         }

@@ -227,7 +227,7 @@ pub fn rot(page: &mut Page, rng: &mut Rng) {
             1 => {
                 let at = rng.below(BLOCK as u64 - 16) as usize;
                 for b in &mut page[at..at + 16] {
-                    *b = rng.next() as u8;
+                    *b = rng.draw() as u8;
                 }
             }
             2 => {
@@ -236,7 +236,7 @@ pub fn rot(page: &mut Page, rng: &mut Rng) {
             }
             3 => {
                 for b in page.iter_mut() {
-                    *b = rng.next() as u8;
+                    *b = rng.draw() as u8;
                 }
             }
             _ => page.fill(0),

@@ -9,7 +9,8 @@ use penstock_wire::ReplicaShape;
 use crate::content::{bytes_of, payload_of};
 use crate::oracle::{Command, Pieces, pieces_of};
 use crate::orders::Pending;
-use crate::stamp::{BLOCK, SECTOR};
+use crate::register::Patch;
+use crate::stamp::{BLOCK, SECTOR, ZEROS};
 use crate::world::{Coming, Standing, World};
 
 /// A volume, with its host.
@@ -158,11 +159,7 @@ impl World {
         for (block, patch) in &mut pieces {
             let all = self.oracle.possible(volume, *block).unwrap_or_else(|wrong| panic!("{wrong}"));
             let image = self.rng.pick(&all);
-            for s in 0..8 {
-                if patch.mask & 1 << s != 0 {
-                    patch.image[s] = image[s];
-                }
-            }
+            *patch = Patch { mask: patch.mask, image: Patch { image, ..*patch }.over(&ZEROS) };
             if self.rng.percent(15) {
                 let s = patch.mask.trailing_zeros() as usize;
                 patch.image[s] = if patch.image[s] == 0 { self.next_write + 1_000_000_000 } else { 0 };

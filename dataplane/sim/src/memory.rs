@@ -121,7 +121,7 @@ impl SimMemory {
                 let p = self.live_payload(io);
                 assert!(p.direct, "{part:?}: guest memory handed to the device");
                 let len = p.data.borrow().len();
-                assert!(offset as usize % BLOCK == 0 && blocks > 0, "{part:?} is not made of whole blocks");
+                assert!((offset as usize).is_multiple_of(BLOCK) && blocks > 0, "{part:?} is not made of whole blocks");
                 assert!(offset as usize + blocks as usize * BLOCK <= len, "{part:?} leaves its payload of {len} bytes");
                 &mut self.payloads[io.0 as usize].holds
             }

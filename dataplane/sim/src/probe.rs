@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use penstock_engine::{
     DiskKind, Effect, Effects, Event, FenceReason, HostOp, IoId, Millis, Notice, OpenError, Order, OrderError, OrderId, RecoveryReport,
-    ReplicaNo, Span, Stage, Status, Store, StoreConfig,
+    ReplicaNo, Span, Status, Store, StoreConfig,
 };
 use penstock_wire::ReplicaShape;
 use penstock_wire::label::Share;

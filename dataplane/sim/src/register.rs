@@ -304,8 +304,10 @@ mod tests {
         Act::See(whole(id))
     }
 
+    type Row = (u64, u64, u64, Act);
+
     /// Rows of `(serial, from, to, act)`; `to` 0 is never answered, then the node crashes at 100.
-    fn run(rows: &[(u64, u64, u64, Act)]) -> Result<Register, Contradiction> {
+    fn run(rows: &[Row]) -> Result<Register, Contradiction> {
         let mut r = Register::default();
         let mut moments: Vec<(u64, bool, usize)> = Vec::new();
         for (i, (_, from, to, _)) in rows.iter().enumerate() {
@@ -331,7 +333,7 @@ mod tests {
 
     #[test]
     fn table_of_histories() {
-        let cases: &[(&str, bool, Vec<(u64, u64, u64, Act)>)] = &[
+        let cases: &[(&str, bool, Vec<Row>)] = &[
             ("read after write sees it", true, vec![(1, 1, 2, put(1)), (2, 3, 4, see(1))]),
             ("read after write sees zeros", false, vec![(1, 1, 2, put(1)), (2, 3, 4, see(0))]),
             ("read beside write sees either", true, vec![(1, 1, 9, put(1)), (2, 2, 3, see(0)), (3, 4, 5, see(1))]),

@@ -29,10 +29,10 @@ impl Rng {
 
     /// A stream of its own for a purpose, so that two parts of a run do not shift each other's choices.
     pub fn fork(&mut self, purpose: u64) -> Rng {
-        Rng::new(self.next() ^ mix(purpose))
+        Rng::new(self.draw() ^ mix(purpose))
     }
 
-    pub fn next(&mut self) -> u64 {
+    pub fn draw(&mut self) -> u64 {
         let out = self.s[1].wrapping_mul(5).rotate_left(7).wrapping_mul(9);
         let t = self.s[1] << 17;
         self.s[2] ^= self.s[0];
@@ -47,7 +47,7 @@ impl Rng {
     /// Uniform in `0..n`; `n` must not be 0.
     pub fn below(&mut self, n: u64) -> u64 {
         assert!(n > 0, "below(0) has no answer");
-        ((u128::from(self.next()) * u128::from(n)) >> 64) as u64
+        ((u128::from(self.draw()) * u128::from(n)) >> 64) as u64
     }
 
     /// Uniform in `lo..=hi`.
@@ -77,7 +77,7 @@ mod tests {
     fn same_seed_gives_same_stream() {
         let (mut a, mut b, mut c) = (Rng::new(7), Rng::new(7), Rng::new(8));
         let (xs, ys, zs): (Vec<_>, Vec<_>, Vec<_>) =
-            ((0..64).map(|_| a.next()).collect(), (0..64).map(|_| b.next()).collect(), (0..64).map(|_| c.next()).collect());
+            ((0..64).map(|_| a.draw()).collect(), (0..64).map(|_| b.draw()).collect(), (0..64).map(|_| c.draw()).collect());
         assert_eq!(xs, ys);
         assert_ne!(xs, zs);
     }
