@@ -79,9 +79,9 @@ impl Store {
             }
             let key = PageKey { replica: no, page_no };
             if self.map.page(key).is_some_and(|page| page.cached.is_none()) {
-                if !self.page_waiters.contains_key(&key) {
+                if let std::collections::hash_map::Entry::Vacant(waiters) = self.page_waiters.entry(key) {
                     // Nobody is woken: the next tick finds it loaded.
-                    self.page_waiters.insert(key, Vec::new());
+                    waiters.insert(Vec::new());
                     self.load_page(key, mem, fx);
                 }
                 return;
