@@ -69,9 +69,9 @@ pub struct AgentArgs {
     pub mem_mib: u32,
     #[arg(long)]
     pub hugepages: bool,
-    /// Run a node in this process too.
+    /// Run a node in this process too, with its sockets and state in this directory.
     #[arg(long)]
-    pub node: bool,
+    pub node: Option<PathBuf>,
 }
 
 /// How SPDK runs in this process.

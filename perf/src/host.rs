@@ -9,6 +9,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, bounded};
+use penstock_node::config::Config;
+use penstock_node::node::{self, Node};
 use serde_json::Value;
 use spdk_rs::app::{self, App, LogLevel};
 use spdk_rs::bdev::{Bdev, BdevEvent, Geometry};
@@ -33,6 +35,42 @@ pub struct HostOptions {
     pub json_config: Option<Vec<u8>>,
     /// Print all that SPDK says, not just its warnings and errors, each kind once.
     pub is_verbose: bool,
+    /// Run a node in this process: `penstock_*` calls are answered, and its volumes' bdevs can be opened.
+    pub node: Option<NodeOptions>,
+}
+
+/// A node beside the load, for benchmarks of volumes without a front door.
+#[derive(Debug, Clone)]
+pub struct NodeOptions {
+    /// Holds its sockets and state.
+    pub directory: PathBuf,
+    pub cores: Vec<u32>,
+    /// Memory for the engine's buffers, over all cores.
+    pub buffer_mib: u32,
+}
+
+/// What SPDK's own pools take; the node reckons with it when it sizes its buffers.
+const SPDK_POOLS_MIB: u32 = 430;
+
+impl NodeOptions {
+    fn config(&self) -> Config {
+        Config {
+            run_dir: self.directory.join("run"),
+            state_dir: self.directory.join("state"),
+            cores: self.cores.clone(),
+            mem_mib: Some(SPDK_POOLS_MIB + self.buffer_mib),
+            ..Config::default()
+        }
+    }
+
+    fn prepare(&self) -> Result<Config, HostError> {
+        let config = self.config();
+        for directory in [&config.run_dir, &config.state_dir, &config.vhost_dir(), &config.vfio_user_dir()] {
+            std::fs::create_dir_all(directory).map_err(HostError::Directory)?;
+        }
+        node::register_rpc().map_err(HostError::Node)?;
+        Ok(config)
+    }
 }
 
 /// Why something could not be done with SPDK here.
@@ -54,6 +92,8 @@ pub enum HostError {
         "{0} needs hugepages, since SPDK's initiator shares them by file: reserve and mount some (penstock-hugepages reserve, mount) and give --hugepages"
     )]
     Hugepages(String),
+    #[error("SPDK refuses a method of the node: {0}")]
+    Node(spdk_rs::Errno),
     #[error("SPDK is stopping")]
     Stopping,
 }
@@ -90,6 +130,7 @@ pub fn run<R: Send + 'static>(options: &HostOptions, work: impl FnOnce(&mut Host
     let socket = directory.0.join("rpc.sock");
     let (up_tx, up_rx) = bounded::<()>(1);
     let is_stopping = Arc::new(AtomicBool::new(false));
+    let node_config = options.node.as_ref().map(NodeOptions::prepare).transpose()?;
     let steering = {
         let (socket, is_stopping) = (socket.clone(), is_stopping.clone());
         // Before DPDK pins this thread, whose affinity new threads inherit.
@@ -118,7 +159,18 @@ pub fn run<R: Send + 'static>(options: &HostOptions, work: impl FnOnce(&mut Host
         app = app.json_config(json.clone());
     }
     let outcome = app.run(move || {
-        let _ = up_tx.send(());
+        let up = move || {
+            let _ = up_tx.send(());
+        };
+        match node_config {
+            None => up(),
+            Some(config) => {
+                if let Err(error) = Node::start(config, Box::new(move |_| up())) {
+                    eprintln!("the node does not start: {error}");
+                    app::stop(1);
+                }
+            }
+        }
     });
     is_stopping.store(true, Ordering::SeqCst);
     let result = steering.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));

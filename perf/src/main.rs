@@ -14,7 +14,7 @@ use clap::Parser;
 use penstock_perf::agent;
 use penstock_perf::args::{AgentArgs, Cli, Command, HostArgs, OnError, RatioArgs, RunArgs, VerifyArgs, ZeroOrAny};
 use penstock_perf::expect::{Initial, TrimReads};
-use penstock_perf::host::{self, HostError, HostOptions};
+use penstock_perf::host::{self, HostError, HostOptions, NodeOptions};
 use penstock_perf::html;
 use penstock_perf::pace::{Pace, fresh_seed};
 use penstock_perf::ratio::{self, RatioOptions};
@@ -26,6 +26,9 @@ use penstock_perf::units::{ByteOffset, Nanos};
 use penstock_perf::workload::Workload;
 
 const DEFAULT_DURATION: Nanos = Nanos(10_000_000_000);
+
+/// Buffers of a node in an agent, for each core.
+const NODE_BUFFER_MIB: u32 = 256;
 
 type Failure = Box<dyn std::error::Error + Send + Sync>;
 
@@ -59,6 +62,7 @@ fn host_options(args: &HostArgs, target: &Target) -> Result<HostOptions, Failure
         mem_mib: args.mem_mib,
         json_config: json_config.transpose()?,
         is_verbose: args.verbose,
+        node: None,
     })
 }
 
@@ -213,9 +217,6 @@ fn command_ratio(args: &RatioArgs) -> Result<bool, Failure> {
 }
 
 fn command_agent(args: &AgentArgs) -> Result<bool, Failure> {
-    if args.node {
-        return Err("this build has no node in it yet".into());
-    }
     let cores = args.cores.iter().map(u32::to_string).collect::<Vec<_>>().join(",");
     let options = HostOptions {
         core_mask: format!("[{cores}]"),
@@ -223,6 +224,11 @@ fn command_agent(args: &AgentArgs) -> Result<bool, Failure> {
         mem_mib: args.mem_mib,
         json_config: None,
         is_verbose: false,
+        node: args.node.clone().map(|directory| NodeOptions {
+            directory,
+            cores: args.cores.clone(),
+            buffer_mib: NODE_BUFFER_MIB * args.cores.len() as u32,
+        }),
     };
     host::run(&options, |host| {
         let served = agent::serve(host, std::io::stdin().lock(), std::io::stdout().lock());

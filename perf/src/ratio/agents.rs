@@ -1,7 +1,7 @@
 //! The other end of [`crate::agent`]: an agent process started, shaped and given its turns.
 
 use std::io::{BufRead, BufReader, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::time::Duration;
 
@@ -33,8 +33,8 @@ pub struct AgentOptions {
     pub cores: Vec<u32>,
     pub mem_mib: u32,
     pub hugepages: bool,
-    /// Run a node in the agent's process, for volumes without a front door.
-    pub node: bool,
+    /// Run a node in the agent's process, for volumes without a front door; its sockets and state go here.
+    pub node: Option<PathBuf>,
 }
 
 /// An agent process.
@@ -55,8 +55,8 @@ impl Agent {
         if options.hugepages {
             command.arg("--hugepages");
         }
-        if options.node {
-            command.arg("--node");
+        if let Some(directory) = &options.node {
+            command.arg("--node").arg(directory);
         }
         let errors = std::fs::File::create(log).map_err(fail)?;
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(errors).spawn().map_err(fail)?;

@@ -118,7 +118,12 @@ pub fn run(bench: &mut Bench<'_>) -> Result<(), RatioError> {
         if ![65536, 4096].iter().any(|block| bench.wants(&name(*block))) {
             continue;
         }
-        let options = AgentOptions { cores: vec![CORE], mem_mib: 3072, hugepages: bench.options.hugepages, node: true };
+        let options = AgentOptions {
+            cores: vec![CORE],
+            mem_mib: 3072,
+            hugepages: bench.options.hugepages,
+            node: Some(bench.lab.subdirectory("node")?),
+        };
         let program = bench.lab.program("penstock-perf")?;
         let agent = Agent::start(&program, &options, &bench.lab.path("agent.log"))?;
         let agent: SharedAgent = Rc::new(RefCell::new(agent));
@@ -128,7 +133,7 @@ pub fn run(bench: &mut Bench<'_>) -> Result<(), RatioError> {
         let bdev = (|| {
             volume::claim(&mut node)?;
             // Neither peer nor we send barriers to this device: it stands for a power-loss-protected drive.
-            let spec = if media == Media::Uring { "bdev:Media?power_safe=true" } else { "bdev:Media" };
+            let spec = "bdev:Media?power_safe=true";
             volume::add_drive(&mut node, &DriveAsk { number: 1, spec, stores: 1, oplog_bytes: OPLOG_BYTES })?;
             volume::create(&mut node, 1, 1, VOLUME_BYTES)?;
             volume::local_bdev(&mut node, 1)

@@ -18,7 +18,7 @@ use crate::workload::{Access, Mix, Workload};
 const CORE: u32 = 1;
 const MIB: u64 = 1 << 20;
 const BLOCK: u64 = 4096;
-const DEVICE_BYTES: u64 = 1024 * MIB;
+const DEVICE_BYTES: u64 = 1280 * MIB;
 /// Holds 100 k blocks of 4 KiB (400 MiB) undrained with room to spare.
 const OPLOG_BYTES: u64 = 512 * MIB;
 const VOLUME_BYTES: u64 = 400 * MIB;
@@ -46,7 +46,12 @@ struct Setup {
 
 impl Setup {
     fn open(bench: &Bench<'_>) -> Result<Self, RatioError> {
-        let options = AgentOptions { cores: vec![CORE], mem_mib: 4096, hugepages: bench.options.hugepages, node: true };
+        let options = AgentOptions {
+            cores: vec![CORE],
+            mem_mib: 4608,
+            hugepages: bench.options.hugepages,
+            node: Some(bench.lab.subdirectory("node")?),
+        };
         let program = bench.lab.program("penstock-perf")?;
         let mut agent = Agent::start(&program, &options, &bench.lab.path("agent.log"))?;
         for name in ["Ours", "Bare"] {
@@ -60,7 +65,7 @@ impl Setup {
         let mut node = AgentNode(agent.clone());
         let volume = (|| {
             volume::claim(&mut node)?;
-            let ask = DriveAsk { number: 1, spec: "bdev:Ours", stores: 1, oplog_bytes: OPLOG_BYTES };
+            let ask = DriveAsk { number: 1, spec: "bdev:Ours?power_safe=true", stores: 1, oplog_bytes: OPLOG_BYTES };
             volume::add_drive(&mut node, &ask)?;
             volume::create(&mut node, 1, 1, VOLUME_BYTES)?;
             volume::local_bdev(&mut node, 1)

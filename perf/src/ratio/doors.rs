@@ -152,7 +152,7 @@ fn penstockd(bench: &Bench<'_>) -> Result<TargetProcess, RatioError> {
             let number = number as u64;
             let name = format!("Media{number}");
             node.call("bdev_malloc_create", &json!({"name": name, "num_blocks": DEVICE_BYTES / BLOCK, "block_size": BLOCK}))?;
-            let spec = format!("bdev:{name}");
+            let spec = format!("bdev:{name}?power_safe=true");
             volume::add_drive(node, &DriveAsk { number, spec: &spec, stores: 1, oplog_bytes: OPLOG_BYTES })?;
             volume::create(node, number, number, VOLUME_BYTES)?;
         }
@@ -246,7 +246,7 @@ pub fn run(bench: &mut Bench<'_>) -> Result<(), RatioError> {
         }
         own.process.wake()?;
         theirs.process.wake()?;
-        let options = AgentOptions { cores: vec![LOAD_CORE], mem_mib: 1024, hugepages: bench.options.hugepages, node: false };
+        let options = AgentOptions { cores: vec![LOAD_CORE], mem_mib: 1024, hugepages: bench.options.hugepages, node: None };
         let program = bench.lab.program("penstock-perf")?;
         let agent = Agent::start(&program, &options, &bench.lab.path("agent.log"))?;
         let agent: SharedAgent = Rc::new(RefCell::new(agent));

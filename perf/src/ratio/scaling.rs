@@ -42,7 +42,8 @@ struct CoreVolume {
 }
 
 fn open(bench: &Bench<'_>) -> Result<(SharedAgent, Vec<CoreVolume>), RatioError> {
-    let options = AgentOptions { cores: vec![0, 1], mem_mib: 5120, hugepages: bench.options.hugepages, node: true };
+    let options =
+        AgentOptions { cores: vec![0, 1], mem_mib: 5120, hugepages: bench.options.hugepages, node: Some(bench.lab.subdirectory("node")?) };
     let program = bench.lab.program("penstock-perf")?;
     let mut agent = Agent::start(&program, &options, &bench.lab.path("agent.log"))?;
     for core in [0, 1] {
@@ -58,7 +59,7 @@ fn open(bench: &Bench<'_>) -> Result<(SharedAgent, Vec<CoreVolume>), RatioError>
     let made: Result<(), String> = (|| {
         volume::claim(&mut node)?;
         for number in [0, 1] {
-            let spec = format!("bdev:Ours{number}");
+            let spec = format!("bdev:Ours{number}?power_safe=true");
             volume::add_drive(&mut node, &DriveAsk { number, spec: &spec, stores: 1, oplog_bytes: OPLOG_BYTES })?;
             let core = volume::create(&mut node, number, number, VOLUME_BYTES)?;
             volumes.push(CoreVolume { core, bdev: volume::local_bdev(&mut node, number)? });
