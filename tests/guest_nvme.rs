@@ -4,7 +4,7 @@
 
 use penstock::guest::acks::BLOCK;
 use penstock::guest::image::{ImageSpec, Overlay};
-use penstock::guest::inside::{GuestPrograms, Inside, Marks, record};
+use penstock::guest::inside::{GuestPrograms, Inside, Marks, Reach, record};
 use penstock::guest::judge::{Fault, Recovered, Tally, Tearing, judge, plan};
 use penstock::guest::logged_drive::{JOURNAL_DEVICE, LoggedDrive, NVME_ADDRESS, bind_uio};
 use penstock::guest::machine::{Machine, MachineSpec};
@@ -178,14 +178,14 @@ const PENSTOCK_DRIVE: u64 = 192 << 20;
 const PENSTOCK_VOLUME: u64 = 64 << 20;
 
 /// penstockd in the guest on the recorded drive; then a penstockd here recovers every image of the plan.
-fn judge_penstockd(name: &str, program: PathBuf, flags: Vec<String>, between: usize) -> Tally {
+fn judge_penstockd(name: &str, program: PathBuf, flags: Vec<String>, reach: Reach) -> Tally {
     let dir = tempfile::tempdir().unwrap();
-    let target = Inside::Penstockd { program, flags, volume: PENSTOCK_VOLUME };
+    let target = Inside::Penstockd { program, flags, reach, volume: PENSTOCK_VOLUME };
     // more than goes into the oplog once, so that drain, checkpoint and trim are cut too
     let marks = Marks { sync: false, writes_per_thread: 200, kills: 2, ..MARKS };
     let drive = record(name, programs(), &target, PENSTOCK_DRIVE, marks, dir.path()).unwrap();
     let log = drive.read_log().unwrap();
-    let images = plan(&log, Tearing::Injected, between, 11);
+    let images = plan(&log, Tearing::Injected, 100, 11);
     let mut recoverer = Recoverer::start(dir.path()).unwrap();
     let rebuilt = dir.path().join("rebuilt.img");
     let tally = judge(&log, drive.journal_begins(), BLOCKS, &images, |media| {
@@ -203,7 +203,14 @@ fn judge_penstockd(name: &str, program: PathBuf, flags: Vec<String>, between: us
 #[test]
 #[ignore = "recovers hundreds of images; run by make test-guest"]
 fn penstockd_in_a_guest_loses_nothing_acknowledged_at_any_flush_or_cut_between() {
-    let tally = judge_penstockd("nvme-penstock", built_program("penstockd").unwrap(), Vec::new(), 100);
+    let tally = judge_penstockd("nvme-penstock", built_program("penstockd").unwrap(), Vec::new(), Reach::Uio);
+    assert!(tally.findings.is_empty(), "{} images lose; the first: {:?}", tally.findings.len(), tally.findings[0]);
+}
+
+#[test]
+#[ignore = "recovers hundreds of images; run by make test-guest"]
+fn penstockd_in_a_guest_on_the_kernels_block_device_loses_nothing_acknowledged() {
+    let tally = judge_penstockd("nvme-penstock-kernel", built_program("penstockd").unwrap(), Vec::new(), Reach::Kernel);
     assert!(tally.findings.is_empty(), "{} images lose; the first: {:?}", tally.findings.len(), tally.findings[0]);
 }
 
@@ -214,6 +221,6 @@ fn penstockd_in_a_guest_loses_nothing_acknowledged_at_any_flush_or_cut_between()
 fn penstockd_in_a_guest_with_barriers_off_is_caught() {
     let program = std::env::var_os("PENSTOCK_CANARY_PENSTOCKD").expect("PENSTOCK_CANARY_PENSTOCKD names a build with feature canary");
     let flags = vec!["--canary".to_owned(), "count-before-barrier".to_owned()];
-    let tally = judge_penstockd("nvme-penstock-canary", program.into(), flags, 100);
+    let tally = judge_penstockd("nvme-penstock-canary", program.into(), flags, Reach::Kernel);
     assert!(tally.losing() > 0, "barriers were off and none of {} images lost a block", tally.judged);
 }

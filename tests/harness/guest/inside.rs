@@ -28,7 +28,25 @@ pub enum Inside {
     /// SPDK's target, the NVMe namespace as it is. Unless told so, SPDK answers FLUSH without sending it to the drive.
     SpdkTarget { enable_flush: bool },
     /// penstockd at this path with these further flags, on one drive, with one volume of as many bytes.
-    Penstockd { program: PathBuf, flags: Vec<String>, volume: u64 },
+    Penstockd { program: PathBuf, flags: Vec<String>, reach: Reach, volume: u64 },
+}
+
+/// How penstockd in the guest gets at the recording drive.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reach {
+    /// SPDK's NVMe driver through uio.
+    Uio,
+    /// The guest kernel's block device, through io_uring.
+    Kernel,
+}
+
+impl Inside {
+    fn reach(&self) -> Reach {
+        match self {
+            Inside::SpdkTarget { .. } => Reach::Uio,
+            Inside::Penstockd { reach, .. } => *reach,
+        }
+    }
 }
 
 /// The marked workload; see `tests/guest/writer.rs`.
@@ -89,7 +107,9 @@ pub fn record(name: &str, programs: GuestPrograms<'_>, inside: &Inside, drive_si
         devices: drive.devices(),
     };
     let mut machine = Machine::boot(&spec)?;
-    bind_uio(&mut machine)?;
+    if inside.reach() == Reach::Uio {
+        bind_uio(&mut machine)?;
+    }
     let door = serve(&mut machine, inside)?;
     let device = connect_nvmf(&mut machine, &door, LOOPBACK)?;
     let script = marks.script(&device);
@@ -152,11 +172,15 @@ fn wait_for_service(machine: &mut Machine, inside: &Inside) -> Result<Door> {
 /// Starts the target for the first time, with all that a blank drive needs.
 fn serve(machine: &mut Machine, inside: &Inside) -> Result<Door> {
     start(machine, inside)?;
-    if let Inside::Penstockd { volume, .. } = inside {
+    if let Inside::Penstockd { volume, reach, .. } = inside {
+        let drive = match reach {
+            Reach::Uio => format!("nvme:{NVME_ADDRESS}"),
+            Reach::Kernel => "block:/dev/nvme0n1".to_owned(),
+        };
         let socket = penstockd_socket();
         let mut line = GuestLine { machine, socket: &socket };
         let created = wait_for_node(&mut line, START_LIMIT)
-            .and_then(|()| add_drive(&mut line, &format!("nvme:{NVME_ADDRESS}"), false))
+            .and_then(|()| add_drive(&mut line, &drive, false))
             .and_then(|()| create_volume(&mut line, *volume))
             .and_then(|()| export(&mut line, DoorKind::NvmfTcp, PORT));
         created.map_err(|e| with_log(machine, e))?;

@@ -150,7 +150,7 @@ pub fn wait_for_door(line: &mut dyn Line, limit: Duration) -> Result<Door> {
         Ok(volumes) => {
             last = format!("{volumes:?}");
             let serving = volumes.into_iter().find(|v| v.state == VolumeState::Serving);
-            Ok(serving.and_then(|v| v.exports.into_iter().next()))
+            Ok(serving.and_then(|v| v.exports.into_iter().find(is_open)))
         }
         Err(why) => {
             last = why.to_string();
@@ -158,6 +158,11 @@ pub fn wait_for_door(line: &mut dyn Line, limit: Duration) -> Result<Door> {
         }
     });
     found.map_err(|e| GuestError::failed(e.to_string(), last)).and_then(|export| door_of(&export))
+}
+
+/// A door that is listed and not open yet has neither address nor NQN.
+fn is_open(export: &ExportInfo) -> bool {
+    !export.address.is_empty() && (export.nqn.is_some() || !matches!(export.door, ApiDoor::Nvmf { .. }))
 }
 
 fn door_of(export: &ExportInfo) -> Result<Door> {
