@@ -452,6 +452,7 @@ impl Node {
 
     fn open_stores(self: &Rc<Self>, id: DriveId, label: Label) {
         let fenced = self.state.borrow().fence(id);
+        let accept_lost_log = self.accepting.borrow_mut().remove(&id);
         let mut load: Vec<u32> = vec![0; self.cores.borrow().len()];
         for drive in self.drives.borrow().values() {
             for store in &drive.stores {
@@ -476,7 +477,7 @@ impl Node {
                         barrier,
                         fenced,
                         limits: Limits::default(),
-                        accept_lost_log: false,
+                        accept_lost_log,
                         canary: None,
                     };
                     by_core.entry(CoreIndex(core as u16)).or_default().push((config, share.start));
@@ -632,9 +633,10 @@ impl Node {
         let cores: Vec<CoreIndex> = {
             let mut drives = self.drives.borrow_mut();
             let Some(drive) = drives.get_mut(&id) else { return };
-            drive.reason = Some(format!("{}; clear the fence when the drive is known to be good", fence_text(reason)));
+            // The first reason says what happened; those after it are its echo on the drive's other stores.
             if drive.state == DriveState::Serving {
                 drive.state = DriveState::Fenced;
+                drive.reason = Some(format!("{}; clear the fence when the drive is known to be good", fence_text(reason)));
             }
             drive.disks.keys().copied().collect()
         };
@@ -805,6 +807,9 @@ impl Node {
         };
         if self.state.borrow().fence(id).is_none() && state != DriveState::Fenced {
             return answer(Ok(Empty {}));
+        }
+        if self.state.borrow().fence(id) == Some(FenceReason::LogLost) {
+            self.accepting.borrow_mut().insert(id);
         }
         if let Err(error) = self.remember(|state| state.fences.retain(|f| f.drive_id != id)) {
             return answer(Err(error));

@@ -12,7 +12,7 @@ mod volumes;
 
 use std::any::Any;
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::rc::Rc;
 use std::time::Instant;
 
@@ -61,6 +61,8 @@ pub struct Node {
     volumes: RefCell<BTreeMap<VolumeId, Volume>>,
     continuations: RefCell<HashMap<u64, Continuation>>,
     orders: RefCell<HashMap<u64, OrderWaiter>>,
+    /// Drives whose operator has accepted that part of the oplog is lost; used when they are opened next.
+    accepting: RefCell<BTreeSet<DriveId>>,
     next_number: Cell<u64>,
     next_key: Cell<u32>,
     started: Instant,
@@ -115,6 +117,7 @@ impl Node {
             volumes: RefCell::default(),
             continuations: RefCell::default(),
             orders: RefCell::default(),
+            accepting: RefCell::default(),
             next_number: Cell::new(1),
             next_key: Cell::new(1),
             started: Instant::now(),
