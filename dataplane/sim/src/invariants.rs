@@ -5,6 +5,8 @@
 
 use penstock_engine::{HostOp, RecoveryReport, Stage, Status, StoreConfig};
 
+use penstock_wire::label::Label;
+
 use crate::drive::{Cut, Drive};
 use crate::faults::rot;
 use crate::oracle::Command;
@@ -81,13 +83,13 @@ impl World {
     /// An acknowledgement is going out: were the power to go now, would the next life find what it promises? (1, 5, 9, 15)
     pub fn check_promise(&mut self, shard: usize, command: &Command) {
         let (HostOp::Write(span) | HostOp::Zero(span) | HostOp::CompareWrite(span)) = command.op else { return };
-        if self.shards[shard].clouded || !self.volumes.contains_key(&command.volume) || self.volumes[&command.volume].doomed {
+        if !self.volumes.contains_key(&command.volume) || self.volumes[&command.volume].doomed {
             return;
         }
         let cut = self.rng.pick(&[Cut::AllLost, Cut::AllLost, Cut::PerBlock, Cut::PerSector]);
         let rng = &mut self.rng.fork(3);
         let twin = self.drives[self.shards[shard].drive].after_cut(cut, rng);
-        let mut probe = self.second_life(shard, twin, "a promise");
+        let Some(mut probe) = self.second_life(shard, twin, "a promise") else { return };
         let Some(replica) = probe.replicas.iter().find(|(_, shape)| volume_of(&shape.segment) == command.volume).map(|(no, _)| *no) else {
             panic!("volume {} would be gone after a power cut, and a write to it was just acknowledged", command.volume);
         };
@@ -122,12 +124,9 @@ impl World {
 
     /// Opens a copy and reads every block that was ever touched.
     pub fn check_all(&mut self, shard: usize, twin: Drive, when: &str) {
-        if self.shards[shard].clouded {
-            return;
-        }
-        let mut probe = self.second_life(shard, twin, when);
+        let Some(mut probe) = self.second_life(shard, twin, when) else { return };
         self.read_all(shard, &mut probe, when);
-        if self.shards[shard].fence.is_none() {
+        if self.shards[shard].fence.is_none() && !self.shards[shard].clouded {
             probe.come_to_rest().unwrap_or_else(|stuck| panic!("shard {shard} {when}: {stuck}"));
             probe.audit().unwrap_or_else(|e| panic!("shard {shard} {when}: {e}"));
             self.tally.check("accounting after recovery and drain (24)");
@@ -171,14 +170,19 @@ impl World {
         self.tally.check("blocks read in a second life");
     }
 
-    fn second_life(&mut self, shard: usize, twin: Drive, when: &str) -> Probe {
+    /// `None` where metadata was hit and the store says so.
+    fn second_life(&mut self, shard: usize, twin: Drive, when: &str) -> Option<Probe> {
         let config = self.second_config(shard);
         let rng = self.rng.fork(4);
         let probe = Probe::open(twin, self.shards[shard].share, config, rng).unwrap_or_else(|stuck| panic!("{when}: {stuck}"));
+        if self.shards[shard].clouded && (probe.failed.is_some() || probe.report.is_some_and(|r| r.lost_batches > 0)) {
+            self.tally.did("second lives that told of lost metadata", 1);
+            return None;
+        }
         if let Some(error) = &probe.failed {
             panic!("{when}: shard {shard} would not open: {error}");
         }
-        probe
+        Some(probe)
     }
 
     fn second_config(&self, shard: usize) -> StoreConfig {
@@ -214,6 +218,7 @@ impl World {
             twin.corrupt(at, Some(std::rc::Rc::new(page)));
         }
         self.tally.faults("malformed record (29)", hits);
+        self.check_label(shard);
         let config = self.second_config(shard);
         let rng = self.rng.fork(5);
         let mut probe = Probe::open(twin, share, config, rng).unwrap_or_else(|stuck| panic!("on a malformed drive: {stuck}"));
@@ -232,6 +237,17 @@ impl World {
             self.tally.did("malformed drives opened", 1);
         }
         self.tally.check("malformed drives (29)");
+    }
+
+    /// A damaged label is no label, and its copy is whole.
+    fn check_label(&mut self, shard: usize) {
+        let drive = &self.drives[self.shards[shard].drive];
+        let mut page = drive.bytes(0);
+        let whole = Label::decode(&page).expect("the label stands");
+        assert_eq!(Label::decode(&drive.bytes(drive.blocks() - 1)).expect("its copy stands"), whole);
+        rot(&mut page, &mut self.rng);
+        assert!(Label::decode(&page).is_err(), "a damaged label was taken for one");
+        self.tally.fault("malformed label (29)");
     }
 
     /// No space: only where space is short.
