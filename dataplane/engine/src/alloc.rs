@@ -152,6 +152,11 @@ impl Space {
         (self.reserve() * SLOTS / 4).min(4096) as usize
     }
 
+    /// Extents that the drain may take now and leave a checkpoint what it needs.
+    pub fn places(&self) -> u64 {
+        self.free.saturating_sub(self.reserve() / 2)
+    }
+
     pub fn extents(&self) -> u64 {
         self.extents
     }

@@ -132,6 +132,10 @@ impl Store {
     fn begin_slice<M: Memory>(&mut self, room: usize, mem: &mut M, fx: &mut Effects) {
         self.counters.drain_slices += 1;
         let most = (self.config.limits.drain_slice as usize).min(room);
+        // Never short while serving: places were promised. A log that is redone may want space that it gives back itself, by
+        // deletes and discards which the checkpoint does not know: those come first, then what they make room for.
+        let mut places = self.space.places();
+        let mut short = false;
         while self.drain.items.len() < most {
             let Some(id) = self.index.pop() else { break };
             let group = self.index.group(id);
@@ -140,6 +144,13 @@ impl Store {
                 self.drop_group(id);
                 continue;
             }
+            let wants_place = slots.iter().flatten().any(|slot| matches!(slot.version, Version::Log { .. })) && !self.has_place(key);
+            if wants_place && places == 0 {
+                self.index.unpop(id);
+                short = true;
+                break;
+            }
+            places -= u64::from(wants_place);
             let item = Item {
                 group: id,
                 key,
@@ -153,6 +164,12 @@ impl Store {
                 done: false,
             };
             self.drain.items.push(item);
+        }
+        if short && self.drain.items.is_empty() {
+            if self.drain.deletions > 0 {
+                self.reclaim(mem, fx);
+            }
+            return;
         }
         self.drain.items.sort_unstable_by_key(|item| item.key);
         self.drain.stage = DrainStage::Loading;

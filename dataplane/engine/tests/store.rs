@@ -185,3 +185,40 @@ fn stopped_store_has_nothing_left_to_redo() {
     assert_eq!(bench.store.view().recovery.entries, 0);
     assert_eq!(bench.read(0, BLOCK as u64), pattern(5, BLOCK));
 }
+
+/// A volume deleted from a full store, and its space written at once: wherever the process dies, the log that wants the space
+/// back finds it, though the map on the drive still has the deleted volume in it.
+#[test]
+fn full_store_comes_back_when_it_dies_while_deleted_space_is_written_again() {
+    let mut full = Bench::new();
+    full.create(100_000);
+    let mut at = 0;
+    while full.write(at * 256 * BLOCK as u64, &pattern(at as u8, 256 * BLOCK)) == Status::Ok {
+        at += 1;
+        full.tick(1);
+    }
+    full.order(Order::Drain).unwrap();
+    let media = full.media.clone();
+    for (before, after) in (1..16).flat_map(|before| [(before, 2), (before, 4), (before, 7)]) {
+        let mut bench = Bench::over(full.label.clone(), media.clone());
+        bench.order(Order::Delete { segment: SEGMENT }).unwrap();
+        bench.create(100_000);
+        bench.pass(600);
+        for _ in 0..before {
+            bench.turns(1);
+        }
+        for at in 0..6u64 {
+            bench.begin(HostOp::Write(Span { offset: at * 256 * BLOCK as u64, len: 256 * BLOCK as u64 }), pattern(7, 256 * BLOCK));
+        }
+        for _ in 0..after {
+            bench.turns(1);
+        }
+        bench.reopen();
+        assert_eq!(bench.store.view().stage, Stage::Serving, "{before} turns, then {after}");
+        bench.order(Order::Drain).unwrap();
+        for _ in 0..5 {
+            bench.tick(600);
+        }
+        bench.audit();
+    }
+}

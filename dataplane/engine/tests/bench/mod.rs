@@ -88,6 +88,11 @@ impl Bench {
         for (at, block) in format(&label).unwrap() {
             media[at.0 as usize * BLOCK..][..BLOCK].copy_from_slice(&block);
         }
+        Self::over(label, media)
+    }
+
+    /// Opens what is on the drive.
+    pub fn over(label: Label, media: Vec<u8>) -> Self {
         let store = Store::new(config(&label));
         let mut bench = Self {
             label,
@@ -116,11 +121,16 @@ impl Bench {
 
     /// Turns the loop until nothing is out.
     pub fn run(&mut self) {
-        for _ in 0..100_000 {
+        assert!(self.turns(100_000), "the loop does not come to rest: {:?}", self.store.view());
+    }
+
+    /// Turns the loop as often at most; true when nothing is out.
+    pub fn turns(&mut self, most: usize) -> bool {
+        for _ in 0..most {
             self.store.settle(&mut self.mem, &mut self.fx);
             let effects = std::mem::take(&mut self.fx);
             if effects.list.is_empty() {
-                return;
+                return true;
             }
             for effect in &effects.list {
                 match effect {
@@ -138,7 +148,7 @@ impl Bench {
                 }
             }
         }
-        panic!("the loop does not come to rest: {:?}", self.store.view());
+        false
     }
 
     pub fn carry_out(&mut self, op: &DiskOp, parts: &[Part]) {
@@ -158,9 +168,14 @@ impl Bench {
         }
     }
 
-    pub fn tick(&mut self, ms: u64) {
+    /// Time passes, without a turn.
+    pub fn pass(&mut self, ms: u64) {
         self.now += ms;
         self.store.apply(Event::Tick { now: Millis(self.now) }, &mut self.mem, &mut self.fx);
+    }
+
+    pub fn tick(&mut self, ms: u64) {
+        self.pass(ms);
         self.run();
     }
 
@@ -185,12 +200,18 @@ impl Bench {
         self.order(Order::Create(Box::new(shape))).unwrap();
     }
 
-    pub fn host(&mut self, op: HostOp, payload: Vec<u8>) -> (Status, Vec<u8>) {
+    /// Sends a command without turning the loop.
+    pub fn begin(&mut self, op: HostOp, payload: Vec<u8>) -> u32 {
         let io = self.next_io;
         self.next_io += 1;
         self.mem.host.insert(io, payload);
         let replica = self.store.replica_of(SEGMENT).unwrap();
         self.store.apply(Event::Host { io: IoId(io), replica, op }, &mut self.mem, &mut self.fx);
+        io
+    }
+
+    pub fn host(&mut self, op: HostOp, payload: Vec<u8>) -> (Status, Vec<u8>) {
+        let io = self.begin(op, payload);
         self.run();
         (self.replies[&io], self.mem.host.remove(&io).unwrap())
     }
