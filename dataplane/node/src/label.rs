@@ -65,10 +65,10 @@ pub fn look(head: &[u8], last: &[u8], last_at: u64) -> Found {
     };
     // Block 0 may be torn or gone while the copy is whole. Where something else lies there, somebody else owns the drive now.
     let like_ours = Label::looks_like(&head[..BLOCK]);
-    if like_ours || first_nonzero(&head[..BLOCK]).is_none() {
-        if let Ok(label) = Label::decode(last) {
-            return Found::Ours(label);
-        }
+    if (like_ours || first_nonzero(&head[..BLOCK]).is_none())
+        && let Ok(label) = Label::decode(last)
+    {
+        return Found::Ours(label);
     }
     if like_ours {
         return Found::Foreign { what: format!("damaged Penstock label ({damaged}), and no whole copy in the last block"), at: 0 };

@@ -5,33 +5,35 @@
 //! their effects, hand the kernel its batch, answer hosts. Called by one SPDK poller; never blocks. Not here: control, which
 //! sends closures to the core ([`with`]), and doors, which push onto the core's [`port`].
 
+mod host;
 mod job;
 pub mod port;
 mod shard;
+mod view;
 mod volume;
 
 use std::cell::RefCell;
 use std::os::fd::RawFd;
 
-use penstock_api::rpc::{VolumeCounters, VolumeLatency};
 use penstock_engine::{
-    DiskId, Effect, Effects, Event, FenceReason, HostOp, IoId, Millis, Notice, OpenError, Order, OrderError, OrderId, RecoveryReport,
-    ReplicaNo, StoreConfig, StoreView,
+    DiskId, Effect, Effects, Event, FenceReason, HostOp, Millis, Notice, OpenError, Order, OrderError, OrderId, RecoveryReport, ReplicaNo,
+    StoreConfig,
 };
 use penstock_wire::{BlockAddr, ReplicaShape};
-use spdk_rs::lend::{LendBuf, Payload, RoamingIo};
+use spdk_rs::lend::RoamingIo;
 use spdk_rs::thread::{Activity, FdEvent, Poller, ThreadHandle, Waker};
 
-use crate::command::{self, Ask, RANGE_BYTES};
-use crate::disk::{Backend, BackendError, CoreDisks, DiskCounters, DiskDone, DiskIndex};
-use crate::memory::{MemoryCounters, NodeMemory, Source};
-use crate::status::NvmeStatus;
+use crate::disk::{Backend, BackendError, CoreDisks, DiskDone, DiskIndex};
+use crate::memory::{NodeMemory, Source};
 
+pub use host::{LocalDone, LocalIo};
 pub use job::{Job, Outcome, Step};
 pub use port::{CoreIndex, Parcel, Peer, Request, VolumeSlot};
 pub use shard::DriveKey;
+pub use view::{CoreCounters, CoreView, LATENCY_BOUNDS_US, ShardView, VolumeView};
 pub use volume::OpClass;
 
+use host::Pending;
 use shard::Shard;
 use volume::CoreVolume;
 
@@ -55,101 +57,6 @@ pub struct CoreOptions {
     pub memory_bytes: usize,
     pub report: Box<dyn Fn(Report) + Send>,
 }
-
-/// Counts of one core since it started.
-#[derive(Clone, Copy, Default, Debug, PartialEq, Eq)]
-pub struct CoreCounters {
-    pub turns: u64,
-    pub busy_turns: u64,
-    pub host_commands: u64,
-    pub disk_completions: u64,
-    pub ticks: u64,
-    pub orders: u64,
-    pub refused_at_door: u64,
-    /// Ticks of the CPU's counter spent in turns that did something.
-    pub busy_ticks: u64,
-}
-
-/// Who waits for an answer of the engine.
-enum Pending {
-    Free,
-    Host {
-        slot: VolumeSlot,
-        class: OpClass,
-        bytes: u64,
-        since: u64,
-    },
-    /// A piece of a command that became several.
-    Piece {
-        of: IoId,
-    },
-    Pieces {
-        slot: VolumeSlot,
-        left: u32,
-        worst: NvmeStatus,
-        since: u64,
-    },
-    Local {
-        slot: VolumeSlot,
-        class: OpClass,
-        bytes: u64,
-        since: u64,
-        tag: u64,
-    },
-}
-
-/// A command from within the process.
-pub struct LocalIo {
-    pub slot: VolumeSlot,
-    pub op: HostOp,
-    /// The payload; its length is the operation's (twice that for compare-and-write). `None` for operations without.
-    pub buf: Option<LendBuf>,
-    pub tag: u64,
-}
-
-/// Its answer; the buffer comes back.
-pub struct LocalDone {
-    pub tag: u64,
-    pub status: NvmeStatus,
-    pub buf: Option<LendBuf>,
-}
-
-/// A shard as it shows itself.
-#[derive(Clone, Debug)]
-pub struct ShardView {
-    pub drive: DriveKey,
-    pub store_no: u32,
-    pub view: StoreView,
-    pub recovery_ms: Option<u64>,
-    pub disk: DiskCounters,
-}
-
-/// A volume as its core shows it.
-#[derive(Clone, Debug)]
-pub struct VolumeView {
-    pub slot: VolumeSlot,
-    pub counters: VolumeCounters,
-    pub latency: VolumeLatency,
-    pub held: u32,
-    pub read_buckets: (Vec<u64>, f64),
-    pub write_buckets: (Vec<u64>, f64),
-}
-
-/// A core as it shows itself.
-#[derive(Clone, Debug)]
-pub struct CoreView {
-    pub index: CoreIndex,
-    pub core: u32,
-    pub busy_fraction: f64,
-    pub counters: CoreCounters,
-    pub memory: MemoryCounters,
-    pub memory_bytes: u64,
-    pub shards: Vec<ShardView>,
-    pub volumes: Vec<VolumeView>,
-}
-
-/// Bounds of the latency histograms in metrics, in microseconds.
-pub const LATENCY_BOUNDS_US: [u64; 14] = [10, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000, 50_000, 100_000, 1_000_000, 10_000_000];
 
 const TICK_US: u64 = 10_000;
 /// Ticks without work after which the clock stops.
@@ -446,141 +353,6 @@ impl Core {
         found.map(|at| VolumeSlot(at as u32))
     }
 
-    fn set_pending(&mut self, io: IoId, pending: Pending) {
-        let at = io.0 as usize;
-        if at >= self.pending.len() {
-            self.pending.resize_with(at + 1, || Pending::Free);
-        }
-        debug_assert!(matches!(self.pending[at], Pending::Free), "{io:?} is in use");
-        self.pending[at] = pending;
-    }
-
-    fn on_request(&mut self, request: Request) {
-        self.counters.host_commands += 1;
-        let Request { io, slot, ask, since } = request;
-        let Some(volume) = self.volumes.get(slot.0 as usize).filter(|v| !v.gone && self.shards[v.shard].is_some()) else {
-            self.counters.refused_at_door += 1;
-            return answer(io, NvmeStatus::PATH_INACCESSIBLE);
-        };
-        match ask {
-            Ask::Answer(status) => answer(io, status),
-            Ask::Op(op) => {
-                let (class, bytes) = OpClass::of(op);
-                let (shard, replica) = (volume.shard, volume.replica);
-                let io = self.memory.put_io(Payload::Io(io));
-                self.set_pending(io, Pending::Host { slot, class, bytes, since });
-                self.host_event(slot, shard, io, replica, op);
-            }
-            Ask::Ranges(count) => {
-                let extent = command::Extent {
-                    logical_block: volume.shape.logical_block,
-                    blocks: volume.shape.blocks * (penstock_wire::BLOCK as u64 / u64::from(volume.shape.logical_block)),
-                };
-                let (shard, replica) = (volume.shard, volume.replica);
-                let io = self.memory.put_io(Payload::Io(io));
-                let mut spans = Vec::with_capacity(count as usize); // A rare command of many parts: it may allocate.
-                for at in 0..count as usize {
-                    let mut range = [0; RANGE_BYTES];
-                    self.memory.copy_payload(io, at * RANGE_BYTES, &mut range);
-                    match command::parse_range(&range, extent) {
-                        Ok(span) => spans.extend(span),
-                        Err(status) => {
-                            let Payload::Io(io) = self.memory.take_io(io) else { unreachable!("it was put above") };
-                            return answer(io, status);
-                        }
-                    }
-                }
-                if spans.is_empty() {
-                    let Payload::Io(io) = self.memory.take_io(io) else { unreachable!("it was put above") };
-                    return answer(io, NvmeStatus::SUCCESS);
-                }
-                self.set_pending(io, Pending::Pieces { slot, left: spans.len() as u32, worst: NvmeStatus::SUCCESS, since });
-                for span in spans {
-                    let piece = self.memory.put_io(Payload::None);
-                    self.set_pending(piece, Pending::Piece { of: io });
-                    self.host_event(slot, shard, piece, replica, HostOp::Zero(span));
-                }
-            }
-        }
-    }
-
-    fn host_event(&mut self, slot: VolumeSlot, shard: usize, io: IoId, replica: ReplicaNo, op: HostOp) {
-        self.volumes[slot.0 as usize].held += 1;
-        let shard = self.shards[shard].as_mut().expect("checked by the caller");
-        shard.apply(Event::Host { io, replica, op }, &mut self.memory);
-    }
-
-    fn on_local(&mut self, local: LocalIo) {
-        self.counters.host_commands += 1;
-        let LocalIo { slot, op, buf, tag } = local;
-        let Some(volume) = self.volumes.get(slot.0 as usize).filter(|v| !v.gone && self.shards[v.shard].is_some()) else {
-            self.local_done.push(LocalDone { tag, status: NvmeStatus::PATH_INACCESSIBLE, buf });
-            return;
-        };
-        let (class, bytes) = OpClass::of(op);
-        let len = match op {
-            HostOp::Read(span) | HostOp::Write(span) => span.len,
-            HostOp::CompareWrite(span) => 2 * span.len,
-            HostOp::Zero(_) | HostOp::Flush => 0,
-        };
-        let (shard, replica) = (volume.shard, volume.replica);
-        let payload = match buf {
-            Some(buf) => Payload::Buf { buf, len: len as usize },
-            None => Payload::None,
-        };
-        let io = self.memory.put_io(payload);
-        self.set_pending(io, Pending::Local { slot, class, bytes, since: spdk_rs::app::ticks(), tag });
-        self.host_event(slot, shard, io, replica, op);
-    }
-
-    fn on_reply(&mut self, io: IoId, status: NvmeStatus) {
-        let now = spdk_rs::app::ticks();
-        let us_since = |since: u64| now.saturating_sub(since).saturating_mul(1_000_000) / self.hz;
-        match std::mem::replace(&mut self.pending[io.0 as usize], Pending::Free) {
-            Pending::Free => panic!("the engine answered {io:?} twice"),
-            Pending::Host { slot, class, bytes, since } => {
-                let us = us_since(since);
-                let volume = &mut self.volumes[slot.0 as usize];
-                volume.held -= 1;
-                volume.record(class, bytes, us, status.is_success());
-                let Payload::Io(io) = self.memory.take_io(io) else { unreachable!("host commands hold an I/O") };
-                answer(io, status);
-            }
-            Pending::Local { slot, class, bytes, since, tag } => {
-                let us = us_since(since);
-                let volume = &mut self.volumes[slot.0 as usize];
-                volume.held -= 1;
-                volume.record(class, bytes, us, status.is_success());
-                let buf = match self.memory.take_io(io) {
-                    Payload::Buf { buf, .. } => Some(buf),
-                    _ => None,
-                };
-                self.local_done.push(LocalDone { tag, status, buf });
-            }
-            Pending::Piece { of } => {
-                self.memory.take_io(io);
-                let Pending::Pieces { slot, left, worst, since } = &mut self.pending[of.0 as usize] else {
-                    unreachable!("pieces belong to a command")
-                };
-                self.volumes[slot.0 as usize].held -= 1;
-                if !status.is_success() {
-                    *worst = status;
-                }
-                *left -= 1;
-                if *left > 0 {
-                    return;
-                }
-                let (slot, worst, since) = (*slot, *worst, *since);
-                self.pending[of.0 as usize] = Pending::Free;
-                let us = now.saturating_sub(since).saturating_mul(1_000_000) / self.hz;
-                self.volumes[slot.0 as usize].record(OpClass::Zero, 0, us, worst.is_success());
-                let Payload::Io(io) = self.memory.take_io(of) else { unreachable!("host commands hold an I/O") };
-                answer(io, worst);
-            }
-            Pending::Pieces { .. } => unreachable!("the engine knows the pieces alone"),
-        }
-    }
-
     fn on_disk_done(&mut self, completion: DiskDone) {
         self.counters.disk_completions += 1;
         let DiskDone { token, ok } = completion;
@@ -643,9 +415,10 @@ impl Core {
         {
             return false;
         }
-        for shard in &mut self.shards {
+        for (at, shard) in self.shards.iter_mut().enumerate() {
             if of_drive(shard) {
                 *shard = None;
+                self.volumes.iter_mut().filter(|v| v.shard == at).for_each(|v| v.gone = true);
             }
         }
         true
@@ -682,69 +455,4 @@ impl Core {
         }
         self.waker.wake();
     }
-
-    /// Takes a command from within the process; [`Core::take_local_done`] has its answer later. On this core, outside of a turn.
-    pub fn submit_local(&mut self, io: LocalIo) {
-        self.local.push(io);
-        self.waker.wake();
-    }
-
-    /// Moves the answers of local commands to `out`.
-    pub fn take_local_done(&mut self, out: &mut Vec<LocalDone>) {
-        out.append(&mut self.local_done);
-    }
-
-    /// Commands that hosts wait for.
-    pub fn held(&self) -> usize {
-        self.memory.host.held()
-    }
-
-    /// Share of its time that the reactor worked, loop and doors together, over the last second or more.
-    fn busy_fraction(&mut self) -> f64 {
-        let now = spdk_rs::app::ticks();
-        let (at, busy_before, fraction) = self.looked;
-        if now - at < self.hz {
-            return fraction;
-        }
-        let core = spdk_rs::thread::current_core();
-        // A reactor in interrupt mode does not count all that it does; the loop's own turns it always counts itself.
-        let busy = core.and_then(spdk_rs::thread::reactor_ticks).map_or(0, |ticks| ticks.busy).max(self.counters.busy_ticks);
-        let fraction = (busy.saturating_sub(busy_before) as f64 / (now - at) as f64).min(1.0);
-        self.looked = (now, busy, fraction);
-        fraction
-    }
-
-    pub fn view(&mut self) -> CoreView {
-        let busy_fraction = self.busy_fraction();
-        let shards = self.shards.iter().flatten().map(|shard| ShardView {
-            drive: shard.drive,
-            store_no: shard.store_no,
-            view: shard.store.view(),
-            recovery_ms: shard.recovery_ms,
-            disk: self.disks.counters(shard.disk),
-        });
-        let volumes = self.volumes.iter().enumerate().filter(|(_, v)| !v.gone).map(|(at, v)| VolumeView {
-            slot: VolumeSlot(at as u32),
-            counters: v.counters,
-            latency: v.latency(),
-            held: v.held,
-            read_buckets: v.latency_buckets(OpClass::Read, &LATENCY_BOUNDS_US),
-            write_buckets: v.latency_buckets(OpClass::Write, &LATENCY_BOUNDS_US),
-        });
-        CoreView {
-            index: self.index,
-            core: spdk_rs::thread::current_core().map_or(0, |core| core.0),
-            busy_fraction,
-            counters: self.counters,
-            memory: self.memory.counters,
-            memory_bytes: self.memory.taken_bytes() as u64,
-            shards: shards.collect(),
-            volumes: volumes.collect(),
-        }
-    }
-}
-
-/// Answers a host, on its own core; here only put on the way.
-fn answer(io: RoamingIo, status: NvmeStatus) {
-    port::with(|port| port.finish(io, status));
 }

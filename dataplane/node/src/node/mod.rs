@@ -6,6 +6,7 @@
 mod drives;
 mod exports;
 mod info;
+mod opening;
 mod rpc;
 mod stop;
 mod volumes;
@@ -48,6 +49,10 @@ struct CoreHandle {
 }
 
 type Continuation = Box<dyn FnOnce(&Rc<Node>, Box<dyn Any>)>;
+/// What happens later, with the node at hand.
+type Later = Box<dyn FnOnce(&Rc<Node>)>;
+/// A core that has started, on its way to the others.
+type StartedCore = (CoreHandle, Peer, crossbeam_channel::Receiver<core::Parcel>);
 /// What happens when the node serves.
 pub type Ready = Box<dyn FnOnce(&Rc<Node>)>;
 type OrderWaiter = Box<dyn FnOnce(&Rc<Node>, Result<(), OrderError>)>;
@@ -145,8 +150,7 @@ impl Node {
         let wanted = spdk_rs::app::cores();
         let memory_bytes = buffer_bytes(&self.config) / wanted.len();
         let count = wanted.len();
-        let peers: Rc<RefCell<Vec<Option<(CoreHandle, Peer, crossbeam_channel::Receiver<core::Parcel>)>>>> =
-            Rc::new(RefCell::new((0..count).map(|_| None).collect()));
+        let peers: Rc<RefCell<Vec<Option<StartedCore>>>> = Rc::new(RefCell::new((0..count).map(|_| None).collect()));
         for (at, core) in wanted.into_iter().enumerate() {
             let index = CoreIndex(at as u16);
             let reporter = app.clone();
@@ -190,7 +194,7 @@ impl Node {
         }
     }
 
-    fn install_ports(self: &Rc<Self>, all: Vec<(CoreHandle, Peer, crossbeam_channel::Receiver<core::Parcel>)>) {
+    fn install_ports(self: &Rc<Self>, all: Vec<StartedCore>) {
         let peers: Vec<Peer> = all.iter().map(|(_, peer, _)| peer.clone()).collect();
         let mut handles = Vec::new();
         for (handle, peer, receiver) in all {

@@ -12,11 +12,9 @@ use penstock_api::rpc::DriveAddParams;
 use penstock_api::{DriveId, DriveSpec, VolumeId};
 use spdk_rs::thread::{Activity, Poller};
 
-use super::Node;
+use super::{Later, Node};
 use crate::label::{self, Found};
 use crate::state::DriveEntry;
-
-type Later = Box<dyn FnOnce(&Rc<Node>)>;
 
 #[derive(Default)]
 pub(super) struct StopState {

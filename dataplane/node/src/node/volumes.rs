@@ -7,7 +7,7 @@ use penstock_api::rpc::{
 };
 use penstock_api::{ByteSize, DriveId, ReplicaId, SegmentId, VolumeId};
 use penstock_engine::{Order, OrderError};
-use penstock_wire::{BLOCK, ReplicaShape};
+use penstock_wire::{BLOCK, ReplicaShape, VOLUME_BLOCKS_MAX};
 
 use super::exports::OpenExport;
 use super::{Answer, Node, fail};
@@ -53,6 +53,20 @@ impl Volume {
 
 pub(super) fn no_volume(id: VolumeId) -> RpcError {
     fail(ErrorCode::NotFound, format!("there is no volume {id} on this node"), "`penstock volume ls` shows those there are")
+}
+
+/// Whether a volume may have this many bytes.
+fn check_size(size: u64) -> Result<(), RpcError> {
+    let limit = VOLUME_BLOCKS_MAX * BLOCK as u64;
+    if size == 0 || !size.is_multiple_of(BLOCK as u64) {
+        let message = format!("a volume of {size} bytes cannot be: the size must be a multiple of 4096 and more than 0");
+        return Err(fail(ErrorCode::Invalid, message, "round it up to the next 4096"));
+    }
+    if size > limit {
+        let message = format!("a volume of {} cannot be: the most is {}", ByteSize(size), ByteSize(limit));
+        return Err(fail(ErrorCode::Invalid, message, "make it smaller, or make several"));
+    }
+    Ok(())
 }
 
 fn order_error(doing: &str, error: OrderError) -> RpcError {
@@ -147,9 +161,8 @@ impl Node {
     pub(super) fn volume_create(self: &Rc<Self>, params: VolumeCreateParams, answer: Answer<VolumeInfo>) {
         let id = params.volume_id;
         let size = params.size_bytes.bytes();
-        if size == 0 || !size.is_multiple_of(BLOCK as u64) {
-            let message = format!("a volume of {size} bytes cannot be: the size must be a multiple of 4096 and more than 0");
-            return answer(Err(fail(ErrorCode::Invalid, message, "round it up to the next 4096")));
+        if let Err(error) = check_size(size) {
+            return answer(Err(error));
         }
         let same = self.volumes.borrow().get(&id).map(|v| {
             (v.segment, v.replica, v.name.as_str(), v.blocks * BLOCK as u64, v.logical_block, v.drive)
@@ -262,9 +275,8 @@ impl Node {
         let size = params.size_bytes.bytes();
         let found = self.volumes.borrow().get(&id).map(|v| (v.blocks * BLOCK as u64, v.segment, v.core, v.key, v.store, v.exports.len()));
         let Some((now, segment, core, key, store, exports)) = found else { return answer(Err(no_volume(id))) };
-        if size == 0 || !size.is_multiple_of(BLOCK as u64) {
-            let message = format!("{size} bytes is no size of a volume: it must be a multiple of 4096 and more than 0");
-            return answer(Err(fail(ErrorCode::Invalid, message, "round it up to the next 4096")));
+        if let Err(error) = check_size(size) {
+            return answer(Err(error));
         }
         if size == now {
             return self.volume_info(id, answer);
