@@ -145,7 +145,11 @@ fn start(machine: &mut Machine, inside: &Inside) -> Result<()> {
         Inside::SpdkTarget { .. } => {
             format!("rm -f /dev/hugepages/*; nvmf_tgt -m 0x1 -s 512 -c /etc/inside.json -r {RUN}/spdk.sock")
         }
-        Inside::Penstockd { flags: further, .. } => format!("penstockd {} --mem-mib 512 {}", flags(RUN).join(" "), further.join(" ")),
+        Inside::Penstockd { flags: further, reach, .. } => {
+            // SPDK sleeps on an NVMe drive by way of vfio's MSI-X alone, which uio has not
+            let poll = if *reach == Reach::Uio { "busy" } else { "adaptive" };
+            format!("penstockd {} --mem-mib 512 {}", flags(RUN, poll).join(" "), further.join(" "))
+        }
     };
     let script = format!("mkdir -p {RUN}; {command} >> /run/target.log 2>&1 & echo $! > {RUN}/pid");
     machine.shell(&script, START_LIMIT).map(drop)

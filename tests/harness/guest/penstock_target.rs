@@ -108,7 +108,7 @@ pub fn add_drive(line: &mut dyn Line, spec: &str, open_only: bool) -> Result<()>
 }
 
 /// Small, so that a test goes round it.
-const OPLOG: ByteSize = ByteSize::mib(16);
+const OPLOG: ByteSize = ByteSize::mib(8);
 
 pub fn create_volume(line: &mut dyn Line, size: u64) -> Result<()> {
     let ids = TestIds::new();
@@ -176,9 +176,9 @@ fn door_of(export: &ExportInfo) -> Result<Door> {
     }
 }
 
-/// Flags of a penstockd of its own below `dir`.
-pub fn flags(dir: &str) -> Vec<String> {
-    let flags = format!("--run-dir {dir}/run --state-dir {dir}/state --cores 0 --poll adaptive");
+/// Flags of a penstockd of its own below `dir`; `poll` is busy or adaptive.
+pub fn flags(dir: &str, poll: &str) -> Vec<String> {
+    let flags = format!("--run-dir {dir}/run --state-dir {dir}/state --cores 0 --poll {poll}");
     flags.split(' ').map(str::to_owned).collect()
 }
 
@@ -191,7 +191,7 @@ pub struct PenstockNode {
 impl PenstockNode {
     /// Sockets, state and log go to `dir`. Does not start.
     pub fn new(dir: &Path) -> Result<Self> {
-        let mut arguments = flags(&dir.display().to_string());
+        let mut arguments = flags(&dir.display().to_string(), "adaptive");
         arguments.push("--no-huge".into());
         let daemon = Daemon::new(built_program("penstockd")?, arguments, dir.join("penstockd.log"));
         Ok(PenstockNode { daemon, line: HostLine { socket: dir.join("run/penstockd.sock") } })
