@@ -289,7 +289,9 @@ impl Store {
                 Some(Status::Ok)
             }
             // Which blocks the lost batches wrote is unknown, so none can be vouched for until the operator accepts the loss.
-            Ok(()) if matches!(op, HostOp::Read(_)) && self.report.lost_batches > 0 && !self.config.accept_lost_log => Some(Status::Unrecovered),
+            Ok(()) if matches!(op, HostOp::Read(_)) && self.report.lost_batches > 0 && !self.config.accept_lost_log => {
+                Some(Status::Unrecovered)
+            }
             Ok(()) => None,
         };
         if let Some(status) = refused {
@@ -501,7 +503,11 @@ impl Store {
             self.want_page(page, PageWaiter::Job(id), mem, fx);
             return true;
         }
-        let busy = self.index.len() > 0 || !self.host.ready.is_empty() || self.stream.out_count() > 0 || !self.drain_is_done() || self.space.is_waiting();
+        let busy = self.index.len() > 0
+            || !self.host.ready.is_empty()
+            || self.stream.out_count() > 0
+            || !self.drain_is_done()
+            || self.space.is_waiting();
         if busy {
             self.host.wants_space = true;
             return false;
