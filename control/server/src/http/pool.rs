@@ -42,7 +42,10 @@ fn check_probe(body: &DriveAddBody, probe: &DriveProbeInfo, identity: Option<Ide
         }
         DriveContent::Ours { .. } | DriveContent::Foreign { .. } if body.force => {}
         DriveContent::Ours { label } => {
-            let message = format!("{spec} belongs to node {} of cluster {}", label.node_id, label.cluster_id);
+            let mut message = format!("{spec} belongs to node {} of cluster {}", label.node_id, label.cluster_id);
+            if let Some(ours) = identity {
+                message.push_str(&format!("; this is node {} of cluster {}", ours.node_id(), ours.cluster_id()));
+            }
             let hint =
                 format!("`penstock pool import '{spec}'` takes it up into a control that has nothing else; --force destroys what it holds");
             return error(ErrorCode::ForeignData, message, hint);
