@@ -42,7 +42,7 @@ printf 'fuzz: building the targets\n' >&2
 # --target keeps the flags away from build scripts; the encoded form keeps them whole.
 CARGO_ENCODED_RUSTFLAGS=$(IFS=$'\x1f'; printf '%s' "${flags[*]}") \
 CARGO_TARGET_DIR=$cache/fuzz-target \
-    cargo build --release --quiet --locked --target "$host" --manifest-path tests/fuzz/Cargo.toml --bins
+    cargo build --release --quiet --target "$host" --manifest-path tests/fuzz/Cargo.toml --bins
 bin=$cache/fuzz-target/$host/release
 for target in "${targets[@]}"; do
     mkdir -p "$corpus/seeds/$target"
