@@ -221,7 +221,7 @@ fn forge_page(media: &mut Media, choices: &mut Choices<'_>) -> bool {
     let at = choices.pick(rows.len());
     let place = GEOMETRY.extents_start.0 + u64::from(rows[at].slot);
     let mut block = media.read(place);
-    if choices.u8() % 2 == 0 {
+    if choices.u8().is_multiple_of(2) {
         // An entry's place or states.
         let field = 64 + 80 * choices.pick(48) + 4 * choices.pick(2);
         let value = choices.value(get(&block, field, 4));
