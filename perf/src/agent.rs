@@ -7,7 +7,7 @@
 use std::io::{BufRead, Write};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{RecvTimeoutError, bounded, unbounded};
 use serde::{Deserialize, Serialize};
@@ -130,10 +130,28 @@ fn turn(host: &mut Host, ask: &TurnAsk) -> Result<TurnAnswer, String> {
             Err(RecvTimeoutError::Disconnected) => return Err("a lane ended without a word".to_owned()),
         }
     }
+    await_lanes_gone(host)?;
     let latency = total.latency();
     answer.p50_us = latency.value_at_quantile(0.5) as f64 / 1e3;
     answer.p99_us = latency.value_at_quantile(0.99) as f64 / 1e3;
     Ok(answer)
+}
+
+/// A lane's thread leaves over the next turns of its reactor. Whoever asked may stop this process once it has the answer, and SPDK
+/// counts the time stopped against a thread that is leaving, and in the end forces it out.
+fn await_lanes_gone(host: &mut Host) -> Result<(), String> {
+    let deadline = Instant::now() + TURN_GRACE;
+    loop {
+        let stats = host.call("thread_get_stats", &Value::Null).map_err(|error| error.to_string())?;
+        let threads = stats["threads"].as_array().cloned().unwrap_or_default();
+        if !threads.iter().any(|thread| thread["name"].as_str().is_some_and(|name| name.starts_with(lane::THREAD_NAME))) {
+            return Ok(());
+        }
+        if Instant::now() >= deadline {
+            return Err(format!("a lane's thread is still there {} s after its turn", TURN_GRACE.as_secs()));
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
 }
 
 fn add_lane(answer: &mut TurnAnswer, total: &mut Sample, sample: &Sample) {

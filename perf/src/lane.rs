@@ -95,6 +95,8 @@ struct Lane<L: Load> {
     poller: Option<Poller>,
 }
 
+/// What the names of lanes' threads begin with.
+pub const THREAD_NAME: &str = "perf_lane";
 /// Turns between two looks at the orders and the window; keeps those off the per-I/O path.
 const TURNS_PER_LOOK: u32 = 64;
 
@@ -216,7 +218,7 @@ pub fn start<L: Load + Send + 'static>(
             thread::exit_current();
         }
     };
-    thread::spawn(&format!("perf_lane_{}", core.0), core, started).map(|_| ())
+    thread::spawn(&format!("{THREAD_NAME}_{}", core.0), core, started).map(|_| ())
 }
 
 fn begin<L: Load + Send + 'static>(

@@ -2,14 +2,14 @@
 
 use std::cell::RefCell;
 use std::rc::Rc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::json;
 
 use super::agents::Agent;
 use super::pairs::{Arm, ArmError, Turn};
 use super::process::ArmProcess;
-use super::volume::Undrained;
+use super::volume::{self, AgentNode, Node};
 use crate::agent::{LaneAsk, TurnAnswer, TurnAsk};
 use crate::counters::{Counters, CountersError, Counts, cpu_nanos};
 use crate::handicap::HandicapKind;
@@ -103,6 +103,15 @@ pub type SharedAgent = Rc<RefCell<Agent>>;
 /// A target that is awake only in its arm's turns.
 pub type SharedProcess = Rc<ArmProcess>;
 
+/// What a turn over a volume owes, beside its load.
+pub enum Upkeep {
+    /// Write arms begin with everything drained, write at least `least_bytes`, and drain it all within their measured time: nothing
+    /// is put off into somebody else's turn.
+    Drain { drives: Vec<u64>, least_bytes: u64 },
+    /// Read arms over undrained blocks: `fill` is written where fewer lie undrained, and most of them must still do so in the end.
+    Undrained { drive: u64, blocks: u64, fill: TurnAsk },
+}
+
 /// Load from an agent.
 pub struct AgentArm {
     pub name: String,
@@ -114,23 +123,75 @@ pub struct AgentArm {
     pub metric: Metric,
     /// The target, where it is a process of its own.
     pub target: Option<SharedProcess>,
-    /// For write arms over a volume: they must not end more undrained than they began.
-    pub undrained: Option<Undrained>,
+    pub upkeep: Option<Upkeep>,
+    /// The node of `target`; without one the node is in the agent.
+    pub node: Option<RpcClient>,
 }
 
 impl AgentArm {
     fn ask(&self, handicap: HandicapKind) -> TurnAsk {
+        // Counters see the whole turn, and drained bytes are those of the whole turn: then operations must be too.
+        let is_whole = self.metric.is_cost() || matches!(self.upkeep, Some(Upkeep::Drain { .. }));
         TurnAsk {
             lanes: self.lanes.clone(),
             workload: self.workload.clone(),
-            // Counters see the whole turn, so there nothing is left out of the count of operations either.
-            warmup: if self.metric.is_cost() { Nanos(0) } else { self.warmup },
+            warmup: if is_whole { Nanos(0) } else { self.warmup },
             duration: Some(self.duration),
             operations: None,
             handicap: handicap.to_string(),
         }
     }
+
+    fn on_node<R>(&mut self, work: impl FnOnce(&mut dyn Node) -> R) -> R {
+        match &mut self.node {
+            Some(rpc) => work(rpc),
+            None => work(&mut AgentNode(self.agent.clone())),
+        }
+    }
+
+    fn drain(&mut self) -> Result<(), String> {
+        let Some(Upkeep::Drain { drives, .. }) = &self.upkeep else { return Ok(()) };
+        let drives = drives.clone();
+        self.on_node(|node| drives.iter().try_for_each(|drive| volume::drain(node, *drive)))
+    }
+
+    fn undrained_blocks(&mut self, drive: u64) -> Result<u64, String> {
+        self.on_node(|node| volume::undrained_bytes(node, drive)).map(|bytes| bytes / UNDRAINED_BLOCK)
+    }
+
+    /// What is owed before the load.
+    fn before(&mut self) -> Result<(), String> {
+        let Some(Upkeep::Undrained { drive, blocks, fill }) = &self.upkeep else { return self.drain() };
+        let (drive, blocks, fill) = (*drive, *blocks, fill.clone());
+        if self.undrained_blocks(drive)? < blocks {
+            // From nothing, in one go: filling up what is left would press the log and set off its drain.
+            self.on_node(|node| volume::drain(node, drive))?;
+            self.agent.borrow_mut().turn(&fill).map_err(|error| error.to_string())?;
+        }
+        Ok(())
+    }
+
+    /// What is owed after it: seconds that count as measured, and why the turn is void.
+    fn after(&mut self, answer: &TurnAnswer) -> Result<(f64, Option<&'static str>), String> {
+        match &self.upkeep {
+            None => Ok((0.0, None)),
+            Some(Upkeep::Drain { least_bytes, .. }) => {
+                let is_little = answer.bytes < *least_bytes;
+                let started = Instant::now();
+                self.drain()?;
+                Ok((started.elapsed().as_secs_f64(), is_little.then_some("wrote less than three times the oplog")))
+            }
+            Some(Upkeep::Undrained { drive, blocks, .. }) => {
+                let (drive, least) = (*drive, *blocks / 10 * 9);
+                let void = self.undrained_blocks(drive)? < least;
+                Ok((0.0, void.then_some("too few blocks lay undrained in the end")))
+            }
+        }
+    }
 }
+
+/// Bytes of a block in a node's figures.
+const UNDRAINED_BLOCK: u64 = 4096;
 
 impl Arm for AgentArm {
     fn name(&self) -> String {
@@ -160,23 +221,23 @@ impl Arm for AgentArm {
     }
 
     fn turn(&mut self, handicap: HandicapKind) -> Result<Turn, ArmError> {
-        let fail = failed(&self.name);
+        let name = self.name.clone();
+        let fail = failed(&name);
+        self.before().map_err(&fail)?;
         let ask = self.ask(handicap);
-        let before = self.undrained.as_mut().map(|undrained| undrained.bytes(&self.agent)).transpose().map_err(&fail)?;
         let work = || self.agent.borrow_mut().turn(&ask).map_err(|error| error.to_string());
         let (answer, spent): (TurnAnswer, Spent) = self.metric.count(&self.pids(), work).map_err(&fail)?;
         if answer.operations == 0 {
             return Err(fail("no operation completed in its turn".to_owned()));
         }
-        let after = self.undrained.as_mut().map(|undrained| undrained.bytes(&self.agent)).transpose().map_err(&fail)?;
-        let grew = match (&self.undrained, before, after) {
-            (Some(undrained), Some(before), Some(after)) => after > before + undrained.slack(),
-            _ => false,
-        };
+        let (more_s, void) = self.after(&answer).map_err(&fail)?;
+        // The rates are of the load's own window; what draining took comes on top.
+        let load_s = answer.operations as f64 / answer.iops;
+        let share = load_s / (load_s + more_s);
         Ok(Turn {
-            value: self.metric.of(answer.operations, answer.iops, answer.bytes_per_s, spent),
+            value: self.metric.of(answer.operations, answer.iops * share, answer.bytes_per_s * share, spent),
             operations: answer.operations,
-            void: grew.then_some("ended more undrained than it began"),
+            void,
         })
     }
 }

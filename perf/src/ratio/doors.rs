@@ -10,9 +10,9 @@ use std::rc::Rc;
 use serde_json::{Value, json};
 
 use super::agents::{Agent, AgentOptions};
-use super::arms::{AgentArm, Metric, SharedAgent, SharedProcess};
+use super::arms::{AgentArm, Metric, SharedAgent, SharedProcess, Upkeep};
 use super::process::ArmProcess;
-use super::volume::{self, DriveAsk, Node, Undrained};
+use super::volume::{self, DriveAsk, Node};
 use super::{Bench, Control, Gate, Question, RatioError, TURN, TURN_WARMUP};
 use crate::agent::{LaneAsk, TurnAsk};
 use crate::rpc::RpcClient;
@@ -25,8 +25,10 @@ const LOAD_CORE: u32 = 1;
 const MIB: u64 = 1 << 20;
 const BLOCK: u64 = 4096;
 const DEVICE_BYTES: u64 = 768 * MIB;
-const OPLOG_BYTES: u64 = 256 * MIB;
+const OPLOG_BYTES: u64 = 128 * MIB;
 const VOLUME_BYTES: u64 = 256 * MIB;
+/// Three times the oplog.
+const LEAST_BYTES: u64 = 3 * OPLOG_BYTES;
 const NQN: &str = "nqn.2026-11.io.penstock:bench:";
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -206,13 +208,14 @@ fn attach(agent: &SharedAgent, target: &Target, name: &str) -> Result<String, Ra
     bdev_name(&last).ok_or_else(|| RatioError::Volume(format!("attaching {target} answered {last}")))
 }
 
-fn fill(agent: &SharedAgent, bdev: &str, access: Access, block: u64, bytes: u64, seed: u64) -> Result<(), RatioError> {
+/// Writes every block once.
+fn fill(agent: &SharedAgent, bdev: &str, seed: u64) -> Result<(), RatioError> {
     agent.borrow_mut().turn(&TurnAsk {
         lanes: vec![LaneAsk { bdev: bdev.to_owned(), core: LOAD_CORE }],
-        workload: workload(Mix::WRITE, access, block, seed),
+        workload: workload(Mix::WRITE, Access::Sequential, 65536, seed),
         warmup: Nanos(0),
         duration: None,
-        operations: Some(bytes / block),
+        operations: Some(VOLUME_BYTES / 65536),
         handicap: "none".to_owned(),
     })?;
     Ok(())
@@ -256,7 +259,7 @@ pub fn run(bench: &mut Bench<'_>) -> Result<(), RatioError> {
         let their_bdev = attach(&agent, &their_target, "Stock")?;
         let seed = bench.options.seed;
         for bdev in [&our_bdev, &their_bdev] {
-            fill(&agent, bdev, Access::Sequential, 65536, VOLUME_BYTES, seed)?;
+            fill(&agent, bdev, seed)?;
         }
         for mix in mixes {
             if !bench.wants(&name(route, mix)) {
@@ -264,14 +267,8 @@ pub fn run(bench: &mut Bench<'_>) -> Result<(), RatioError> {
             }
             agent.borrow().wake()?;
             own.process.wake()?;
-            let undrained = if mix == Mix::WRITE {
-                fill(&agent, &our_bdev, Access::Random, BLOCK, 3 * OPLOG_BYTES, seed)?;
-                Some(Undrained { drive: route as u64, oplog_bytes: OPLOG_BYTES, rpc: Some(RpcClient::connect(&own.socket)?) })
-            } else {
-                volume::drain(&mut own.rpc, route as u64).map_err(RatioError::Volume)?;
-                None
-            };
-            let arm = |who: &str, bdev: &str, process: &SharedProcess, undrained: Option<Undrained>| AgentArm {
+            volume::drain(&mut own.rpc, route as u64).map_err(RatioError::Volume)?;
+            let arm = |who: &str, bdev: &str, process: &SharedProcess| AgentArm {
                 name: format!("{who} over {}", route.name()),
                 agent: agent.clone(),
                 lanes: vec![LaneAsk { bdev: bdev.to_owned(), core: LOAD_CORE }],
@@ -280,16 +277,21 @@ pub fn run(bench: &mut Bench<'_>) -> Result<(), RatioError> {
                 duration: TURN,
                 metric: Metric::OperationsPerSecond,
                 target: Some(process.clone()),
-                undrained,
+                upkeep: None,
+                node: None,
             };
-            let mut ours = arm("penstockd", &our_bdev, &own.process, undrained);
-            let mut peer = arm("spdk_tgt", &their_bdev, &theirs.process, None);
+            let mut ours = arm("penstockd", &our_bdev, &own.process);
+            if mix == Mix::WRITE {
+                ours.upkeep = Some(Upkeep::Drain { drives: vec![route as u64], least_bytes: LEAST_BYTES });
+                ours.node = Some(RpcClient::connect(&own.socket)?);
+            }
+            let mut peer = arm("spdk_tgt", &their_bdev, &theirs.process);
             let question = Question {
                 name: name(route, mix),
                 unit: Metric::OperationsPerSecond.unit(),
                 gate: route.gate(),
                 control: Control::Spin,
-                note: Some("target on core 0, load on core 1; durability: volatile malloc, acknowledged when in the oplog".to_owned()),
+                note: Some("target on core 0, load on core 1; durability: volatile malloc, acknowledged when in the oplog; every write turn drains what it wrote".to_owned()),
             };
             bench.compare(question, &mut ours, &mut peer)?;
         }

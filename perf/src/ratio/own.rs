@@ -38,7 +38,8 @@ fn arm(agent: &SharedAgent, bdev: &str, metric: Metric, seed: u64) -> AgentArm {
         duration: TURN,
         metric,
         target: None,
-        undrained: None,
+        upkeep: None,
+        node: None,
     }
 }
 

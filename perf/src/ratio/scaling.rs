@@ -9,8 +9,8 @@ use std::rc::Rc;
 use serde_json::json;
 
 use super::agents::{Agent, AgentOptions};
-use super::arms::{AgentArm, Metric, ScalingArm, SharedAgent};
-use super::volume::{self, AgentNode, DriveAsk, Undrained};
+use super::arms::{AgentArm, Metric, ScalingArm, SharedAgent, Upkeep};
+use super::volume::{self, AgentNode, DriveAsk};
 use super::{Bench, Control, Gate, Question, RatioError, TURN, TURN_WARMUP};
 use crate::agent::{LaneAsk, TurnAsk};
 use crate::handicap::HandicapKind;
@@ -19,8 +19,8 @@ use crate::workload::{Access, Mix, Workload};
 
 const MIB: u64 = 1 << 20;
 const BLOCK: u64 = 4096;
-const DEVICE_BYTES: u64 = 768 * MIB;
-const OPLOG_BYTES: u64 = 256 * MIB;
+const DEVICE_BYTES: u64 = 640 * MIB;
+const OPLOG_BYTES: u64 = 128 * MIB;
 const VOLUME_BYTES: u64 = 256 * MIB;
 
 fn workload(mix: Mix, access: Access, block: u64, seed: u64) -> Workload {
@@ -38,20 +38,30 @@ fn workload(mix: Mix, access: Access, block: u64, seed: u64) -> Workload {
 /// A device per core, named so in the agent, and the volume on it.
 struct CoreVolume {
     core: u32,
+    drive: u64,
     bdev: String,
+}
+
+fn bare(bench: &Bench<'_>) -> Result<SharedAgent, RatioError> {
+    let options = AgentOptions { cores: vec![0, 1], mem_mib: 2560, hugepages: bench.options.hugepages, node: None };
+    let mut agent = Agent::start(&bench.lab.program("penstock-perf")?, &options, &bench.lab.path("bare.log"))?;
+    for core in [0, 1] {
+        for (method, kind) in [("bdev_malloc_create", "Malloc"), ("bdev_null_create", "Null")] {
+            let params = json!({"name": format!("{kind}{core}"), "num_blocks": DEVICE_BYTES / BLOCK, "block_size": BLOCK});
+            agent.rpc(method, &params)?;
+        }
+    }
+    Ok(Rc::new(RefCell::new(agent)))
 }
 
 fn open(bench: &Bench<'_>) -> Result<(SharedAgent, Vec<CoreVolume>), RatioError> {
     let options =
-        AgentOptions { cores: vec![0, 1], mem_mib: 5120, hugepages: bench.options.hugepages, node: Some(bench.lab.subdirectory("node")?) };
+        AgentOptions { cores: vec![0, 1], mem_mib: 3072, hugepages: bench.options.hugepages, node: Some(bench.lab.subdirectory("node")?) };
     let program = bench.lab.program("penstock-perf")?;
     let mut agent = Agent::start(&program, &options, &bench.lab.path("agent.log"))?;
     for core in [0, 1] {
-        for name in [format!("Ours{core}"), format!("Malloc{core}")] {
-            agent.rpc("bdev_malloc_create", &json!({"name": name, "num_blocks": DEVICE_BYTES / BLOCK, "block_size": BLOCK}))?;
-        }
-        let null = json!({"name": format!("Null{core}"), "num_blocks": DEVICE_BYTES / BLOCK, "block_size": BLOCK});
-        agent.rpc("bdev_null_create", &null)?;
+        let name = format!("Ours{core}");
+        agent.rpc("bdev_malloc_create", &json!({"name": name, "num_blocks": DEVICE_BYTES / BLOCK, "block_size": BLOCK}))?;
     }
     let agent: SharedAgent = Rc::new(RefCell::new(agent));
     let mut node = AgentNode(agent.clone());
@@ -62,7 +72,7 @@ fn open(bench: &Bench<'_>) -> Result<(SharedAgent, Vec<CoreVolume>), RatioError>
             let spec = format!("bdev:Ours{number}?power_safe=true");
             volume::add_drive(&mut node, &DriveAsk { number, spec: &spec, stores: 1, oplog_bytes: OPLOG_BYTES })?;
             let core = volume::create(&mut node, number, number, VOLUME_BYTES)?;
-            volumes.push(CoreVolume { core, bdev: volume::local_bdev(&mut node, number)? });
+            volumes.push(CoreVolume { core, drive: number, bdev: volume::local_bdev(&mut node, number)? });
         }
         Ok(())
     })();
@@ -85,34 +95,30 @@ pub fn run(bench: &mut Bench<'_>) -> Result<(), RatioError> {
     }
     let (agent, volumes) = open(bench)?;
     let seed = bench.options.seed;
-    let fill = |bdev: &str, core: u32, access: Access, block: u64, bytes: u64| {
+    let fill = |agent: &SharedAgent, bdev: &str, core: u32| {
         agent.borrow_mut().turn(&TurnAsk {
             lanes: vec![LaneAsk { bdev: bdev.to_owned(), core }],
-            workload: workload(Mix::WRITE, access, block, seed),
+            workload: workload(Mix::WRITE, Access::Sequential, 65536, seed),
             warmup: Nanos(0),
             duration: None,
-            operations: Some(bytes / block),
+            operations: Some(VOLUME_BYTES / 65536),
             handicap: "none".to_owned(),
         })
     };
     for volume in &volumes {
-        fill(&volume.bdev, volume.core, Access::Sequential, 65536, VOLUME_BYTES)?;
-        fill(&format!("Malloc{}", volume.core), volume.core, Access::Sequential, 65536, VOLUME_BYTES)?;
+        fill(&agent, &volume.bdev, volume.core)?;
+        volume::drain(&mut AgentNode(agent.clone()), volume.drive).map_err(RatioError::Volume)?;
     }
-    for number in [0, 1] {
-        volume::drain(&mut AgentNode(agent.clone()), number).map_err(RatioError::Volume)?;
+    agent.borrow().rest()?;
+    let stock = bare(bench)?;
+    for volume in &volumes {
+        fill(&stock, &format!("Malloc{}", volume.core), volume.core)?;
     }
     for (peer_name, mix) in cases {
         if !bench.wants(&name(peer_name, mix)) {
             continue;
         }
-        agent.borrow().wake()?;
-        if mix == Mix::WRITE {
-            for volume in &volumes {
-                fill(&volume.bdev, volume.core, Access::Random, BLOCK, 3 * OPLOG_BYTES)?;
-            }
-        }
-        let arm = |lanes: Vec<LaneAsk>, name: &str, is_volume: bool| AgentArm {
+        let arm = |agent: &SharedAgent, lanes: Vec<LaneAsk>, name: &str, drives: Vec<u64>| AgentArm {
             name: name.to_owned(),
             agent: agent.clone(),
             lanes,
@@ -121,18 +127,24 @@ pub fn run(bench: &mut Bench<'_>) -> Result<(), RatioError> {
             duration: TURN,
             metric: Metric::OperationsPerSecond,
             target: None,
-            undrained: (is_volume && mix == Mix::WRITE).then_some(Undrained { drive: 0, oplog_bytes: OPLOG_BYTES, rpc: None }),
+            upkeep: (mix == Mix::WRITE && !drives.is_empty()).then_some(Upkeep::Drain { drives, least_bytes: 3 * OPLOG_BYTES }),
+            node: None,
         };
         let lane = |volume: &CoreVolume| LaneAsk { bdev: volume.bdev.clone(), core: volume.core };
-        let bare = |volume: &CoreVolume| LaneAsk { bdev: format!("{peer_name}{}", volume.core), core: volume.core };
+        let device = |volume: &CoreVolume| LaneAsk { bdev: format!("{peer_name}{}", volume.core), core: volume.core };
         let mut ours = ScalingArm {
-            one: arm(vec![lane(&volumes[1])], "1 volume", true),
-            two: arm(volumes.iter().map(lane).collect(), "2 volumes on 2 cores / 1 on 1", true),
+            one: arm(&agent, vec![lane(&volumes[1])], "1 volume", vec![volumes[1].drive]),
+            two: arm(
+                &agent,
+                volumes.iter().map(lane).collect(),
+                "2 volumes on 2 cores / 1 on 1",
+                volumes.iter().map(|volume| volume.drive).collect(),
+            ),
             turns: 0,
         };
         let mut peer = ScalingArm {
-            one: arm(vec![bare(&volumes[1])], "1 device", false),
-            two: arm(volumes.iter().map(bare).collect(), &format!("2 {} / 1", peer_name.to_lowercase()), false),
+            one: arm(&stock, vec![device(&volumes[1])], "1 device", Vec::new()),
+            two: arm(&stock, volumes.iter().map(device).collect(), &format!("2 {} / 1", peer_name.to_lowercase()), Vec::new()),
             turns: 0,
         };
         let question = Question {

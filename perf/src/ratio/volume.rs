@@ -35,10 +35,21 @@ fn id(sequence: u64) -> String {
 const CLUSTER: u64 = 1;
 const NODE: u64 = 2;
 
-/// Makes the node ours. Needed once, before drives.
+/// Makes the node ours, once it is up. Needed once, before drives.
 pub fn claim(node: &mut dyn Node) -> Result<(), String> {
-    node.call("penstock_node_claim", &json!({"cluster_id": id(CLUSTER), "node_id": id(NODE)})).map(|_| ())
+    let params = json!({"cluster_id": id(CLUSTER), "node_id": id(NODE)});
+    let deadline = Instant::now() + Duration::from_secs(30);
+    loop {
+        match node.call("penstock_node_claim", &params) {
+            Ok(_) => return Ok(()),
+            Err(error) if error.contains(NOT_READY) && Instant::now() < deadline => std::thread::sleep(Duration::from_millis(20)),
+            Err(error) => return Err(error),
+        }
+    }
 }
+
+/// JSON-RPC code of a node that is still starting.
+const NOT_READY: &str = "-33008";
 
 /// A drive to add.
 #[derive(Debug, Clone)]
@@ -116,28 +127,11 @@ pub fn drain(node: &mut dyn Node, drive: u64) -> Result<(), String> {
     node.call("penstock_drain", &json!({"drive_id": drive_id(drive)})).map(|_| ())
 }
 
-/// Reads how much of a drive is undrained.
-pub struct Undrained {
-    pub drive: u64,
-    pub oplog_bytes: u64,
-    /// The node, where it is a process of its own; else it is in the agent.
-    pub rpc: Option<RpcClient>,
-}
-
-impl Undrained {
-    pub fn bytes(&mut self, agent: &SharedAgent) -> Result<u64, String> {
-        let drive = match &mut self.rpc {
-            Some(rpc) => drive(rpc, self.drive)?,
-            None => drive(&mut AgentNode(agent.clone()), self.drive)?,
-        };
-        let stores = drive["stores"].as_array().cloned().unwrap_or_default();
-        Ok(stores.iter().filter_map(|store| store["undrained_bytes"].as_u64()).sum())
-    }
-
-    /// What the level may differ by between two moments of a steady state: draining works in slices.
-    pub fn slack(&self) -> u64 {
-        self.oplog_bytes / 16
-    }
+/// Bytes of a drive's log that are not drained.
+pub fn undrained_bytes(node: &mut dyn Node, number: u64) -> Result<u64, String> {
+    let drive = drive(node, number)?;
+    let stores = drive["stores"].as_array().cloned().unwrap_or_default();
+    Ok(stores.iter().filter_map(|store| store["undrained_bytes"].as_u64()).sum())
 }
 
 #[cfg(test)]
