@@ -3,7 +3,7 @@
 //! NVMe doors: device, subsystem (passthrough), namespace, listener, start. Closing takes the same steps back, and waits for what
 //! hosts have outstanding. A step that fails takes back what was done before it.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::rc::Rc;
@@ -52,8 +52,14 @@ pub struct Opened {
 }
 
 enum Kind {
-    Nvme { nqn: Nqn, listen: Listen },
-    Vhost { controller: String },
+    /// `listen` once the address counts this door as a user.
+    Nvme {
+        nqn: Nqn,
+        listen: Option<Listen>,
+    },
+    Vhost {
+        controller: String,
+    },
 }
 
 /// An open door.
@@ -76,7 +82,19 @@ pub struct Target {
     vhost_dir: PathBuf,
     /// How many doors, or settings, use an address.
     listening: RefCell<BTreeMap<String, (Listen, u32)>>,
-    devices: std::cell::Cell<u64>,
+    devices: Cell<u64>,
+    gate: Gate,
+}
+
+/// Holds back listeners while the doors of the last run are being opened. SPDK loses a CONNECT that arrives while its subsystem is
+/// being started (nvmf.c, nvmf_poll_group_add_subsystem frees it unanswered), and after a restart hosts are knocking already.
+#[derive(Default)]
+struct Gate {
+    open: Cell<bool>,
+    asked: Cell<bool>,
+    /// Subsystems that have been made and have not started.
+    starting: Cell<u32>,
+    waiting: RefCell<Vec<Box<dyn FnOnce(&Rc<Target>)>>>,
 }
 
 type Done<T> = Box<dyn FnOnce(Result<T, ExportError>)>;
@@ -98,7 +116,8 @@ impl Target {
         if let Err(errno) = vhost::set_socket_directory(&format!("{}/", vhost_dir.display())) {
             return done(Err(spdk("setting vhost's directory", "Check the run directory's path")(errno)));
         }
-        let target = Rc::new(Self { nvmf, vfio_user_dir, vhost_dir, listening: RefCell::default(), devices: std::cell::Cell::new(0) });
+        let target =
+            Rc::new(Self { nvmf, vfio_user_dir, vhost_dir, listening: RefCell::default(), devices: Cell::new(0), gate: Gate::default() });
         let tcp = TransportOptions {
             io_unit_size: 128 * 1024,
             max_io_size: IO_BYTES_MAX,
@@ -264,26 +283,74 @@ impl Target {
             subsystem.destroy(move |_| registered.unregister(|_| ()));
             return done(Err(spdk("adding the namespace", "See the log for SPDK's reason")(errno)));
         }
-        if let Err(error) = self.listen(&listen) {
-            subsystem.destroy(move |_| registered.unregister(|_| ()));
-            return done(Err(error));
-        }
-        let opened = Opened { address: shown, nqn: Some(nqn.clone()) };
-        let export = Export { device, registered, kind: Kind::Nvme { nqn, listen: listen.clone() }, opened };
         let this = self.clone();
-        let finish = move |result: Result<(), Errno>| match result {
-            Ok(()) => done(Ok(export)),
-            Err(errno) => {
-                this.remove(export, |_| ());
-                done(Err(spdk("starting the NVMe subsystem", "See the log for SPDK's reason")(errno)));
-            }
-        };
         let name = options.nqn;
-        let target = self.nvmf;
-        subsystem.add_listener(&listen, AnaState::Optimized, move |result| match (result, target.find_subsystem(&name)) {
-            (Ok(()), Some(subsystem)) => subsystem.start(finish),
-            (result, _) => finish(Err(result.err().unwrap_or(Errno::NODEV))),
+        self.gate.starting.set(self.gate.starting.get() + 1);
+        subsystem.start(move |result| {
+            this.gate.starting.set(this.gate.starting.get() - 1);
+            let opened = Opened { address: shown, nqn: Some(nqn.clone()) };
+            let mut export = Export { device, registered, kind: Kind::Nvme { nqn: nqn.clone(), listen: None }, opened };
+            if let Err(errno) = result {
+                this.remove(export, |_| ());
+                return done(Err(spdk("starting the NVMe subsystem", "See the log for SPDK's reason")(errno)));
+            }
+            this.when_open(move |this| {
+                if let Err(error) = this.listen(&listen) {
+                    this.remove(export, |_| ());
+                    return done(Err(error));
+                }
+                export.kind = Kind::Nvme { nqn, listen: Some(listen.clone()) };
+                let target = this.clone();
+                this.associate(name, listen, move |result| match result {
+                    Ok(()) => done(Ok(export)),
+                    Err(errno) => {
+                        target.remove(export, |_| ());
+                        done(Err(spdk("adding the listener", "See the log for SPDK's reason")(errno)));
+                    }
+                });
+            });
+            this.try_gate();
         });
+    }
+
+    /// Makes a running subsystem reachable at an address.
+    fn associate(self: &Rc<Self>, nqn: String, listen: Listen, done: impl FnOnce(Result<(), Errno>) + 'static) {
+        let nvmf = self.nvmf;
+        let Some(subsystem) = nvmf.find_subsystem(&nqn) else { return done(Err(Errno::NODEV)) };
+        subsystem.pause(move |paused| {
+            let Some(subsystem) = nvmf.find_subsystem(&nqn).filter(|_| paused.is_ok()) else {
+                return done(Err(paused.err().unwrap_or(Errno::NODEV)));
+            };
+            subsystem.add_listener(&listen, AnaState::Optimized, move |added| match nvmf.find_subsystem(&nqn) {
+                Some(subsystem) => subsystem.resume(move |resumed| done(added.and(resumed))),
+                None => done(Err(Errno::NODEV)),
+            });
+        });
+    }
+
+    fn when_open(self: &Rc<Self>, f: impl FnOnce(&Rc<Self>) + 'static) {
+        if self.gate.open.get() {
+            f(self);
+        } else {
+            self.gate.waiting.borrow_mut().push(Box::new(f));
+        }
+    }
+
+    /// The doors of the last run have been asked for: hosts may come in as soon as the last of them has started.
+    pub fn open_gate(self: &Rc<Self>) {
+        self.gate.asked.set(true);
+        self.try_gate();
+    }
+
+    fn try_gate(self: &Rc<Self>) {
+        if self.gate.open.get() || !self.gate.asked.get() || self.gate.starting.get() > 0 {
+            return;
+        }
+        self.gate.open.set(true);
+        let waiting = self.gate.waiting.take();
+        for f in waiting {
+            f(self);
+        }
     }
 
     /// Closes a door; `done` when the last host has let go. Waits for outstanding commands, without a bound of its own.
@@ -316,7 +383,9 @@ impl Target {
                     }
                     let subsystem = this.nvmf.find_subsystem(nqn.as_str());
                     let last = move |_: Result<(), Errno>| {
-                        this.unlisten(&listen);
+                        if let Some(listen) = &listen {
+                            this.unlisten(listen);
+                        }
                         unregister(Box::new(done));
                     };
                     match subsystem {

@@ -104,6 +104,10 @@ impl Node {
 
     pub(super) fn on_fenced(self: &Rc<Self>, key: DriveKey, store: u32, reason: FenceReason) {
         let Some(id) = self.drive_of_key(key) else { return };
+        if self.drives.borrow().get(&id).is_some_and(|d| d.state == DriveState::Missing) {
+            // Its stores were told to stop writing because it is gone, which is no verdict on what it holds.
+            return;
+        }
         if self.state.borrow().fence(id).is_none() {
             tracing::error!(drive = %id, store, why = fence_text(reason), "a drive is fenced: it takes no more writes");
             let at_s = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_secs());
@@ -113,7 +117,7 @@ impl Node {
                 tracing::error!(drive = %id, %error, "the fence could not be recorded: do not restart penstockd before this is put right");
             }
         }
-        let cores: Vec<CoreIndex> = {
+        {
             let mut drives = self.drives.borrow_mut();
             let Some(drive) = drives.get_mut(&id) else { return };
             // The first reason says what happened; those after it are its echo on the drive's other stores.
@@ -121,9 +125,41 @@ impl Node {
                 drive.state = DriveState::Fenced;
                 drive.reason = Some(format!("{}; clear the fence when the drive is known to be good", fence_text(reason)));
             }
-            drive.disks.keys().copied().collect()
-        };
+        }
         // A failed barrier may have lost what another store of the drive wrote.
+        self.fence_cores(id, key);
+    }
+
+    pub(super) fn on_bdev_event(self: &Rc<Self>, key: DriveKey, event: BdevEvent) {
+        let Some(id) = self.drive_of_key(key) else { return };
+        match event {
+            BdevEvent::Removed => self.on_drive_gone(id, key),
+            BdevEvent::Resized | BdevEvent::Media | BdevEvent::Other(_) => tracing::info!(drive = %id, ?event, "a drive reports"),
+        }
+    }
+
+    /// A drive went away under us. Its doors close, its stores end, and SPDK gets back what it waits for; the drive is shown as
+    /// missing until it is added again or removed. Nothing is fenced: what it acknowledged before is on it.
+    fn on_drive_gone(self: &Rc<Self>, id: DriveId, key: DriveKey) {
+        let spec = {
+            let mut drives = self.drives.borrow_mut();
+            let Some(drive) = drives.get_mut(&id).filter(|d| !d.removing) else { return };
+            drive.removing = true;
+            drive.state = DriveState::Missing;
+            drive.reason = Some("the drive went away while it was in use".to_owned());
+            drive.spec.clone()
+        };
+        tracing::error!(drive = %id, "a drive is gone");
+        self.fence_cores(id, key);
+        let volumes: Vec<VolumeId> = self.volumes.borrow().iter().filter(|(_, v)| v.drive == id).map(|(&id, _)| id).collect();
+        self.close_exports_of(volumes, move |node| {
+            node.stop_drive(id, move |node| node.show_missing(id, spec, "the drive went away while it was in use".to_owned()));
+        });
+    }
+
+    /// Tells every store of the drive that it is not to be written any more.
+    fn fence_cores(self: &Rc<Self>, id: DriveId, key: DriveKey) {
+        let cores: Vec<CoreIndex> = self.drives.borrow().get(&id).map(|d| d.disks.keys().copied().collect()).unwrap_or_default();
         for core in cores {
             self.ask_core(
                 core,
@@ -133,36 +169,6 @@ impl Node {
                 },
                 |_, ()| (),
             );
-        }
-    }
-
-    pub(super) fn on_bdev_event(self: &Rc<Self>, key: DriveKey, event: BdevEvent) {
-        let Some(id) = self.drive_of_key(key) else { return };
-        match event {
-            BdevEvent::Removed => {
-                if self.drives.borrow().get(&id).is_some_and(|d| d.removing) {
-                    return;
-                }
-                tracing::error!(drive = %id, "a drive is gone");
-                let cores: Vec<CoreIndex> = {
-                    let mut drives = self.drives.borrow_mut();
-                    let Some(drive) = drives.get_mut(&id) else { return };
-                    drive.state = DriveState::Missing;
-                    drive.reason = Some("the drive went away while it was in use".to_owned());
-                    drive.disks.keys().copied().collect()
-                };
-                for core in cores {
-                    self.ask_core(
-                        core,
-                        move |core, replier| {
-                            core.fence_drive(key, FenceReason::Drive);
-                            replier.reply(());
-                        },
-                        |_, ()| (),
-                    );
-                }
-            }
-            BdevEvent::Resized | BdevEvent::Media | BdevEvent::Other(_) => tracing::info!(drive = %id, ?event, "a drive reports"),
         }
     }
 

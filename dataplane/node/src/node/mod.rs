@@ -73,6 +73,8 @@ pub struct Node {
     started: Instant,
     incarnation: u64,
     ready: Cell<bool>,
+    /// Hosts are let in.
+    listening: Cell<bool>,
     on_ready: RefCell<Option<Ready>>,
     stop: stop::StopState,
     pollers: RefCell<Vec<Poller>>,
@@ -128,6 +130,7 @@ impl Node {
             started: Instant::now(),
             incarnation: run_number(),
             ready: Cell::new(false),
+            listening: Cell::new(false),
             on_ready: RefCell::default(),
             stop: stop::StopState::default(),
             pollers: RefCell::default(),
@@ -220,14 +223,6 @@ impl Node {
     }
 
     fn open_for_business(self: &Rc<Self>) {
-        let target = self.target.borrow().clone().expect("just set");
-        for address in &self.config.nvmf_listen {
-            let listen = spdk_rs::nvmf::Listen::Tcp { address: address.ip(), port: address.port() };
-            if let Err(error) = target.listen(&listen) {
-                tracing::error!(%address, %error, "cannot listen");
-                return spdk_rs::app::stop(1);
-            }
-        }
         self.ready.set(true);
         let cores: Vec<u32> = self.cores.borrow().iter().map(|c| c.core).collect();
         tracing::info!(
@@ -241,6 +236,22 @@ impl Node {
         let ready = self.on_ready.borrow_mut().take();
         if let Some(ready) = ready {
             ready(self);
+        }
+    }
+
+    /// Lets hosts in: the doors of the last run are up, or have had their time.
+    fn let_hosts_in(self: &Rc<Self>) {
+        let Some(target) = self.target.borrow().clone() else { return };
+        if self.listening.replace(true) {
+            return;
+        }
+        target.open_gate();
+        for address in &self.config.nvmf_listen {
+            let listen = spdk_rs::nvmf::Listen::Tcp { address: address.ip(), port: address.port() };
+            if let Err(error) = target.listen(&listen) {
+                tracing::error!(%address, %error, "cannot listen");
+                return spdk_rs::app::stop(1);
+            }
         }
     }
 

@@ -286,6 +286,14 @@ impl Node {
     }
 
     pub(super) fn begin_drive(self: &Rc<Self>, params: DriveAddParams, answer: Answer<DriveInfo>) {
+        // Before a file is made for it: what is refused leaves nothing behind.
+        if let DriveKind::File { path, size: Some(size) } = &params.spec.kind
+            && !params.open_only
+            && !std::path::Path::new(path).exists()
+            && let Err(error) = self.cut(&params, size.bytes() / BLOCK as u64)
+        {
+            return answer(Err(error));
+        }
         let key = self.next_drive_key();
         let mut drive = Drive::new(key, params.spec.clone(), DriveState::Opening, "it is being opened".to_owned());
         drive.waiters.push(answer);
@@ -326,7 +334,7 @@ impl Node {
                         open_only: params.open_only,
                     };
                     match found.and_then(|found| label::decide(found, claim, probed.blocks())) {
-                        Ok(Decision::Open(label)) => node.open_stores(id, label),
+                        Ok(Decision::Open(label)) => node.mend_label(id, label, probed),
                         Ok(Decision::Format) => node.format(params, probed),
                         Err(error) => node.drive_failed(id, error),
                     }
@@ -344,30 +352,63 @@ impl Node {
         );
     }
 
+    /// Writes the label's copies anew where they are not whole: one that is left would not survive its own damage.
+    fn mend_label(self: &Rc<Self>, id: DriveId, label: Label, backend: Backend) {
+        // A drive that has grown has its copy elsewhere; a fenced one takes no writes.
+        if backend.blocks() != label.drive_blocks || self.state.borrow().fence(id).is_some() {
+            return self.open_stores(id, label);
+        }
+        let places = [BlockAddr(0), BlockAddr(backend.blocks() - 1)];
+        let reads = places.map(|at| Step::Read { at, blocks: 1 }).into();
+        self.run_job(backend.clone(), reads, move |node, read| {
+            let read = match read {
+                Ok(read) => read,
+                Err(error) => return node.drive_failed(id, error),
+            };
+            let whole = label.encode();
+            let bad = places.into_iter().zip(&read).filter(|(_, block)| Label::decode(block).as_ref() != Ok(&label));
+            let mut steps: Vec<Step> = bad.map(|(at, _)| Step::Write { at, bytes: whole.clone() }).collect();
+            if steps.is_empty() {
+                return node.open_stores(id, label);
+            }
+            tracing::warn!(drive = %id, "one of the label's two copies is damaged: it is written anew");
+            if node.drives.borrow().get(&id).is_some_and(|d| d.barrier == Barrier::Flush) {
+                steps.push(Step::Flush);
+            }
+            node.run_job(backend, steps, move |node, written| match written {
+                Ok(_) => node.open_stores(id, label),
+                Err(error) => node.drive_failed(id, error),
+            });
+        });
+    }
+
+    /// How a drive of this many blocks would be cut.
+    fn cut(&self, params: &DriveAddParams, blocks: u64) -> Result<placement::Cut, RpcError> {
+        let (cores, stores) = (self.cores.borrow().len(), params.stores.or(params.spec.stores));
+        placement::cut(blocks, cores, stores, params.oplog_bytes.map(ByteSize::bytes))
+            .map_err(|e| fail(ErrorCode::Invalid, e.to_string(), "see `penstock pool add --help`"))
+    }
+
     fn format(self: &Rc<Self>, params: DriveAddParams, backend: Backend) {
         let id = params.drive_id;
-        let cores = self.cores.borrow().len();
-        let stores = params.stores.or(params.spec.stores);
-        let planned = placement::cut(backend.blocks(), cores, stores, params.oplog_bytes.map(ByteSize::bytes))
-            .map_err(|e| fail(ErrorCode::Invalid, e.to_string(), "see `penstock pool add --help`"))
-            .and_then(|cut| {
-                let mut incarnation = [0; 16];
-                incarnation[..8].copy_from_slice(&super::run_number().to_le_bytes());
-                incarnation[8..].copy_from_slice(&super::run_number().to_le_bytes());
-                // Seldom would either be 0, and a label of zeros must not look blank.
-                incarnation[15] |= 1;
-                Label::plan(
-                    penstock_wire::ClusterId(params.cluster_id.to_bytes()),
-                    penstock_wire::NodeId(params.node_id.to_bytes()),
-                    penstock_wire::DriveId(id.to_bytes()),
-                    Incarnation(incarnation),
-                    backend.blocks(),
-                    cut.stores,
-                    cut.ring_blocks,
-                )
-                .and_then(|label| penstock_engine::format::format(&label).map(|blocks| (label, blocks)))
-                .map_err(|e| fail(ErrorCode::Invalid, e.to_string(), "use a larger drive, or fewer stores"))
-            });
+        let planned = self.cut(&params, backend.blocks()).and_then(|cut| {
+            let mut incarnation = [0; 16];
+            incarnation[..8].copy_from_slice(&super::run_number().to_le_bytes());
+            incarnation[8..].copy_from_slice(&super::run_number().to_le_bytes());
+            // Seldom would either be 0, and a label of zeros must not look blank.
+            incarnation[15] |= 1;
+            Label::plan(
+                penstock_wire::ClusterId(params.cluster_id.to_bytes()),
+                penstock_wire::NodeId(params.node_id.to_bytes()),
+                penstock_wire::DriveId(id.to_bytes()),
+                Incarnation(incarnation),
+                backend.blocks(),
+                cut.stores,
+                cut.ring_blocks,
+            )
+            .and_then(|label| penstock_engine::format::format(&label).map(|blocks| (label, blocks)))
+            .map_err(|e| fail(ErrorCode::Invalid, e.to_string(), "use a larger drive, or fewer stores"))
+        });
         let (label, blocks) = match planned {
             Ok(planned) => planned,
             Err(error) => return self.drive_failed(id, error),

@@ -49,6 +49,9 @@ pub fn take_signals() -> std::io::Result<()> {
     Ok(())
 }
 
+/// How long hosts are kept out while drives of the last run are opened.
+const RESTORE_BOUND: Duration = Duration::from_secs(10);
+
 /// How often signals and timers are looked at.
 const WATCH_US: u64 = 50_000;
 
@@ -161,9 +164,12 @@ impl Node {
         let step = move |node: &Rc<Node>| {
             left.set(left.get() - 1);
             if left.get() == 0 {
+                node.let_hosts_in();
                 node.drain_and_exit_if_asked();
             }
         };
+        // One drive that takes long must not keep the others' hosts out.
+        self.after(RESTORE_BOUND, |node| node.let_hosts_in());
         for spec in wanted {
             self.restore_drive(spec, step.clone());
         }
