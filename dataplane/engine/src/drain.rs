@@ -50,6 +50,8 @@ pub(crate) struct Drain {
     left: u32,
     pages_out: u32,
     epoch: Option<crate::epoch::Epoch>,
+    /// The drain goes on until all up to here is drained.
+    round: Option<Seq>,
     /// Something was applied that no checkpoint covers.
     pub unsaved: bool,
     /// A page of a deleted replica that is being loaded to give its extents back.
@@ -94,24 +96,32 @@ impl Store {
             return;
         }
         self.answer_drain_orders(fx);
-        let ring = self.stream.ring_blocks();
-        let used = self.stream.used();
-        let pressed = used * 8 > ring * 3 || self.index.len() as u64 * 2 > ring;
-        let idle = self.now.0 >= self.stream.last_write.0 + self.config.limits.idle_ms && self.host.is_idle();
-        if !(pressed || idle || self.is_urged()) {
-            return;
+        let (used, limit) = (self.stream.used(), self.stream.host_limit());
+        if self.drain.round.is_none() {
+            // Late, and then all of it: the longer blocks stay in the log, the more of them are overwritten there.
+            let pressed = used * 8 > limit * 5 || self.index.len() as u64 * 2 > self.stream.ring_blocks();
+            let idle = self.now.0 >= self.stream.last_write.0 + self.config.limits.idle_ms && self.host.is_idle();
+            if !(pressed || idle || self.is_urged()) {
+                return;
+            }
+            self.drain.round = Some(self.stream.persisted());
         }
         let drained = self.drained_to();
+        let over = self.drain.round.is_some_and(|to| drained >= to);
         let gain = self.stream.place_of(drained.next()).0.saturating_sub(self.stream.place_of(self.stream.first_kept()).0);
-        let dirty = self.map.dirty();
-        let room = self.space.dirty_limit().saturating_sub(dirty);
+        let room = self.space.dirty_limit().saturating_sub(self.map.dirty());
         let nothing_left = self.index.queued() == 0 && self.drain.deletions == 0;
-        if self.drain.unsaved && (gain * 8 >= ring || room == 0 || nothing_left) {
+        if self.drain.unsaved
+            && (gain * 4 >= limit || room == 0 || over && (self.drain.deletions == 0 || self.index.queued() > 0) || nothing_left)
+        {
             self.begin_checkpoint(drained, mem, fx);
-        } else if self.index.queued() > 0 {
+        } else if self.index.queued() > 0 && !over {
             self.begin_slice(room, mem, fx);
         } else if self.drain.deletions > 0 {
             self.reclaim(mem, fx);
+        }
+        if over && self.drain.is_idle() {
+            self.drain.round = None;
         }
     }
 

@@ -384,7 +384,7 @@ impl Store {
         }
     }
 
-    /// Back-pressure: half the ring is free of it; beyond, writers get what the drain gives back, scaled by the room left.
+    /// Back-pressure: three quarters of the ring are free of it; beyond, writers get what the drain gives back, scaled by the room left.
     fn log_has_room(&mut self, id: JobId) -> bool {
         let job = &self.host.jobs[id.0 as usize];
         let blocks = match job.op {
@@ -397,7 +397,7 @@ impl Store {
         if used + self.host.ready_blocks + blocks > limit || self.index.len() as u64 > self.stream.ring_blocks() {
             return false;
         }
-        if used * 2 > self.stream.ring_blocks() {
+        if used * 4 > limit * 3 {
             if self.stream.credit < blocks {
                 return false;
             }
