@@ -94,9 +94,10 @@ struct Gate {
     asked: Cell<bool>,
     /// Subsystems that have been made and have not started.
     starting: Cell<u32>,
-    waiting: RefCell<Vec<Box<dyn FnOnce(&Rc<Target>)>>>,
+    waiting: RefCell<Vec<WhenOpen>>,
 }
 
+type WhenOpen = Box<dyn FnOnce(&Rc<Target>)>;
 type Done<T> = Box<dyn FnOnce(Result<T, ExportError>)>;
 
 impl Target {

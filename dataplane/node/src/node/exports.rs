@@ -31,6 +31,10 @@ impl OpenExport {
 
 fn of_export(error: &ExportError) -> RpcError {
     match error {
+        // The name is taken, by another volume's door or by another of this volume.
+        ExportError::Spdk { errno: spdk_rs::Errno::EXIST, .. } => {
+            fail(ErrorCode::Conflict, error.to_string(), "give this door an NQN or a name of its own")
+        }
         ExportError::Spdk { hint, .. } => fail(ErrorCode::Internal, error.to_string(), *hint),
         ExportError::Directory { .. } => fail(ErrorCode::Internal, error.to_string(), "check the run directory"),
         ExportError::Nqn(_) => fail(ErrorCode::Invalid, error.to_string(), "give the door an NQN"),
