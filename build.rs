@@ -114,9 +114,10 @@ fn find_tree() -> PathBuf {
             found.trim()
         ));
     }
-    // The link's target names a digest of the build, so a rebuilt SPDK changes this path and all is done anew.
     let tree = place.canonicalize().unwrap_or_else(|e| fail(&format!("cannot resolve {}: {e}", place.display())));
-    let library = tree.join("build/lib/libspdk_bdev.a");
+    // Watched through the link: cargo compares times, and the library of another tree was built at another time. The tree's
+    // VERSION has the time of its source, and the path of the tree before never changes.
+    let library = place.join("build/lib/libspdk_bdev.a");
     println!("cargo:rerun-if-changed={}", library.display());
     if !library.exists() {
         fail(&format!("SPDK at {} is not built ({} is missing). Run `make spdk`.", tree.display(), library.display()));
