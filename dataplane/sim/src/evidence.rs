@@ -92,9 +92,12 @@ impl Evidence {
         }
     }
 
-    /// The store's process ended: what it had out is nobody's promise.
+    /// The store's process ended: what it had out is nobody's promise, and what it alone knew is forgotten.
     pub fn died(&mut self) {
         self.open.clear();
+        self.known_below = self.vouched_below;
+        self.staged_below = self.vouched_below;
+        self.told_below = self.vouched_below;
     }
 
     /// The store has recovered: it has judged everything in the ring, and what it writes from now on says so.
@@ -135,6 +138,21 @@ mod tests {
         e.flushed(Moment(7));
         assert!(e.is_vouched_for(10) && e.is_vouched_for(11));
         assert!(!e.is_vouched_for(12));
+    }
+
+    #[test]
+    fn what_only_the_dead_process_knew_is_not_vouched_for_by_the_next() {
+        let mut e = Evidence::default();
+        e.submitted(DiskId(1), 10..11);
+        e.completed(DiskId(1), Moment(1), true);
+        e.flushed(Moment(1));
+        e.turn_begins();
+        e.turn_begins();
+        e.died();
+        e.submitted(DiskId(2), 11..12);
+        e.completed(DiskId(2), Moment(2), true);
+        e.flushed(Moment(2));
+        assert!(!e.is_vouched_for(10));
     }
 
     #[test]

@@ -76,6 +76,10 @@ impl World {
         self.retry_orders(volume);
         let Some(v) = self.volumes.get(&volume) else { return };
         if !self.alive || v.pending.is_some() || !v.created || v.doomed {
+            // A fence that nobody clears yet holds orders up for as long.
+            if self.shards[shard].fence.is_some() {
+                self.commands_left -= 1;
+            }
             self.after(2_000, Coming::Think { volume });
             return;
         }

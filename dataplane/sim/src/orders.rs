@@ -82,7 +82,7 @@ impl World {
 
     /// Now and then: another size, an end, a new beginning, or an order that must be refused.
     pub fn order_something(&mut self, volume: u32) {
-        if !self.rng.one_in(120) {
+        if !self.rng.one_in(self.plan.host.order_one_in) {
             return;
         }
         let v = &self.volumes[&volume];

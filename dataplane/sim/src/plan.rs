@@ -81,6 +81,8 @@ pub struct HostPlan {
     pub fill: bool,
     /// Volumes are made, resized and deleted meanwhile.
     pub orders: bool,
+    /// One order in so many thoughts of a host.
+    pub order_one_in: u32,
     pub scrub: bool,
     /// Commands in all, over all volumes.
     pub commands: u64,
@@ -103,13 +105,14 @@ pub struct Plan {
 impl Plan {
     pub fn draw(seed: u64) -> Plan {
         let rng = &mut Rng::new(seed ^ 0x706c_616e);
+        let fill = rng.percent(20);
         let two_drives = rng.percent(15);
         let drives = (0..if two_drives { 2 } else { 1 })
             .map(|_| DrivePlan {
                 kind: if rng.percent(75) { Kind::Volatile } else { Kind::PowerSafe },
                 stores: if rng.percent(15) { 2 } else { 1 },
                 ring_blocks: rng.pick(&[2048, 2048, 2048, 2563, 4096]),
-                extents: rng.pick(&[128, 128, 160, 256, 512]),
+                extents: if fill { rng.pick(&[128, 128, 160]) } else { rng.pick(&[128, 128, 160, 256, 512]) },
                 latency_us: rng.pick(&[(5, 20), (20, 200), (20, 2000), (100, 400)]),
             })
             .collect();
@@ -117,7 +120,7 @@ impl Plan {
         let decay = rng.percent(45);
         let d = |rng: &mut Rng, percent: u32, of: &[u32]| if decay { some(rng, percent, of) } else { 0 };
         let faults = FaultPlan {
-            crashes: rng.pick(&[0, 1, 1, 2, 3, 5]),
+            crashes: if fill { rng.within(1, 5) } else { rng.pick(&[0, 1, 1, 2, 3, 5]) },
             power_percent: rng.pick(&[0, 50, 80, 100]),
             nested_percent: rng.pick(&[0, 30, 60]),
             occasion: rng.pick(&[Occasion::None, Occasion::Flush, Occasion::Extents, Occasion::Superblock]),
@@ -132,7 +135,6 @@ impl Plan {
             write_fails_after: rng.percent(8).then(|| rng.within(1, 1500)),
             flush_fails_after: rng.percent(8).then(|| rng.within(1, 400)),
         };
-        let fill = rng.percent(15);
         let host = HostPlan {
             volumes_per_store: rng.pick(&[1, 1, 2, 3]),
             queue_depth: rng.pick(&[1, 2, 4, 16, 64]),
@@ -148,7 +150,9 @@ impl Plan {
             guest_percent: rng.pick(&[0, 50, 100]),
             meddle_percent: rng.pick(&[0, 10]),
             fill,
-            orders: rng.percent(50),
+            orders: rng.percent(if fill { 80 } else { 50 }),
+            // A full store whose volumes come and go, and that dies meanwhile, lives off its last extents.
+            order_one_in: if fill { rng.pick(&[10, 40]) } else { 120 },
             scrub: rng.percent(30),
             commands: if fill { rng.within(150, 600) } else { rng.within(200, 1600) },
             volume_blocks: if fill { (1500, 6000) } else { rng.pick(&[(16, 200), (64, 2000), (2000, 20000)]) },

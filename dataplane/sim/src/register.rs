@@ -82,8 +82,8 @@ pub struct Register {
 #[derive(Debug)]
 pub struct Contradiction(pub String);
 
-/// Most commands in one history: the search's mask is a `u64`.
-pub const ENTRIES_MAX: usize = 60;
+/// Most commands in one history. The search's mask would hold 64; its time would not.
+pub const ENTRIES_MAX: usize = 32;
 
 impl Default for Register {
     fn default() -> Self {
@@ -98,7 +98,7 @@ impl Register {
 
     /// Whether another command may join the history.
     pub fn has_room(&self) -> bool {
-        self.entries.len() + self.ghosts.len() + 4 < ENTRIES_MAX && self.open < 7 && self.ghosts.len() < 6
+        self.entries.len() + self.ghosts.len() + 4 < ENTRIES_MAX && self.open < 6 && self.ghosts.len() < 6
     }
 
     pub fn begin(&mut self, serial: u64, now: Clock, act: Act) {
