@@ -29,15 +29,17 @@ impl OpenExport {
     }
 }
 
-fn of_export(error: &ExportError) -> RpcError {
+/// What a person is told of a door that did not open: which it was, and whose move is next.
+fn of_export(error: &ExportError, door: &Door) -> RpcError {
+    let message = format!("{door}: {error}");
     match error {
         // The name is taken, by another volume's door or by another of this volume.
         ExportError::Spdk { errno: spdk_rs::Errno::EXIST, .. } => {
-            fail(ErrorCode::Conflict, error.to_string(), "give this door an NQN or a name of its own")
+            fail(ErrorCode::Conflict, message, "give this door an NQN or a name of its own")
         }
-        ExportError::Spdk { hint, .. } => fail(ErrorCode::Internal, error.to_string(), *hint),
-        ExportError::Directory { .. } => fail(ErrorCode::Internal, error.to_string(), "check the run directory"),
-        ExportError::Nqn(_) => fail(ErrorCode::Invalid, error.to_string(), "give the door an NQN"),
+        ExportError::Spdk { hint, .. } => fail(ErrorCode::Internal, message, *hint),
+        ExportError::Directory { .. } => fail(ErrorCode::Internal, message, "check the run directory"),
+        ExportError::Nqn(_) => fail(ErrorCode::Invalid, message, "give the door an NQN"),
     }
 }
 
@@ -92,7 +94,7 @@ impl Node {
                 (Some(exports), Some(at), Err(error)) => {
                     let open = exports.remove(at);
                     tracing::warn!(volume = %id, %door, %error, "a door does not open");
-                    (open.waiters, Err(of_export(&error)), None)
+                    (open.waiters, Err(of_export(&error, door)), None)
                 }
                 // The volume went while its door was being opened.
                 (_, _, Ok(export)) => (Vec::new(), Err(no_volume(id)), Some(export)),
@@ -156,7 +158,7 @@ impl Node {
         let Some(target) = self.target.borrow().clone() else { return answer(Ok(Empty {})) };
         target.remove(export, move |result| {
             tracing::info!(volume = %id, %door, "a door is closed");
-            answer(result.map(|()| Empty {}).map_err(|e| of_export(&e)));
+            answer(result.map(|()| Empty {}).map_err(|e| of_export(&e, &door)));
         });
     }
 
