@@ -133,12 +133,12 @@ fn json_rpc_calls_with_wrong_params_are_refused_by_name() {
         ("penstock_volume_create", create(json!({"size_bytes": 0})), Invalid, "size"),
         ("penstock_volume_create", create(json!({"size_bytes": 4097})), Invalid, "4097"),
         ("penstock_volume_create", create(json!({"size_bytes": -1})), Invalid, "-1"),
-        ("penstock_volume_create", create(json!({"size_bytes": 1e300})), Invalid, "1e300"),
+        ("penstock_volume_create", create(json!({"size_bytes": 1e300})), Invalid, "1e+300"),
         ("penstock_volume_create", create(json!({"volume_id": "not an id"})), Invalid, "id"),
         ("penstock_volume_create", create(json!({"volume_id": "00000000-0000-4000-8000-000000000000"})), Invalid, "id"),
         ("penstock_volume_create", create(json!({"drive_id": other_id})), NotFound, other_id),
         ("penstock_volume_resize", json!({"volume_id": other_id, "size_bytes": 8192}), NotFound, other_id),
-        ("penstock_volume_resize", json!({"volume_id": volume.volume_id, "size_bytes": 4096}), Invalid, "shrink"),
+        ("penstock_volume_resize", json!({"volume_id": volume.volume_id, "size_bytes": 4096}), Invalid, "cut off"),
         ("penstock_volume_resize", json!({"volume_id": volume.volume_id, "size_bytes": 5000}), Invalid, "5000"),
         ("penstock_drive_remove", json!({"drive_id": 12}), Invalid, "drive_id"),
         ("penstock_drive_add", add("floppy:a", json!({})), Invalid, "floppy"),
@@ -146,7 +146,7 @@ fn json_rpc_calls_with_wrong_params_are_refused_by_name() {
         ("penstock_drive_add", add(&format!("file:{missing}?size=64MiB"), json!({})), Invalid, "no/such/dir"),
         ("penstock_drive_add", add(&format!("file:{missing}"), json!({})), Invalid, "no/such/dir"),
         ("penstock_drive_add", add("block:/dev/null", json!({})), Invalid, "/dev/null"),
-        ("penstock_drive_add", add(&format!("file:{}?size=1MiB", house.path("tiny.img").display()), json!({})), Invalid, "larger"),
+        ("penstock_drive_add", add(&format!("file:{}?size=1MiB", house.path("tiny.img").display()), json!({})), Invalid, "at least"),
         (
             "penstock_drive_add",
             add(&format!("file:{}?size=64MiB", house.path("cut.img").display()), json!({"stores": 60000})),
@@ -179,9 +179,16 @@ fn json_rpc_calls_with_wrong_params_are_refused_by_name() {
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    let made = ["tiny.img", "cut.img", "log.img"].map(|name| house.path(name).exists());
+    assert_eq!(made, [false; 3], "a drive that is refused leaves no file behind");
     // An address that is not this machine's: whatever the code, it has to be said which.
-    let error = ask(&house, "penstock_export_add", &export(json!({"kind": "nvmf", "address": "192.0.2.1", "port": 4421}))).unwrap_err();
+    let elsewhere = json!({"kind": "nvmf", "address": "192.0.2.1", "port": 4421, "nqn": "nqn.2026-11.io.penstock:elsewhere"});
+    let error = ask(&house, "penstock_export_add", &export(elsewhere)).unwrap_err();
     assert!(error.message.contains("192.0.2.1"), "{error}");
+    // A second door under the name that the first one has.
+    let again = json!({"kind": "nvmf", "address": "127.0.0.1", "port": 4421});
+    let error = ask(&house, "penstock_export_add", &export(again)).unwrap_err();
+    assert_eq!(error.kind(), Some(Conflict), "{error}");
     witness.look(&mut house, "params that cannot be").unwrap();
     house.settle().unwrap();
     assert_eq!(house.volumes().unwrap().len(), 1);
@@ -220,7 +227,7 @@ fn http_that_is_wrong_gets_a_status_and_control_serves_on() {
         ("POST", "/v1/ids", "{\"count\": 0}", 400, "count"),
         ("POST", "/v1/ids", "{\"count\": 1000000000}", 400, "count"),
         ("POST", "/v1/volumes/witness/export", "{\"door\": {\"kind\": \"telnet\"}}", 400, "telnet"),
-        ("PATCH", "/v1/volumes/witness", "{\"size\": \"4KiB\"}", 400, "shrink"),
+        ("PATCH", "/v1/volumes/witness", "{\"size\": \"4KiB\"}", 400, "smaller"),
         ("POST", "/v1/pool/drives", "{\"spec\": \"floppy:a\"}", 400, "floppy"),
     ] {
         let answer = house.http(method, path, body.as_bytes()).unwrap();

@@ -33,13 +33,15 @@ pub struct Plan {
     pub flags: Vec<String>,
     /// Without it penstockd is alone.
     pub control: bool,
+    /// How often control looks at the node; by default its own default is too slow for tests.
+    pub period_ms: u32,
     /// Started with file size limits that can be lowered later, and without dying of reaching one.
     pub survives_file_limit: bool,
 }
 
 impl Default for Plan {
     fn default() -> Self {
-        Plan { cores: "0", poll: "adaptive", flags: Vec::new(), control: true, survives_file_limit: false }
+        Plan { cores: "0", poll: "adaptive", flags: Vec::new(), control: true, period_ms: 100, survives_file_limit: false }
     }
 }
 
@@ -108,7 +110,8 @@ impl House {
         };
         let control = if plan.control {
             let flags = format!(
-                "--state-dir {root}/control --node-socket {root}/run/penstockd.sock --listen unix:{root}/control.sock --period-ms 100"
+                "--state-dir {root}/control --node-socket {root}/run/penstockd.sock --listen unix:{root}/control.sock --period-ms {}",
+                plan.period_ms
             );
             Some(Daemon::new(built("penstock-control")?, program::words(&flags), dir.path().join("control.log")))
         } else {

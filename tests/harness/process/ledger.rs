@@ -8,9 +8,10 @@
 //! ```text
 //! sector (512 bytes)
 //!   0  u64  magic "PSTKLEDG"
-//!   8  u64  sector number
-//!  16  u64  version: sequence of the command << 8 | worker + 1
-//!  24  bytes that follow from all these and the seed
+//!   8  u64  seed of the ledger
+//!  16  u64  sector number
+//!  24  u64  version: sequence of the command << 8 | worker + 1
+//!  32  bytes that follow from all these
 //! ```
 //!
 //! Not here: starting and killing what serves the volume, and deep queues (penstock-perf does those).
@@ -63,7 +64,15 @@ struct Order {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Fault {
     pub sector: u64,
+    /// An error instead of data: a loss, but no lie.
+    pub is_unreadable: bool,
     pub what: String,
+}
+
+impl Fault {
+    fn lie(sector: u64, what: String) -> Self {
+        Fault { sector, is_unreadable: false, what }
+    }
 }
 
 /// How a worker's time ended.
@@ -99,6 +108,7 @@ impl Progress {
     }
 }
 
+#[derive(Clone)]
 struct Worker {
     number: usize,
     dice: Dice,
@@ -108,6 +118,7 @@ struct Worker {
     unanswered: Option<Order>,
 }
 
+#[derive(Clone)]
 pub struct Ledger {
     seed: u64,
     sectors: u64,
@@ -130,20 +141,13 @@ fn stamp(seed: u64, sector: u64, version: Version, into: &mut [u8]) {
         return into.fill(0);
     }
     into[..8].copy_from_slice(&MAGIC.to_le_bytes());
-    into[8..16].copy_from_slice(&sector.to_le_bytes());
-    into[16..24].copy_from_slice(&version.0.to_le_bytes());
+    into[8..16].copy_from_slice(&seed.to_le_bytes());
+    into[16..24].copy_from_slice(&sector.to_le_bytes());
+    into[24..32].copy_from_slice(&version.0.to_le_bytes());
     let mut dice = Dice::new(seed ^ sector.rotate_left(32) ^ version.0);
-    for word in into[24..].chunks_exact_mut(8) {
+    for word in into[32..].chunks_exact_mut(8) {
         word.copy_from_slice(&dice.roll().to_le_bytes());
     }
-}
-
-/// How every written sector of this number begins, for whoever looks for it on a drive.
-pub fn sector_mark(sector: u64) -> [u8; 16] {
-    let mut mark = [0; 16];
-    mark[..8].copy_from_slice(&MAGIC.to_le_bytes());
-    mark[8..].copy_from_slice(&sector.to_le_bytes());
-    mark
 }
 
 fn identify(seed: u64, sector: u64, bytes: &[u8]) -> std::result::Result<Version, String> {
@@ -154,10 +158,13 @@ fn identify(seed: u64, sector: u64, bytes: &[u8]) -> std::result::Result<Version
     if word(0) != MAGIC {
         return Err(format!("neither zeros nor ours: begins with {:#018x}", word(0)));
     }
-    if word(8) != sector {
-        return Err(format!("holds what was written to sector {}", word(8)));
+    if word(8) != seed {
+        return Err(format!("holds what another ledger wrote, of seed {:#x}", word(8)));
     }
-    let version = Version(word(16));
+    if word(16) != sector {
+        return Err(format!("holds what was written to sector {}", word(16)));
+    }
+    let version = Version(word(24));
     let mut expected = [0; SECTOR];
     stamp(seed, sector, version, &mut expected);
     match bytes.iter().zip(&expected).position(|(a, b)| a != b) {
@@ -216,7 +223,7 @@ impl Worker {
                         for (sector, found) in found {
                             let held = self.cells[sector as usize].held;
                             if found.as_ref() != Ok(&held) {
-                                return End::Wrong(Fault { sector, what: format!("read {found:x?} where {held:x?} is") });
+                                return End::Wrong(Fault::lie(sector, format!("read {found:x?} where {held:x?} is")));
                             }
                         }
                     }
@@ -302,13 +309,13 @@ impl Ledger {
     /// `Ok(Err)` lists what is not as acknowledged.
     pub fn verify(&mut self, line: &mut Namespace) -> Result<std::result::Result<Verified, Vec<Fault>>> {
         const PIECE: u64 = 128;
+        const BLOCK_SECTORS: u64 = 8;
         let said = line.identify()?;
         let atomic = 1 + u64::from(said.namespace_atomic_power_fail.unwrap_or(said.atomic_write_power_fail));
         let (mut verified, mut faults) = (Verified::default(), Vec::new());
         let mut found_at = vec![ZEROS; self.sectors as usize];
-        let mut at = 0;
-        while at < self.sectors {
-            let count = PIECE.min(self.sectors - at);
+        let mut pieces: Vec<(u64, u64)> = (0..self.sectors).step_by(PIECE as usize).map(|at| (at, PIECE.min(self.sectors - at))).collect();
+        while let Some((at, count)) = pieces.pop() {
             match line.try_read(at * SECTOR as u64, count as usize * SECTOR)? {
                 Ok(bytes) => {
                     for (bytes, sector) in bytes.chunks(SECTOR).zip(at..) {
@@ -318,9 +325,14 @@ impl Ledger {
                         }
                     }
                 }
-                Err(refusal) => faults.push(Fault { sector: at, what: format!("{count} sectors cannot be read: {refusal}") }),
+                // Block by block, so that one bad block does not hide its neighbours.
+                Err(_) if count > BLOCK_SECTORS => {
+                    pieces.extend((at..at + count).step_by(BLOCK_SECTORS as usize).map(|at| (at, BLOCK_SECTORS)));
+                }
+                Err(refusal) => {
+                    faults.push(Fault { sector: at, is_unreadable: true, what: format!("{count} sectors cannot be read: {refusal}") })
+                }
             }
-            at += count;
         }
         for worker in &mut self.workers {
             let Some(order) = worker.unanswered.take() else { continue };
@@ -330,19 +342,21 @@ impl Ledger {
             let new = (order.first..order.first + order.count).filter(|sector| found_at[*sector as usize] == order.version).count() as u64;
             if new != 0 && new != order.count {
                 let what = format!("{new} of {} sectors of one write are there, though {atomic} are promised to be atomic", order.count);
-                faults.push(Fault { sector: order.first, what });
+                faults.push(Fault::lie(order.first, what));
             }
         }
         if faults.is_empty() {
             return Ok(Ok(verified));
         }
+        // Lies before losses, or the many would hide the worse.
+        faults.sort_by_key(|fault| (fault.is_unreadable, fault.sector));
         faults.truncate(FAULTS_SHOWN);
         Ok(Err(faults))
     }
 
     fn judge(&mut self, sector: u64, bytes: &[u8], verified: &mut Verified) -> std::result::Result<Version, Fault> {
         let cell = &mut self.workers[owner(sector, self.sectors)].cells[sector as usize];
-        let found = identify(self.seed, sector, bytes).map_err(|what| Fault { sector, what })?;
+        let found = identify(self.seed, sector, bytes).map_err(|what| Fault::lie(sector, what))?;
         verified.sectors += 1;
         verified.written += u64::from(found != ZEROS);
         if found == cell.held {
@@ -351,10 +365,25 @@ impl Ledger {
             verified.in_doubt_new += 1;
         } else {
             let what = format!("holds {found:x?}; acknowledged is {:x?}, in doubt {:x?}", cell.held, cell.doubt);
-            return Err(Fault { sector, what });
+            return Err(Fault::lie(sector, what));
         }
         *cell = Cell { held: found, doubt: None };
         Ok(found)
+    }
+
+    /// How this ledger's content of a sector begins, for whoever looks for it on a drive.
+    pub fn mark(&self, sector: u64) -> [u8; 24] {
+        let mut bytes = [0; SECTOR];
+        stamp(self.seed, sector, Version(1), &mut bytes);
+        bytes[..24].try_into().expect("24 bytes")
+    }
+
+    /// Somebody else wrote zeros there.
+    pub fn forget(&mut self, offset: u64, length: u64) {
+        for worker in &mut self.workers {
+            let sectors = (offset / SECTOR as u64) as usize..((offset + length) / SECTOR as u64) as usize;
+            worker.cells[sectors].fill(Cell { held: ZEROS, doubt: None });
+        }
     }
 
     /// Sectors that were acknowledged and do not read as zeros.

@@ -41,8 +41,17 @@ impl Witness {
         self.try_look(house).map_err(|why| failed(format!("after {deed}"), why.to_string()))
     }
 
+    /// As [`Self::look`], in a house whose control is not running.
+    pub fn look_at_node(&mut self, house: &mut House, deed: &str) -> Result<()> {
+        self.try_volume(house).map_err(|why| failed(format!("after {deed}"), why.to_string()))
+    }
+
     fn try_look(&mut self, house: &mut House) -> Result<()> {
         house.expect_alive()?;
+        self.try_volume(house)
+    }
+
+    fn try_volume(&mut self, house: &mut House) -> Result<()> {
         if house.node().id() != Some(self.pid) {
             return Err(failed("penstockd", "is another process"));
         }
