@@ -32,7 +32,7 @@ pub enum Order {
 /// What a lane tells.
 pub enum Notice<L> {
     /// A window of figures, and how long nothing has completed.
-    Window { sample: Sample, silence: Nanos, is_draining: bool },
+    Window { sample: Box<Sample>, silence: Nanos, is_draining: bool },
     /// The load is over, with its last window still inside it.
     Finished(Box<L>),
     /// It never started.
@@ -97,6 +97,9 @@ struct Lane<L: Load> {
 
 /// What the names of lanes' threads begin with.
 pub const THREAD_NAME: &str = "perf_lane";
+/// A load that is over, and what its lane held for it.
+type Finished<L> = (Option<BdevChannel<DmaBuf>>, Option<Poller>, Box<L>);
+
 /// Turns between two looks at the orders and the window; keeps those off the per-I/O path.
 const TURNS_PER_LOOK: u32 = 64;
 
@@ -105,8 +108,7 @@ impl<L: Load + Send + 'static> Lane<L> {
     fn pump(&mut self, now: Nanos) -> bool {
         let mut did = false;
         let Some(mut load) = self.load.take() else { return false };
-        loop {
-            let Some(submission) = load.next(now) else { break };
+        while let Some(submission) = load.next(now) {
             did = true;
             self.handicap.apply();
             if !self.submit(&mut load, submission) {
@@ -189,7 +191,7 @@ impl<L: Load + Send + 'static> Lane<L> {
             self.next_window = now.plus(self.window);
             let empty = self.spare.try_recv().unwrap_or_default();
             let sample = load.take_window(empty, now);
-            let notice = Notice::Window { sample, silence: load.silence(now), is_draining: load.is_draining() };
+            let notice = Notice::Window { sample: Box::new(sample), silence: load.silence(now), is_draining: load.is_draining() };
             if self.notices.send(notice).is_err() {
                 load.stop(now); // nobody listens any more
             }
@@ -197,7 +199,7 @@ impl<L: Load + Send + 'static> Lane<L> {
     }
 
     /// What to drop once the load is over: the caller drops it outside of any borrow.
-    fn take_if_finished(&mut self) -> Option<(Option<BdevChannel<DmaBuf>>, Option<Poller>, Box<L>)> {
+    fn take_if_finished(&mut self) -> Option<Finished<L>> {
         let load = self.load.take_if(|load| load.is_finished())?;
         Some((self.channel.take(), self.poller.take(), load))
     }

@@ -135,7 +135,7 @@ fn drive<L: Load + Send + 'static>(bdev: Bdev, load: L, options: &DriveOptions<'
             Ok(Notice::Window { sample, silence, is_draining }) => {
                 live.window(&sample, silence, is_draining);
                 add_window(&mut driven_total, &mut timeline, &sample);
-                let _ = spare.try_send(sample);
+                let _ = spare.try_send(*sample);
                 if options.dead_after.is_some_and(|limit| silence > limit) && end != End::TargetDead {
                     end = End::TargetDead;
                     live.say(&format!("no completion for {silence}: the target counts as dead"));
