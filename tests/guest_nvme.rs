@@ -198,7 +198,7 @@ fn judge_penstockd(name: &str, program: PathBuf, flags: Vec<String>, reach: Reac
     let (entries, flushes, found) = (log.entries.len(), log.flushes(), tally.findings.len());
     println!("{entries} entries, {flushes} flushes, {} acks; {} images recovered, {found} lose", tally.ack_records, tally.judged);
     assert_eq!(tally.ack_records as u64, marks.acks(), "every acknowledgement was recorded");
-    assert!(tally.judged > 100, "{} images", tally.judged);
+    assert!(tally.judged >= 90, "{} images", tally.judged);
     tally
 }
 
@@ -214,6 +214,16 @@ fn penstockd_in_a_guest_loses_nothing_acknowledged_at_any_flush_or_cut_between()
 fn penstockd_in_a_guest_on_the_kernels_block_device_loses_nothing_acknowledged() {
     let tally = judge_penstockd("nvme-penstock-kernel", built_program("penstockd").unwrap(), Vec::new(), Reach::Kernel);
     assert!(tally.findings.is_empty(), "{} images lose; the first: {:?}", tally.findings.len(), tally.findings[0]);
+}
+
+/// The negative control that needs no other build: the kernel was told that the drive has no volatile cache, so that
+/// penstockd's barriers end there.
+#[test]
+#[ignore = "recovers a hundred images; run by make test-guest"]
+fn penstockd_in_a_guest_whose_barriers_do_not_reach_the_drive_is_caught() {
+    let program = built_program("penstockd").unwrap();
+    let tally = judge_penstockd("nvme-penstock-unsent", program, Vec::new(), Reach::KernelWithoutBarriers);
+    assert!(tally.findings.len() * 10 > tally.judged * 9, "{} of {} images; nearly all must lose", tally.findings.len(), tally.judged);
 }
 
 /// The negative control: the same test must fail for a penstockd that acknowledges before its barrier. Such a build is

@@ -38,6 +38,8 @@ pub enum Reach {
     Uio,
     /// The guest kernel's block device, through io_uring.
     Kernel,
+    /// The same, and the kernel was told that the drive has no volatile cache: then nobody's barrier reaches it.
+    KernelWithoutBarriers,
 }
 
 impl Inside {
@@ -107,8 +109,12 @@ pub fn record(name: &str, programs: GuestPrograms<'_>, inside: &Inside, drive_si
         devices: drive.devices(),
     };
     let mut machine = Machine::boot(&spec)?;
-    if inside.reach() == Reach::Uio {
-        bind_uio(&mut machine)?;
+    match inside.reach() {
+        Reach::Uio => bind_uio(&mut machine)?,
+        Reach::Kernel => {}
+        Reach::KernelWithoutBarriers => {
+            machine.shell("echo 'write through' > /sys/block/nvme0n1/queue/write_cache", Duration::from_secs(10))?;
+        }
     }
     let door = serve(&mut machine, inside)?;
     let device = connect_nvmf(&mut machine, &door, LOOPBACK)?;
@@ -179,7 +185,7 @@ fn serve(machine: &mut Machine, inside: &Inside) -> Result<Door> {
     if let Inside::Penstockd { volume, reach, .. } = inside {
         let drive = match reach {
             Reach::Uio => format!("nvme:{NVME_ADDRESS}"),
-            Reach::Kernel => "block:/dev/nvme0n1".to_owned(),
+            Reach::Kernel | Reach::KernelWithoutBarriers => "block:/dev/nvme0n1".to_owned(),
         };
         let socket = penstockd_socket();
         let mut line = GuestLine { machine, socket: &socket };

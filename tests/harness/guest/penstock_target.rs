@@ -11,8 +11,9 @@ use super::wait::wait_for;
 use super::{At, GuestError, Result};
 use penstock_api::id::{ClusterTag, Id, IdParts, Incarnation, NodeNumber, Sequence};
 use penstock_api::rpc::{
-    BlockSize, Door as ApiDoor, DriveAdd, DriveAddParams, DriveRemove, DriveRemoveParams, Empty, ExportAdd, ExportAddParams, ExportInfo,
-    ExportRemove, ExportRemoveParams, NodeClaim, NodeClaimParams, NodeGet, VolumeCreate, VolumeCreateParams, VolumeList, VolumeState,
+    BlockSize, Door as ApiDoor, DriveAdd, DriveAddParams, DriveList, DriveRemove, DriveRemoveParams, DriveState, Empty, ExportAdd,
+    ExportAddParams, ExportInfo, ExportRemove, ExportRemoveParams, NodeClaim, NodeClaimParams, NodeGet, VolumeCreate, VolumeCreateParams,
+    VolumeList, VolumeState,
 };
 use penstock_api::{ByteSize, ClusterId, DriveId, NodeId, ReplicaId, SegmentId, VolumeId};
 use std::net::{IpAddr, Ipv4Addr};
@@ -133,14 +134,18 @@ pub fn export(line: &mut dyn Line, kind: DoorKind, port: u16) -> Result<()> {
     call::<ExportAdd>(line, &ExportAddParams { volume_id: TestIds::new().volume, door }).map(drop)
 }
 
-/// Waits until the drive's recovery has brought the volume back.
+/// Waits until the drive's recovery has brought the volume back; an error as soon as it is over without one.
 pub fn wait_for_volume(line: &mut dyn Line, limit: Duration) -> Result<()> {
-    let mut last = Vec::new();
-    let found = wait_for("the volume to be recovered", limit, || {
-        last = call::<VolumeList>(line, &Empty {})?;
-        Ok(last.iter().any(|v| v.state == VolumeState::Serving).then_some(()))
-    });
-    found.map_err(|e| GuestError::failed(e.to_string(), format!("{last:?}")))
+    wait_for("the volume to be recovered", limit, || {
+        // in this order: what a drive that has done opening holds is listed
+        let drives = call::<DriveList>(line, &Empty {})?;
+        let volumes = call::<VolumeList>(line, &Empty {})?;
+        if volumes.iter().any(|v| v.state == VolumeState::Serving) {
+            return Ok(Some(()));
+        }
+        let opening = drives.iter().any(|d| d.state == DriveState::Opening) || volumes.iter().any(|v| v.state == VolumeState::Opening);
+        if opening { Ok(None) } else { Err(GuestError::failed("recovery", format!("no volume serves: {drives:?} {volumes:?}"))) }
+    })
 }
 
 /// Waits until the volume serves through a door, and answers which.
