@@ -52,6 +52,10 @@ pub struct RatioArgs {
     /// Run all processes on hugepages; the vhost comparison needs it.
     #[arg(long)]
     pub hugepages: bool,
+    /// Keep turns in which others used up to this many per cent of the machine. Above 1 the figures are for orientation only and
+    /// nothing passes.
+    #[arg(long, default_value_t = 1.0, value_name = "PERCENT")]
+    pub foreign_max: f64,
     /// Write all pairs as JSON.
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,

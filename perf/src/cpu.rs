@@ -38,8 +38,8 @@ pub struct Foreign {
 
 impl Foreign {
     /// True when the turn in between must not count.
-    pub fn is_too_much(&self) -> bool {
-        self.share + self.stolen_share > FOREIGN_MAX
+    pub fn is_above(&self, share_max: f64) -> bool {
+        self.share + self.stolen_share > share_max
     }
 }
 
@@ -131,8 +131,8 @@ mod tests {
         let after = snapshot(1000, &[(1, 1100), (2, 150)], 125, 0);
         let foreign = before.foreign_until(&after, &[1]);
         assert!((foreign.share - 0.05).abs() < 0.001, "{foreign:?}");
-        assert!(foreign.is_too_much());
-        assert!(!before.foreign_until(&after, &[1, 2]).is_too_much());
+        assert!(foreign.is_above(FOREIGN_MAX));
+        assert!(!before.foreign_until(&after, &[1, 2]).is_above(FOREIGN_MAX));
     }
 
     #[test]
@@ -145,7 +145,7 @@ mod tests {
     #[test]
     fn stolen_time_is_foreign() {
         let foreign = snapshot(0, &[], 0, 0).foreign_until(&snapshot(1000, &[], 0, 3), &[]);
-        assert!(foreign.is_too_much(), "{foreign:?}");
+        assert!(foreign.is_above(FOREIGN_MAX), "{foreign:?}");
     }
 
     #[test]

@@ -204,6 +204,7 @@ fn command_ratio(args: &RatioArgs) -> Result<bool, Failure> {
         scratch: args.scratch.clone(),
         hugepages: args.hugepages,
         seed: args.seed,
+        foreign_max: args.foreign_max / 100.0,
     };
     let outcomes = ratio::run(args.number, &options)?;
     println!("\n{}", ratio::table(&outcomes));

@@ -22,10 +22,12 @@ use crate::workload::{Access, Mix, Workload};
 
 const TARGET_CORE: &str = "0x1";
 const LOAD_CORE: u32 = 1;
+/// Memory of the load's process.
+const LOAD_MIB: u32 = 768;
 const MIB: u64 = 1 << 20;
 const BLOCK: u64 = 4096;
 const DEVICE_BYTES: u64 = 768 * MIB;
-const OPLOG_BYTES: u64 = 128 * MIB;
+const OPLOG_BYTES: u64 = 64 * MIB;
 const VOLUME_BYTES: u64 = 256 * MIB;
 /// Three times the oplog.
 const LEAST_BYTES: u64 = 3 * OPLOG_BYTES;
@@ -221,6 +223,18 @@ fn fill(agent: &SharedAgent, bdev: &str, seed: u64) -> Result<(), RatioError> {
     Ok(())
 }
 
+/// True where so much hugepage memory is free and mounted.
+fn hugepages_ready(mib: u32) -> bool {
+    let meminfo = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let field = |name: &str| {
+        let line = meminfo.lines().find_map(|line| line.strip_prefix(name))?;
+        line.split_whitespace().next()?.parse::<u64>().ok()
+    };
+    let free_kib = field("HugePages_Free:").unwrap_or(0) * field("Hugepagesize:").unwrap_or(0);
+    let mounts = std::fs::read_to_string("/proc/mounts").unwrap_or_default();
+    free_kib >= u64::from(mib) << 10 && mounts.lines().any(|line| line.split_whitespace().nth(2) == Some("hugetlbfs"))
+}
+
 fn name(route: Route, mix: Mix) -> String {
     format!("{} 4 KiB random {} QD32", route.name(), if mix == Mix::READ { "read" } else { "write" })
 }
@@ -240,16 +254,17 @@ pub fn run(bench: &mut Bench<'_>) -> Result<(), RatioError> {
     let mut theirs = stock(bench)?;
     let mut own = penstockd(bench)?;
     for route in wanted {
-        if route == Route::Vhost && !bench.options.hugepages {
+        let hugepages = bench.options.hugepages || (route == Route::Vhost && hugepages_ready(LOAD_MIB));
+        if route == Route::Vhost && !hugepages {
             eprintln!(
-                "\n[7] {}: not run; SPDK's vhost initiator shares hugepages by file: reserve and mount some and give --hugepages",
+                "\n[7] {}: not run. SPDK's vhost initiator shares its memory as hugepage files: reserve and mount {LOAD_MIB} MiB of them (penstock-hugepages reserve, mount)",
                 route.name()
             );
             continue;
         }
         own.process.wake()?;
         theirs.process.wake()?;
-        let options = AgentOptions { cores: vec![LOAD_CORE], mem_mib: 1024, hugepages: bench.options.hugepages, node: None };
+        let options = AgentOptions { cores: vec![LOAD_CORE], mem_mib: LOAD_MIB, hugepages, node: None };
         let program = bench.lab.program("penstock-perf")?;
         let agent = Agent::start(&program, &options, &bench.lab.path("agent.log"))?;
         let agent: SharedAgent = Rc::new(RefCell::new(agent));

@@ -23,6 +23,7 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
+use crate::cpu::FOREIGN_MAX;
 use crate::handicap::HandicapKind;
 use crate::stats::{Interval, Limit};
 
@@ -68,6 +69,9 @@ pub struct RatioOptions {
     /// Hugepages for all processes; the vhost comparison runs only with them.
     pub hugepages: bool,
     pub seed: u64,
+    /// Share of the machine that others may use in a turn that counts. Above [`FOREIGN_MAX`] figures are for orientation and
+    /// nothing passes.
+    pub foreign_max: f64,
 }
 
 /// What is asked of a comparison.
@@ -122,15 +126,22 @@ pub struct Outcome {
     pub control: Option<ControlOutcome>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub note: Option<String>,
+    /// True when pairs were kept that the rules discard.
+    pub is_for_orientation: bool,
 }
 
 impl Outcome {
-    pub fn is_passed(&self) -> bool {
+    /// True when the whole interval keeps the limit.
+    pub fn is_within(&self) -> bool {
         self.paired.interval.is_some_and(|interval| self.gate.pass.met_by(&interval))
     }
 
+    pub fn is_passed(&self) -> bool {
+        self.is_within() && !self.is_for_orientation
+    }
+
     pub fn is_goal(&self) -> bool {
-        self.paired.interval.is_some_and(|interval| self.gate.goal.met_by(&interval))
+        !self.is_for_orientation && self.paired.interval.is_some_and(|interval| self.gate.goal.met_by(&interval))
     }
 
     /// True when the limit is kept and the negative control, where there is one, missed it.
@@ -169,8 +180,13 @@ impl Bench<'_> {
         ours.rest()?;
         peer.rest()?;
         eprintln!("\n[{}] {}: {} / {}", self.number, question.name, ours.name(), peer.name());
-        let plan =
-            Plan { pairs: self.options.pairs, pairs_max: self.options.pairs * 4, handicap: HandicapKind::None, seed: self.options.seed };
+        let plan = Plan {
+            pairs: self.options.pairs,
+            pairs_max: self.options.pairs * 4,
+            handicap: HandicapKind::None,
+            seed: self.options.seed,
+            foreign_max: self.options.foreign_max,
+        };
         let unit = question.unit;
         let paired = pairs::measure(ours, peer, &plan, &mut |pair| show_pair(pair, unit))?;
         let mut outcome = Outcome {
@@ -185,8 +201,9 @@ impl Bench<'_> {
             paired,
             control: None,
             note: question.note,
+            is_for_orientation: self.options.foreign_max > FOREIGN_MAX,
         };
-        if !self.options.is_without_control && outcome.is_passed() {
+        if !self.options.is_without_control && outcome.is_within() {
             let handicap = match question.control {
                 Control::Fixed(kind) => kind,
                 Control::Spin => spin_to_fail(&outcome),
@@ -289,6 +306,9 @@ pub fn table(outcomes: &[Outcome]) -> String {
         if let Some(note) = &outcome.note {
             let _ = writeln!(out, "   {note}");
         }
+        if outcome.is_for_orientation {
+            let _ = writeln!(out, "   FOR ORIENTATION: pairs were kept that the rules discard, so nothing passes");
+        }
     }
     out
 }
@@ -332,6 +352,7 @@ mod tests {
             paired: Paired { interval: Some(Interval { low, median, high, pairs: 9 }), discarded: 2, pairs: vec![pair; 11] },
             control: None,
             note: None,
+            is_for_orientation: false,
         }
     }
 
@@ -342,6 +363,9 @@ mod tests {
         good.control = Some(ControlOutcome { handicap: "spin:900".into(), interval: None, is_caught: false });
         assert!(!good.is_good());
         assert!(!outcome(0.84, 0.95, 0.99, Gate::at_least(0.85, 0.95)).is_passed());
+        let mut loose = outcome(0.9, 0.95, 0.99, Gate::at_least(0.85, 0.95));
+        loose.is_for_orientation = true;
+        assert!(loose.is_within() && !loose.is_good());
         let mut too_few = outcome(0.9, 0.95, 0.99, Gate::at_least(0.85, 0.95));
         too_few.paired.interval = None;
         assert!(!too_few.is_good());

@@ -79,8 +79,8 @@ pub fn run(bench: &mut Bench<'_>) -> Result<(), RatioError> {
         bench.compare(question, &mut ours, &mut peer)?;
     }
     for (name, metric, gate) in [
-        ("generator instructions per null read", Metric::InstructionsPerOperation, Gate::at_most(1.5, 1.1)),
-        ("generator cycles per null read", Metric::CyclesPerOperation, Gate::at_most(1.5, 1.1)),
+        ("generator instructions per null read", Metric::InstructionsPerOperation, Gate::at_most(2.0, 1.2)),
+        ("generator cycles per null read", Metric::CyclesPerOperation, Gate::at_most(2.0, 1.2)),
     ] {
         if !bench.wants(name) {
             continue;
