@@ -439,6 +439,8 @@ impl Store {
             known_durable >= rec.seq
         };
         if !durable {
+            // What is dropped here may have been opened before: the next generation is above that one too.
+            rec.generation = rec.generation.max(newest.unwrap_or_default());
             rec.report.dropped_batches += u64::from(rec.whole_header || !rec.found.is_empty()) + rec.found.len() as u64;
             rec.step = Step::Opening;
             return Ok(());
@@ -563,6 +565,7 @@ impl Store {
         let generation = Generation(rec.generation.max(superblock.generation).0 + 1);
         self.report = rec.report;
         self.stream.resume(superblock.log_seq, std::mem::take(&mut rec.places), rec.seq, rec.pos, superblock.log_at, generation);
+        self.stream.proven = rec.durable_to.max(Seq(superblock.log_seq.0 - 1));
         rec.window = Vec::new();
         let lost = (rec.log_lost && !self.config.accept_lost_log).then_some(FenceReason::LogLost);
         if let Some(reason) = self.config.fenced.or(lost) {
@@ -570,7 +573,7 @@ impl Store {
                 fx.list.push(Effect::Notice(Notice::Fenced(reason)));
             }
             // A fenced drive gets no barrier, so what no record knows durable may be gone tomorrow: nobody may see it today.
-            self.index.hide_after(rec.durable_to.max(Seq(superblock.log_seq.0 - 1)));
+            self.index.hide_after(self.stream.proven);
             self.serve(Stage::Fenced(reason), fx);
             return;
         }

@@ -42,6 +42,8 @@ pub(crate) struct Stream {
     /// All up to here are on the drive, and all up to here are behind a barrier.
     written: Seq,
     persisted: Seq,
+    /// Highest batch that recovery found known durable.
+    pub proven: Seq,
     flushing: Option<Seq>,
     /// The batch before, for the next header.
     prev: Option<Prev>,
@@ -74,6 +76,7 @@ impl Stream {
             out: VecDeque::new(),
             written: Seq(0),
             persisted: Seq(0),
+            proven: Seq(0),
             flushing: None,
             prev: None,
             prev_section: Section::default(),
@@ -290,7 +293,9 @@ impl Store {
             kind,
             seq,
             generation: self.stream.generation,
-            durable_to: self.stream.persisted,
+            // What recovery read may lie in the drive's cache alone: the Open batch's own barrier makes it durable, so the batch
+            // itself must not say that it is.
+            durable_to: if kind == Kind::Open { self.stream.proven } else { self.stream.persisted },
             at,
             payload_blocks: payload,
             prev: self.stream.prev,
