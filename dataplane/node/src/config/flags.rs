@@ -65,6 +65,16 @@ pub struct Flags {
     /// Check flags and config file, print the settings, and leave
     #[arg(long)]
     pub check_config: bool,
+    /// A seeded bug to run with, as count-before-barrier: this build is for tests that must fail
+    #[cfg(feature = "canary")]
+    #[arg(long, value_name = "NAME", value_parser = parse_canary)]
+    pub canary: Option<penstock_engine::Canary>,
+}
+
+#[cfg(feature = "canary")]
+fn parse_canary(name: &str) -> Result<penstock_engine::Canary, String> {
+    let found = penstock_engine::Canary::ALL.into_iter().find(|canary| format!("{canary:?}").eq_ignore_ascii_case(&name.replace('-', "")));
+    found.ok_or_else(|| format!("no such bug; there are {:?}", penstock_engine::Canary::ALL))
 }
 
 pub(super) fn apply(config: &mut Config, flags: &Flags) -> Result<(), ConfigError> {
@@ -83,6 +93,10 @@ pub(super) fn apply(config: &mut Config, flags: &Flags) -> Result<(), ConfigErro
     }
     config.no_huge |= flags.no_huge;
     config.exit_after_drain |= flags.exit_after_drain;
+    #[cfg(feature = "canary")]
+    {
+        config.canary = flags.canary;
+    }
     config.poll = flags.poll.unwrap_or(config.poll);
     config.log_level = flags.log_level.unwrap_or(config.log_level);
     config.log_format = flags.log_format.unwrap_or(config.log_format);

@@ -85,6 +85,8 @@ pub struct Config {
     pub stop_timeout_s: u32,
     /// Stop once everything is drained (for scripts and tests).
     pub exit_after_drain: bool,
+    /// A seeded bug; only a build with feature `canary` can be told one.
+    pub canary: Option<penstock_engine::Canary>,
 }
 
 impl Default for Config {
@@ -102,6 +104,7 @@ impl Default for Config {
             log_format: LogFormat::Text,
             stop_timeout_s: 30,
             exit_after_drain: false,
+            canary: None,
         }
     }
 }

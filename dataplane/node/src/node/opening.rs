@@ -460,7 +460,7 @@ impl Node {
                         fenced,
                         limits: Limits::default(),
                         accept_lost_log,
-                        canary: None,
+                        canary: self.config.canary,
                     };
                     by_core.entry(CoreIndex(core as u16)).or_default().push((config, share.start));
                 }
