@@ -69,6 +69,22 @@ fn nvme_tcp_flood_of_connections_is_survived() {
     witness.look(&mut house, "200 connections that went at once").unwrap();
 }
 
+/// The witness is judged: it has to notice a node that is gone, one that is another, and content that is not its own.
+#[test]
+fn witness_notices_what_it_is_there_to_notice() {
+    let (mut house, mut witness) = house_with_witness();
+    witness.look(&mut house, "nothing").unwrap();
+    witness.door().connect().unwrap().write(0, &[0xee; 4096]).unwrap();
+    let error = witness.look(&mut house, "a write of somebody else's").unwrap_err().to_string();
+    assert!(error.contains("does not hold what write 0"), "{error}");
+    house.kill_node().unwrap();
+    assert!(witness.look(&mut house, "a kill").is_err());
+    house.start_node().unwrap();
+    house.wait_for_door("witness").unwrap();
+    let error = witness.look(&mut house, "a restart").unwrap_err().to_string();
+    assert!(error.contains("another process"), "{error}");
+}
+
 fn entry(opcode: u8, nsid: u32, start: u64, blocks: u32) -> [u8; 64] {
     let mut entry = [0; 64];
     entry[0] = opcode;

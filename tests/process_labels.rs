@@ -37,7 +37,7 @@ fn house_with_witness() -> (House, Witness) {
 fn foreign_data_is_refused_by_name_and_never_touched() {
     let (mut house, mut witness) = house_with_witness();
     let before = house.drives().unwrap().len();
-    let random: Vec<u8> = (0..BLOCK as u64).map(|i| (i * 2_654_435_761 >> 7) as u8).collect();
+    let random: Vec<u8> = (0..BLOCK as u64).map(|i| ((i * 2_654_435_761) >> 7) as u8).collect();
     let last = 64 * MIB - BLOCK as u64;
     for (name, at, bytes) in [
         ("ext4", 1080, b"\x53\xef".as_slice()),

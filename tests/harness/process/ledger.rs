@@ -278,31 +278,20 @@ impl Ledger {
         Ledger { seed, sectors, workers: (0..WORKERS).map(worker).collect() }
     }
 
-    /// Connects all workers and lets them work until `meanwhile` has returned; then gathers how each ended.
+    /// Connects all workers and lets them work until `meanwhile` has returned; then gathers how each ended, and how many
+    /// commands were acknowledged.
     pub fn work_while<T>(&mut self, address: SocketAddr, nqn: &str, meanwhile: impl FnOnce(&Progress) -> T) -> Result<(T, Vec<End>, u64)> {
-        let (stop, progress) = (AtomicBool::new(false), Progress::default());
-        let mut lines = Vec::new();
-        for worker in &self.workers {
+        work_while(&mut [(self, address, nqn)], meanwhile)
+    }
+
+    fn connect(&self, address: SocketAddr, nqn: &str) -> Result<Vec<Namespace>> {
+        let line = |worker: &Worker| {
             assert!(worker.unanswered.is_none(), "what was left in doubt is verified before more is written");
             let line = Namespace::connect(address, nqn)?;
             assert_eq!((line.size(), line.block_bytes()), (self.sectors * SECTOR as u64, SECTOR), "the volume that the ledger is of");
-            lines.push(line);
-        }
-        let (seed, sectors) = (self.seed, self.sectors);
-        let workers = &mut self.workers;
-        let (value, ends) = std::thread::scope(|scope| {
-            let (stop, progress) = (&stop, &progress);
-            let threads: Vec<_> = workers
-                .iter_mut()
-                .zip(lines)
-                .map(|(worker, mut line)| scope.spawn(move || worker.work(seed, sectors, &mut line, stop, progress)))
-                .collect();
-            let value = meanwhile(progress);
-            stop.store(true, Ordering::Relaxed);
-            let ends: Vec<End> = threads.into_iter().map(|thread| thread.join().expect("workers do not panic")).collect();
-            (value, ends)
-        });
-        Ok((value, ends, progress.acknowledged()))
+            Ok(line)
+        };
+        self.workers.iter().map(line).collect()
     }
 
     /// Reads the whole volume. What was in doubt is what was read, from now on.
@@ -398,6 +387,30 @@ impl Ledger {
         let judged = self.verify(&mut line)?;
         judged.map_err(|faults| failed("acknowledged writes", format!("{faults:#?}")))
     }
+}
+
+/// As [`Ledger::work_while`], on several volumes at once.
+pub fn work_while<T>(
+    volumes: &mut [(&mut Ledger, SocketAddr, &str)],
+    meanwhile: impl FnOnce(&Progress) -> T,
+) -> Result<(T, Vec<End>, u64)> {
+    let (stop, progress) = (AtomicBool::new(false), Progress::default());
+    let lines = volumes.iter().map(|(ledger, address, nqn)| ledger.connect(*address, nqn)).collect::<Result<Vec<_>>>()?;
+    let (value, ends) = std::thread::scope(|scope| {
+        let (stop, progress) = (&stop, &progress);
+        let mut threads = Vec::new();
+        for ((ledger, _, _), lines) in volumes.iter_mut().zip(lines) {
+            let (seed, sectors) = (ledger.seed, ledger.sectors);
+            for (worker, mut line) in ledger.workers.iter_mut().zip(lines) {
+                threads.push(scope.spawn(move || worker.work(seed, sectors, &mut line, stop, progress)));
+            }
+        }
+        let value = meanwhile(progress);
+        stop.store(true, Ordering::Relaxed);
+        let ends: Vec<End> = threads.into_iter().map(|thread| thread.join().expect("workers do not panic")).collect();
+        (value, ends)
+    });
+    Ok((value, ends, progress.acknowledged()))
 }
 
 #[cfg(test)]
