@@ -264,6 +264,10 @@ fn show_pair(pair: &Pair, unit: &str) {
     );
 }
 
+fn shown_value(value: f64) -> String {
+    if value.is_nan() { "–".to_owned() } else { format!("{value:.1}") }
+}
+
 /// All outcomes as a table.
 pub fn table(outcomes: &[Outcome]) -> String {
     use std::fmt::Write;
@@ -289,11 +293,11 @@ pub fn table(outcomes: &[Outcome]) -> String {
         let word = |is_met: bool| if is_met { "yes" } else { "NO" };
         let _ = writeln!(
             out,
-            "{:<3}{:<40}{:>14.1}{:>14.1} {:<16}{:>7}{:>16}{:>8}{:>8}{:>6}{:>6}{:>10}  {control}",
+            "{:<3}{:<40}{:>14}{:>14} {:<16}{:>7}{:>16}{:>8}{:>8}{:>6}{:>6}{:>10}  {control}",
             outcome.benchmark,
             outcome.name,
-            outcome.ours_value,
-            outcome.peer_value,
+            shown_value(outcome.ours_value),
+            shown_value(outcome.peer_value),
             outcome.unit,
             median,
             range,
