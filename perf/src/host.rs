@@ -17,6 +17,7 @@ use spdk_rs::bdev::{Bdev, BdevEvent, Geometry};
 use spdk_rs::thread::app_thread;
 
 use crate::rpc::{RpcClient, RpcError};
+use crate::scratch;
 use crate::target::{Reconnect, Target, bdev_name};
 
 /// Longest wait for an attach or create call.
@@ -104,30 +105,13 @@ pub struct Host {
     is_stopping: Arc<AtomicBool>,
 }
 
-struct SocketDir(PathBuf);
-
-impl SocketDir {
-    fn create() -> std::io::Result<Self> {
-        use std::os::unix::fs::DirBuilderExt;
-        let path = std::env::temp_dir().join(format!("penstock-perf-{}", std::process::id()));
-        std::fs::DirBuilder::new().mode(0o700).create(&path)?;
-        Ok(Self(path))
-    }
-}
-
-impl Drop for SocketDir {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
-}
-
 /// Starts SPDK, runs `work` on a thread of its own beside it, and stops SPDK when that returns.
 ///
 /// SPDK waits without limit for outstanding I/O when it stops, so a process whose target is dead may need
 /// [`app::exit_now`] at the end of `work`; the caller decides.
 pub fn run<R: Send + 'static>(options: &HostOptions, work: impl FnOnce(&mut Host) -> R + Send + 'static) -> Result<R, HostError> {
-    let directory = SocketDir::create().map_err(HostError::Directory)?;
-    let socket = directory.0.join("rpc.sock");
+    let directory = scratch::directory(&std::env::temp_dir(), "penstock-perf").map_err(HostError::Directory)?;
+    let socket = directory.join("rpc.sock");
     let (up_tx, up_rx) = bounded::<()>(1);
     let is_stopping = Arc::new(AtomicBool::new(false));
     let node_config = options.node.as_ref().map(NodeOptions::prepare).transpose()?;
@@ -173,6 +157,7 @@ pub fn run<R: Send + 'static>(options: &HostOptions, work: impl FnOnce(&mut Host
         }
     });
     is_stopping.store(true, Ordering::SeqCst);
+    let _ = std::fs::remove_dir_all(&directory); // where SPDK never came up; else it is gone already
     let result = steering.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
     match (outcome, result) {
         // SPDK's own failure explains more than "was not up".
@@ -200,6 +185,8 @@ fn steer<R>(
     }
     let _stop = StopApp; // also when `work` panics: else the main thread would never return
     let rpc = RpcClient::connect_within(socket, Duration::from_secs(5))?;
+    // Nobody else is to connect, and a process that is killed leaves nothing behind.
+    let _ = socket.parent().map(std::fs::remove_dir_all);
     let mut host = Host { rpc, is_stopping };
     Ok(work(&mut host))
 }

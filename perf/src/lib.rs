@@ -25,6 +25,7 @@ pub mod report;
 pub mod rpc;
 pub mod run;
 pub mod sample;
+pub mod scratch;
 pub mod session;
 pub mod stats;
 pub mod target;

@@ -34,15 +34,13 @@ fn spdk_tree() -> PathBuf {
 impl Lab {
     /// Makes the directory, removed when dropped. `scratch`: where large files go; the system's temporary directory if not given.
     pub fn open(scratch: Option<&Path>) -> Result<Self, LabError> {
-        use std::os::unix::fs::DirBuilderExt;
         let spdk = spdk_tree();
         if !spdk.join("build/bin/spdk_tgt").exists() {
             return Err(LabError::NoSpdk(spdk));
         }
         let base = scratch.map_or_else(std::env::temp_dir, Path::to_owned);
-        let directory = base.join(format!("penstock-ratio-{}", std::process::id()));
-        let io = |source| LabError::Io { path: directory.clone(), source };
-        std::fs::DirBuilder::new().mode(0o700).create(&directory).map_err(io)?;
+        let io = |source| LabError::Io { path: base.clone(), source };
+        let directory = crate::scratch::directory(&base, "penstock-ratio").map_err(io)?;
         let own = std::env::current_exe().map_err(io)?;
         let programs = own.parent().unwrap_or(Path::new("/")).to_owned();
         Ok(Self { directory, spdk, programs })
