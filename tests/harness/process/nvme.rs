@@ -97,6 +97,7 @@ pub fn wrong_conversations(nqn: &str, dice: &mut Dice) -> Vec<(&'static str, Vec
         ("data that says it is 4 GiB", after_greeting(unit(H2C_DATA, 0, 24, 24, u32::MAX, &[0; 16]))),
         ("a termination with a huge report", after_greeting(unit(H2C_TERM, 0, 24, 0, 24 + 4096, &[0; 4112]))),
         ("a termination cut short", after_greeting(unit(H2C_TERM, 0, 24, 0, 24, &[1; 4]))),
+        ("Connect that says it has no data", after_greeting(connect(0, 31, 0, &[]))),
         ("Connect without data", after_greeting(connect(0, 31, 1024, &[]))),
         ("Connect that says more than it has", after_greeting(connect(0, 31, 8192, &right))),
         ("Connect with less than it must have", after_greeting(connect(0, 31, 16, &right[..16]))),
