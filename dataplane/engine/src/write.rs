@@ -190,35 +190,12 @@ impl HostSide {
     }
 
     fn add(&mut self, io: IoId, replica: ReplicaNo, op: HostOp, span: Span) -> JobId {
-        let id = match self.free.pop() {
-            Some(id) => id,
-            None => {
-                self.jobs.push(Job {
-                    io,
-                    replica,
-                    op,
-                    span,
-                    done: 0,
-                    chunk: Chunk::default(),
-                    stage: JobStage::Held,
-                    buf: None,
-                    out: 0,
-                    read_failed: false,
-                    strikes: 0,
-                    places: Vec::new(),
-                    epoch: None,
-                    locked: false,
-                    replied: false,
-                    held: false,
-                    live: false,
-                });
-                JobId(self.jobs.len() as u32 - 1)
-            }
-        };
-        let job = &mut self.jobs[id.0 as usize];
-        let mut places = std::mem::take(&mut job.places);
+        let id = self.free.pop().unwrap_or(JobId(self.jobs.len() as u32));
+        let at = id.0 as usize;
+        // The list of places keeps its capacity from command to command.
+        let mut places = self.jobs.get_mut(at).map(|job| std::mem::take(&mut job.places)).unwrap_or_default();
         places.clear();
-        *job = Job {
+        let job = Job {
             io,
             replica,
             op,
@@ -237,6 +214,10 @@ impl HostSide {
             held: false,
             live: true,
         };
+        match self.jobs.get_mut(at) {
+            Some(place) => *place = job,
+            None => self.jobs.push(job),
+        }
         self.count += 1;
         id
     }
