@@ -209,7 +209,7 @@ impl Store {
 
     pub(crate) fn on_drain_page<M: Memory>(&mut self, mem: &mut M, fx: &mut Effects) {
         if self.drain.reclaiming.is_some() {
-            self.give_back_page(fx);
+            self.give_back_page();
             return;
         }
         self.drain.pages_out -= 1;
@@ -512,11 +512,11 @@ impl Store {
                 self.want_page(key, PageWaiter::Drain, mem, fx);
                 return;
             }
-            self.give_back_page(fx);
+            self.give_back_page();
         }
     }
 
-    fn give_back_page(&mut self, _fx: &mut Effects) {
+    fn give_back_page(&mut self) {
         let key = self.drain.reclaiming.take().expect("a page is being given back");
         self.drain.stage = DrainStage::Idle;
         self.drain.unsaved = true;

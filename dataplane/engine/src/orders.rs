@@ -15,7 +15,7 @@ const PAGE_BLOCKS: u64 = EXTENTS_PER_PAGE as u64 * EXTENT_BLOCKS;
 
 impl Store {
     /// Proposes the next order, when none is out.
-    pub(crate) fn settle_orders<M: Memory>(&mut self, _mem: &mut M, fx: &mut Effects) {
+    pub(crate) fn settle_orders(&mut self, fx: &mut Effects) {
         while self.order_out.is_none() && self.stage == Stage::Serving {
             let Some(pending) = self.orders.pop_front() else { return };
             let id = pending.id;

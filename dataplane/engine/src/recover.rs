@@ -66,7 +66,6 @@ pub(crate) struct Recovery {
     extent: u32,
     bytes: Vec<u8>,
     chains: [Vec<u32>; 2],
-    directory_error: Option<DecodeError>,
     // Log.
     pos: RingPos,
     seq: Seq,
@@ -266,7 +265,6 @@ impl Store {
             self.open_failed(OpenError::DirectoryLost { checkpoint: superblock.checkpoint, error }, fx);
             return;
         }
-        rec.directory_error = Some(error);
         rec.chain = 1;
         rec.part = 0;
         rec.extent = superblock.directory[1];
@@ -587,7 +585,7 @@ impl Store {
     }
 
     /// The Open batch is durable.
-    pub(crate) fn opened<M: Memory>(&mut self, _mem: &mut M, fx: &mut Effects) {
+    pub(crate) fn opened(&mut self, fx: &mut Effects) {
         self.recovery = None;
         self.serve(self.config.fenced.map_or(Stage::Serving, Stage::Fenced), fx);
     }

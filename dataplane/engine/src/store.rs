@@ -158,7 +158,7 @@ impl Store {
                 self.stream.settle_tail(&self.epochs);
                 self.space.settle(&self.epochs);
                 self.settle_pages(mem, fx);
-                self.settle_orders(mem, fx);
+                self.settle_orders(fx);
                 self.settle_host(mem, fx);
                 self.settle_stream(mem, fx);
                 self.settle_drain(mem, fx);

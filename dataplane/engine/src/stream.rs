@@ -466,7 +466,7 @@ impl Store {
                 mem.free(batch.header);
             }
             if self.stage == Stage::Opening {
-                self.opened(mem, fx);
+                self.opened(fx);
                 continue;
             }
             let mut ops = batch.ops;
