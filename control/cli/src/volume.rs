@@ -133,7 +133,7 @@ fn meant(volume: &str, open: &[Door], flags: &Doors) -> Result<Vec<Door>, Failur
                 at.to_string() == crate::args::NVMF_DEFAULT
             }
             Door::Vhost { name } | Door::VfioUser { name } => name.is_none(),
-            Door::Nvmf { .. } => false,
+            Door::Nvmf { .. } | Door::Local => false,
         };
         let alike: Vec<&Door> = open.iter().filter(|open| same_kind(open, door)).collect();
         match (bare, alike.as_slice()) {

@@ -224,6 +224,7 @@ fn door_place(door: &Door, volume: &VolumeName) -> Option<String> {
         Door::Nvmf { nqn, .. } => nqn.as_ref().map(|nqn| nqn.to_string()),
         Door::Vhost { name } => Some(format!("vhost/{}", name.as_ref().unwrap_or(volume))),
         Door::VfioUser { name } => Some(format!("vfio-user/{}", name.as_ref().unwrap_or(volume))),
+        Door::Local => None,
     }
 }
 

@@ -61,8 +61,17 @@ pub enum FrontEnd {
     NvmfNetwork,
     /// NVMe-oF over vfio-user: payload is the guest's memory.
     NvmfVfioUser,
+    /// Users within this process that leave a command's memory alone until it is completed, as [`crate::bdev::BdevChannel`] does.
+    InProcess,
     /// vhost-user-blk and all else: payload is somebody else's memory.
     Other,
+}
+
+impl FrontEnd {
+    /// Commands come with an NVMe association.
+    pub const fn is_nvmf(self) -> bool {
+        matches!(self, Self::NvmfNetwork | Self::NvmfVfioUser)
+    }
 }
 
 /// What to register.
@@ -179,7 +188,7 @@ pub fn register<D: Device>(params: &DeviceParams, device: Arc<D>) -> Result<Regi
         block_size: params.block_size,
         nvme_nsid: params.nvme_nsid,
         compare_and_write_blocks: params.compare_and_write_blocks,
-        nvmf_only: params.front_end != FrontEnd::Other,
+        nvmf_only: params.front_end.is_nvmf(),
     };
     let ops: &'static spdk_sys::ps_device_ops = &Table::<D>::OPS;
     let context = Box::into_raw(Box::new(Context { device, front_end: params.front_end }));
@@ -329,7 +338,7 @@ impl HostIo {
 
     /// Whether nobody but us can write the payload until completion. If not, copy before checking anything.
     pub fn payload_is_private(&self) -> bool {
-        self.front_end == FrontEnd::NvmfNetwork
+        matches!(self.front_end, FrontEnd::NvmfNetwork | FrontEnd::InProcess)
     }
 
     /// Copies payload from byte `offset` on into `to`, which must be within it (panics otherwise).
@@ -396,7 +405,7 @@ impl HostIo {
 
     /// Who sent it, where it came over NVMe-oF. Costs some copying: for control and for the first command of an association.
     pub fn association(&self) -> Option<crate::nvmf::Association> {
-        if self.front_end == FrontEnd::Other {
+        if !self.front_end.is_nvmf() {
             return None;
         }
         crate::nvmf::association_of(self.io)
@@ -404,7 +413,7 @@ impl HostIo {
 
     /// The controller it came through and whether its connection is still good. Cheap: for every command.
     pub fn controller(&self) -> Option<crate::nvmf::ControllerState> {
-        if self.front_end == FrontEnd::Other {
+        if !self.front_end.is_nvmf() {
             return None;
         }
         crate::nvmf::controller_of(self.io)
@@ -420,7 +429,7 @@ impl HostIo {
     /// the status [is final](NvmeStatus::is_final).
     pub fn complete(self, status: Status) {
         let io = self.io.as_ptr();
-        let from_nvmf = self.front_end != FrontEnd::Other;
+        let from_nvmf = self.front_end.is_nvmf();
         std::mem::forget(self);
         // SAFETY: live until now, completed once since `self` is gone, and on its own thread since HostIo is not Send. Devices
         // registered for an NVMe-oF front end get its I/O alone.

@@ -177,7 +177,7 @@ fn door_of(export: &ExportInfo) -> Result<Door> {
             Ok(Door::NvmfTcp { port: *port, nqn: nqn.to_string() })
         }
         ApiDoor::Vhost { .. } => Ok(Door::VhostUserBlk { socket: PathBuf::from(&export.address) }),
-        ApiDoor::VfioUser { .. } => Err(GuestError::failed("export", "a vfio-user door, which no guest here uses")),
+        ApiDoor::VfioUser { .. } | ApiDoor::Local => Err(GuestError::failed("export", "a door that no guest here uses")),
     }
 }
 

@@ -174,6 +174,9 @@ pub enum Door {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         name: Option<VolumeName>,
     },
+    /// A bdev in the data plane's own process, for what runs in there: benchmarks, and front ends of SPDK that Penstock does not
+    /// set up itself. Its user must leave a command's memory alone until the command is completed.
+    Local,
 }
 
 impl Door {
@@ -182,6 +185,7 @@ impl Door {
             Self::Nvmf { .. } => "nvmf",
             Self::Vhost { .. } => "vhost",
             Self::VfioUser { .. } => "vfio-user",
+            Self::Local => "local",
         }
     }
 }
@@ -196,6 +200,7 @@ impl fmt::Display for Door {
                 Some(name) => write!(f, "{}={name}", self.kind_word()),
                 None => f.write_str(self.kind_word()),
             },
+            Self::Local => f.write_str(self.kind_word()),
         }
     }
 }
@@ -222,7 +227,7 @@ pub struct ExportRemoveParams {
 pub struct ExportInfo {
     /// Exactly as asked for: what the node chose itself is in the fields below, so that asked and served compare equal.
     pub door: Door,
-    /// `127.0.0.1:4420`, or the path of the socket or directory.
+    /// `127.0.0.1:4420`, the path of the socket or directory, or the name of the bdev.
     pub address: String,
     /// For doors that speak NVMe.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -60,6 +60,7 @@ enum Kind {
     Vhost {
         controller: String,
     },
+    Local,
 }
 
 /// An open door.
@@ -187,7 +188,7 @@ impl Target {
             uuid: unique(face.id, number),
             block_count: face.blocks,
             block_size: face.logical_block,
-            nvme_nsid: if front_end == FrontEnd::Other { 0 } else { 1 },
+            nvme_nsid: u32::from(front_end.is_nvmf()),
             compare_and_write_blocks: COMPARE_BLOCKS,
             front_end,
         };
@@ -203,6 +204,10 @@ impl Target {
                 let name = name.as_ref().map_or(face.name.as_str(), |name| name.as_str());
                 done(self.add_vhost(face, name));
             }
+            Door::Local => done(self.register(face, FrontEnd::InProcess).map(|(registered, device)| {
+                let opened = Opened { address: registered.name().to_owned(), nqn: None };
+                Export { device, registered, kind: Kind::Local, opened }
+            })),
             Door::Nvmf { address, port, nqn } => {
                 let nqn = match nqn.clone().map_or_else(|| nqn_of("", &face.name), Ok) {
                     Ok(nqn) => nqn,
@@ -362,6 +367,8 @@ impl Target {
             registered.unregister(move |result| done(result.map_err(spdk("unregistering the volume", "See the log"))));
         };
         match kind {
+            // Whoever has it open is told to let go.
+            Kind::Local => unregister(Box::new(done)),
             Kind::Vhost { controller } => {
                 if vhost::remove(&controller).is_ok() {
                     return unregister(Box::new(done));
@@ -413,6 +420,8 @@ impl Export {
                 hosts.sort();
                 hosts
             }
+            // SPDK does not say who has a bdev open.
+            Kind::Local => Vec::new(),
             Kind::Vhost { controller } => match vhost::sessions(controller) {
                 Ok(sessions) if sessions > 0 => vec![format!("{sessions} vhost-user sessions")],
                 _ => Vec::new(),
