@@ -1,8 +1,8 @@
 //! What a blank drive is written with: the label twice, and for each store a first superblock.
 
 use penstock_wire::label::{Geometry, Label};
-use penstock_wire::superblock::{NO_EXTENT, Superblock};
-use penstock_wire::{BLOCK, BlockAddr, DecodeError, Generation, RingPos, Seq};
+use penstock_wire::superblock::Superblock;
+use penstock_wire::{BLOCK, BlockAddr, DecodeError};
 
 /// Blocks to write on the drive, in order; a barrier belongs before the last, which is what makes the drive ours.
 ///
@@ -15,19 +15,7 @@ pub fn format(label: &Label) -> Result<Vec<(BlockAddr, Vec<u8>)>, DecodeError> {
     let mut blocks = Vec::new();
     for (no, share) in label.stores.iter().enumerate() {
         let geometry = Geometry::of(share)?;
-        let first = Superblock {
-            incarnation: label.incarnation,
-            store: no as u32,
-            write_count: 1,
-            generation: Generation(0),
-            log_seq: Seq(1),
-            log_at: RingPos(0),
-            checkpoint: 0,
-            directory: [NO_EXTENT; 2],
-            directory_parts: 0,
-            directory_len: 0,
-            directory_crc: 0,
-        };
+        let first = Superblock::first(label.incarnation, no as u32);
         let mut block = vec![0; BLOCK];
         for other in Geometry::superblock_slots(0) {
             blocks.push((share.start.plus(other.0), block.clone()));

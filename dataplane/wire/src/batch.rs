@@ -382,70 +382,25 @@ fn check_range(block: u64, count: u32) -> Result<(), DecodeError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{ReplicaId, SegmentId, VolumeId};
+    use crate::sample::{batch, shape};
     use proptest::prelude::*;
-
-    fn shape() -> ReplicaShape {
-        ReplicaShape {
-            volume: VolumeId([1; 16]),
-            segment: SegmentId([2; 16]),
-            replica: ReplicaId([3; 16]),
-            segment_no: 0,
-            blocks: 2560,
-            logical_block: 512,
-            name: "db-1".into(),
-        }
-    }
-
-    fn sample() -> (Header, Section, Section) {
-        let mut own = Section::default();
-        own.entry(4, Term(1), Index(10));
-        own.write(100, &[1, 2, 3]);
-        own.zero(7, 9000);
-        own.entry(5, Term(1), Index(1));
-        own.create(&shape());
-        own.resize(9);
-        own.delete();
-        let mut prev = Section::default();
-        prev.entry(4, Term(1), Index(9));
-        prev.write(0, &[9]);
-        let header = Header {
-            incarnation: Incarnation([9; 16]),
-            store: 0,
-            kind: Kind::Data,
-            seq: Seq(12),
-            generation: Generation(2),
-            durable_to: Seq(10),
-            at: RingPos(555),
-            payload_blocks: 3,
-            prev: Some(Prev { seq: Seq(11), at: RingPos(553), header_blocks: 1, payload_blocks: 1 }),
-        };
-        (header, own, prev)
-    }
-
-    fn encoded() -> Vec<u8> {
-        let (header, own, prev) = sample();
-        let mut bytes = vec![0xaa; header_blocks(own.bytes().len(), prev.bytes().len()) as usize * BLOCK];
-        header.encode_into(&mut bytes, own.bytes(), prev.bytes());
-        bytes
-    }
 
     #[test]
     fn header_round_trips_with_both_sections() {
-        let (header, own, prev) = sample();
-        let bytes = encoded();
+        let written = batch();
+        let bytes = written.encode();
         let batch = Batch::decode(&bytes).unwrap();
-        assert_eq!((batch.header, batch.own, batch.prev), (header, own.bytes(), prev.bytes()));
+        assert_eq!((batch.header, batch.own, batch.prev), (written.header, written.own.bytes(), written.prev.bytes()));
         let entries = decode_section(batch.own, batch.header.payload_blocks).unwrap();
-        assert_eq!(entries[0].ops, [Op::Write { block: 100, crcs: vec![1, 2, 3] }, Op::Zero { block: 7, count: 9000 }]);
+        let crcs = vec![0x1111_1111, 0x2222_2222, 0x3333_3333];
+        assert_eq!(entries[0].ops, [Op::Write { block: 0x0102_0304, crcs }, Op::Zero { block: 7, count: 0x00a0_b0c0 }]);
         assert_eq!(entries[1].ops, [Op::Create(Box::new(shape())), Op::Resize { blocks: 9 }, Op::Delete]);
         assert!(decode_section(batch.prev, 1).is_ok());
     }
 
     #[test]
     fn section_that_counts_other_payload_is_refused() {
-        let (_, own, _) = sample();
-        assert!(decode_section(own.bytes(), 4).is_err());
+        assert!(decode_section(batch().own.bytes(), 4).is_err());
     }
 
     #[test]
@@ -456,7 +411,7 @@ mod tests {
     proptest! {
         #[test]
         fn any_flipped_bit_is_seen(bit in 0..BLOCK * 8) {
-            let mut bytes = encoded();
+            let mut bytes = batch().encode();
             bytes[bit / 8] ^= 1 << (bit % 8);
             prop_assert!(Batch::decode(&bytes).is_err());
         }
@@ -479,8 +434,7 @@ mod tests {
 
         #[test]
         fn mutated_section_decodes_or_fails_cleanly(at in 0usize..200, byte: u8) {
-            let (_, own, _) = sample();
-            let mut bytes = own.bytes().to_vec();
+            let mut bytes = batch().own.bytes().to_vec();
             let at = at % bytes.len();
             bytes[at] = byte;
             let _ = decode_section(&bytes, 3);

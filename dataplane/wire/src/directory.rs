@@ -200,47 +200,18 @@ impl Directory {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{ReplicaId, SegmentId, VolumeId};
+    use crate::sample::{DIRECTORY_EXTENTS, directory, part};
     use proptest::prelude::*;
-
-    fn sample() -> Directory {
-        let shape = ReplicaShape {
-            volume: VolumeId([1; 16]),
-            segment: SegmentId([2; 16]),
-            replica: ReplicaId([3; 16]),
-            segment_no: 0,
-            blocks: 77,
-            logical_block: 4096,
-            name: "a".into(),
-        };
-        let row = |no, pages| ReplicaRow {
-            no,
-            deleting: no == 1,
-            term: Term(1),
-            voted_for: [0; 16],
-            applied: Index(5),
-            shape: shape.clone(),
-            pages,
-        };
-        Directory {
-            next_replica: 5,
-            replicas: vec![
-                row(1, vec![]),
-                row(3, vec![PageRow { page_no: 0, slot: 17, crc: 1 }, PageRow { page_no: 9, slot: 18, crc: 2 }]),
-            ],
-            taken: vec![0b10, 0, 0, 0, 0x80],
-        }
-    }
 
     #[test]
     fn directory_round_trips() {
-        assert_eq!(Directory::decode(&sample().encode(), 40).unwrap(), sample());
+        assert_eq!(Directory::decode(&directory().encode(), DIRECTORY_EXTENTS).unwrap(), directory());
     }
 
     #[test]
     fn part_round_trips_and_any_payload_bit_counts() {
         let payload: Vec<u8> = (0..1000u32).map(|i| i as u8).collect();
-        let part = Part { incarnation: Incarnation([8; 16]), store: 0, checkpoint: 3, part: 1, next: 44, twin: 9, len: 1000 };
+        let part = part(&payload);
         let mut extent = vec![0xee; EXTENT];
         part.encode_into(&mut extent, &payload);
         assert_eq!(Part::decode(&extent).unwrap(), (part, &payload[..]));
@@ -251,16 +222,16 @@ mod tests {
     proptest! {
         #[test]
         fn mutated_directory_decodes_or_fails_cleanly(at: u16, byte: u8, cut: u16) {
-            let mut bytes = sample().encode();
+            let mut bytes = directory().encode();
             let at = usize::from(at) % bytes.len();
             bytes[at] = byte;
             bytes.truncate(bytes.len() - usize::from(cut) % 8);
-            let _ = Directory::decode(&bytes, 40);
+            let _ = Directory::decode(&bytes, DIRECTORY_EXTENTS);
         }
 
         #[test]
         fn any_bytes_as_a_directory_decode_or_fail_cleanly(bytes in proptest::collection::vec(any::<u8>(), 0..400)) {
-            let _ = Directory::decode(&bytes, 40);
+            let _ = Directory::decode(&bytes, DIRECTORY_EXTENTS);
         }
     }
 }

@@ -168,11 +168,8 @@ impl Label {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sample::label;
     use proptest::prelude::*;
-
-    fn label() -> Label {
-        Label::plan(ClusterId([1; 16]), NodeId([2; 16]), DriveId([3; 16]), Incarnation([4; 16]), 100_000, 2, 8192).unwrap()
-    }
 
     #[test]
     fn label_round_trips() {
@@ -187,7 +184,7 @@ mod tests {
 
     #[test]
     fn shares_do_not_overlap_and_leave_the_copy_its_block() {
-        let label = label();
+        let label = Label::plan(ClusterId([1; 16]), NodeId([2; 16]), DriveId([3; 16]), Incarnation([4; 16]), 100_000, 2, 8192).unwrap();
         assert!(label.stores[0].start.0 + label.stores[0].blocks <= label.stores[1].start.0);
         assert!(label.stores[1].start.0 + label.stores[1].blocks < label.drive_blocks);
     }

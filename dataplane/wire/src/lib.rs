@@ -5,7 +5,7 @@
 //!
 //! All integers are little-endian. Every record starts `magic[8] version:u32 crc:u32`; the CRC-32C is over the whole
 //! record with the crc field as zero. Adding a record: a module here with encode, decode, [`DecodeError`]s that name both
-//! sides, a round-trip and a mutation test, a golden file under tests/golden, and its table in docs/disk-format.md.
+//! sides, a round-trip and a mutation test, its sample in tests/sample, a golden file under tests/golden, and its table in docs/disk-format.md.
 
 #![forbid(unsafe_code)]
 
@@ -16,6 +16,13 @@ mod ids;
 pub mod label;
 pub mod page;
 pub mod superblock;
+
+// One sample of each record for the tests here, the golden files and the fuzz targets; it names this crate as those see it.
+#[cfg(test)]
+extern crate self as penstock_wire;
+#[cfg(test)]
+#[path = "../tests/sample/mod.rs"]
+pub mod sample;
 
 pub use codec::{DecodeError, crc32c};
 pub use ids::{ClusterId, DriveId, Incarnation, NodeId, ReplicaId, SegmentId, VolumeId};

@@ -164,38 +164,31 @@ pub fn decode(block: &[u8], name: &PageName, extents: u64) -> Result<Box<Page>, 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sample::{PAGE_EXTENTS, page, page_name};
     use proptest::prelude::*;
-
-    const NAME: PageName = PageName { incarnation: Incarnation([5; 16]), replica: 3, layer: 0, page_no: 8 };
-
-    fn sample() -> Box<Page> {
-        let mut page = Page::empty();
-        page.extents[0].place = 4;
-        page.extents[0].changed = 99;
-        page.extents[0].set(3, BlockState::Data, 0x1234);
-        page.extents[0].set(15, BlockState::Lost, 1);
-        page.extents[47].set(0, BlockState::Zero, 7);
-        page
-    }
 
     #[test]
     fn page_round_trips_under_its_name_alone() {
+        let name = page_name();
         let mut block = vec![1; BLOCK];
-        let crc = encode_into(&mut block, &NAME, 6, &sample());
+        let crc = encode_into(&mut block, &name, 6, &page());
         assert_eq!(crc, crate::crc32c(&block));
-        assert_eq!(decode(&block, &NAME, 10).unwrap(), sample());
-        assert!(matches!(decode(&block, &PageName { page_no: 9, ..NAME }, 10), Err(DecodeError::Mismatch { .. })));
-        assert!(matches!(decode(&block, &NAME, 4), Err(DecodeError::Limit { .. })));
+        assert_eq!(decode(&block, &name, PAGE_EXTENTS).unwrap(), page());
+        assert!(matches!(decode(&block, &PageName { page_no: 9, ..name }, PAGE_EXTENTS), Err(DecodeError::Mismatch { .. })));
+        assert!(matches!(decode(&block, &name, PAGE_EXTENTS - 1), Err(DecodeError::Limit { .. })));
     }
 
     #[test]
     fn states_are_two_bits_each_and_only_data_needs_a_place() {
-        let page = sample();
-        assert_eq!(page.extents[0].state(3), BlockState::Data);
-        assert_eq!(page.extents[0].state(15), BlockState::Lost);
-        assert_eq!(page.extents[0].state(0), BlockState::Inherit);
-        assert!(page.extents[0].has_data() && !page.extents[47].has_data());
-        assert_eq!(page.extents[47].crcs[0], 0, "a zero block carries no checksum");
+        let page = page();
+        let first = &page.extents[0];
+        let states = [0, 1, 3, 15].map(|block| first.state(block));
+        assert_eq!(states, [BlockState::Zero, BlockState::Inherit, BlockState::Data, BlockState::Lost]);
+        assert!(first.has_data() && !page.extents[1].has_data());
+        let mut zero = ExtentEntry::EMPTY;
+        zero.set(0, BlockState::Zero, 7);
+        assert_eq!(zero.crcs[0], 0, "a zero block carries no checksum");
+        assert!(!zero.has_data());
         let mut lost = ExtentEntry::EMPTY;
         lost.set(1, BlockState::Lost, 0);
         assert!(!lost.has_data() && !lost.is_empty());
@@ -205,15 +198,15 @@ mod tests {
         #[test]
         fn any_flipped_bit_is_seen(bit in 0..BLOCK * 8) {
             let mut block = vec![0; BLOCK];
-            encode_into(&mut block, &NAME, 6, &sample());
+            encode_into(&mut block, &page_name(), 6, &page());
             block[bit / 8] ^= 1 << (bit % 8);
-            prop_assert!(decode(&block, &NAME, 10).is_err());
+            prop_assert!(decode(&block, &page_name(), PAGE_EXTENTS).is_err());
         }
 
         #[test]
         fn any_sealed_bytes_decode_or_fail_cleanly(mut block in proptest::collection::vec(any::<u8>(), BLOCK)) {
             seal(&mut block, MAGIC, VERSION);
-            let _ = decode(&block, &NAME, 10);
+            let _ = decode(&block, &page_name(), PAGE_EXTENTS);
         }
     }
 }

@@ -34,6 +34,24 @@ pub struct Superblock {
 }
 
 impl Superblock {
+    /// What a blank store begins with.
+    #[must_use]
+    pub fn first(incarnation: Incarnation, store: u32) -> Self {
+        Self {
+            incarnation,
+            store,
+            write_count: 1,
+            generation: Generation(0),
+            log_seq: Seq(1),
+            log_at: RingPos(0),
+            checkpoint: 0,
+            directory: [NO_EXTENT; 2],
+            directory_parts: 0,
+            directory_len: 0,
+            directory_crc: 0,
+        }
+    }
+
     /// One block.
     pub fn encode_into(&self, block: &mut [u8]) {
         assert_eq!(block.len(), BLOCK);
@@ -100,36 +118,21 @@ impl Superblock {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sample::superblock;
     use proptest::prelude::*;
-
-    fn sample() -> Superblock {
-        Superblock {
-            incarnation: Incarnation([7; 16]),
-            store: 1,
-            write_count: 9,
-            generation: Generation(3),
-            log_seq: Seq(77),
-            log_at: RingPos(12345),
-            checkpoint: 4,
-            directory: [18, 19],
-            directory_parts: 2,
-            directory_len: 70_000,
-            directory_crc: 0xdead_beef,
-        }
-    }
 
     #[test]
     fn superblock_round_trips() {
         let mut block = vec![0xff; BLOCK];
-        sample().encode_into(&mut block);
-        assert_eq!(Superblock::decode(&block).unwrap(), sample());
+        superblock().encode_into(&mut block);
+        assert_eq!(Superblock::decode(&block).unwrap(), superblock());
     }
 
     proptest! {
         #[test]
         fn any_flipped_bit_is_seen(bit in 0..BLOCK * 8) {
             let mut block = vec![0; BLOCK];
-            sample().encode_into(&mut block);
+            superblock().encode_into(&mut block);
             block[bit / 8] ^= 1 << (bit % 8);
             prop_assert!(Superblock::decode(&block).is_err());
         }

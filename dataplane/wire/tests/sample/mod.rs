@@ -1,0 +1,198 @@
+//! One record of each kind in which every field is set and no two bytes of an id are the same, so that a swapped or shifted
+//! field shows. The golden files were made from these values, so a change here is a change of the format and fails there;
+//! the unit tests of this crate mutate them, and the fuzz targets (tests/fuzz) begin with them.
+
+use penstock_wire::batch::{Header, Kind, Prev, Section, header_blocks};
+use penstock_wire::directory::{Directory, PageRow, Part, ReplicaRow};
+use penstock_wire::label::{Label, Share};
+use penstock_wire::page::{BlockState, Page, PageName};
+use penstock_wire::superblock::{NO_EXTENT, Superblock};
+use penstock_wire::*;
+
+fn id(first: u8) -> [u8; 16] {
+    std::array::from_fn(|i| first + i as u8)
+}
+
+fn incarnation() -> Incarnation {
+    Incarnation(id(0x70))
+}
+
+pub fn label() -> Label {
+    Label {
+        cluster: ClusterId(id(0x10)),
+        node: NodeId(id(0x30)),
+        drive: DriveId(id(0x50)),
+        incarnation: incarnation(),
+        drive_blocks: 100_000,
+        stores: vec![
+            Share { start: BlockAddr(1), blocks: 49_999, ring_blocks: 8192 },
+            Share { start: BlockAddr(50_000), blocks: 49_998, ring_blocks: 4096 },
+        ],
+    }
+}
+
+/// Of a store with a checkpoint; [`Superblock::first`] is one without.
+pub fn superblock() -> Superblock {
+    Superblock {
+        store: 1,
+        write_count: 0x0102_0304_0506,
+        generation: Generation(0x0203_0405),
+        log_seq: Seq(0x0304_0506_0708),
+        log_at: RingPos(0x0405_0607_0809),
+        checkpoint: 0x0506_0708,
+        directory: [0x0607_0809, 0x0708_090a],
+        directory_parts: 2,
+        directory_len: 70_000,
+        directory_crc: 0xdead_beef,
+        ..first_superblock()
+    }
+}
+
+/// Spelled out, since the golden file holds [`Superblock::first`] to it.
+pub fn first_superblock() -> Superblock {
+    Superblock {
+        incarnation: incarnation(),
+        store: 0,
+        write_count: 1,
+        generation: Generation(0),
+        log_seq: Seq(1),
+        log_at: RingPos(0),
+        checkpoint: 0,
+        directory: [NO_EXTENT; 2],
+        directory_parts: 0,
+        directory_len: 0,
+        directory_crc: 0,
+    }
+}
+
+pub fn shape() -> ReplicaShape {
+    ReplicaShape {
+        volume: VolumeId(id(0x80)),
+        segment: SegmentId(id(0x90)),
+        replica: ReplicaId(id(0xa0)),
+        segment_no: 0,
+        blocks: 0x0001_0203,
+        logical_block: 512,
+        name: "größe-1".into(),
+    }
+}
+
+/// What a batch is encoded from.
+pub struct SampleBatch {
+    pub header: Header,
+    pub own: Section,
+    pub prev: Section,
+}
+
+impl SampleBatch {
+    /// Header blocks alone.
+    pub fn encode(&self) -> Vec<u8> {
+        let (own, prev) = (self.own.bytes(), self.prev.bytes());
+        let mut bytes = vec![0xaa; header_blocks(own.len(), prev.len()) as usize * BLOCK];
+        self.header.encode_into(&mut bytes, own, prev);
+        bytes
+    }
+}
+
+fn header(kind: Kind, payload_blocks: u32, prev: Option<Prev>) -> Header {
+    Header {
+        incarnation: incarnation(),
+        store: 1,
+        kind,
+        seq: Seq(0x0a0b_0c0d),
+        generation: Generation(3),
+        durable_to: Seq(0x0a0b_0c0b),
+        at: RingPos(0x0102_0304_0506),
+        payload_blocks,
+        prev,
+    }
+}
+
+fn before() -> Option<Prev> {
+    Some(Prev { seq: Seq(0x0a0b_0c0c), at: RingPos(0x0102_0304_0502), header_blocks: 1, payload_blocks: 1 })
+}
+
+fn section_before() -> Section {
+    let mut prev = Section::default();
+    prev.entry(4, Term(1), Index(9));
+    prev.write(0, &[0x4444_4444]);
+    prev
+}
+
+/// An op of each kind, and 3 payload blocks.
+pub fn batch() -> SampleBatch {
+    let mut own = Section::default();
+    own.entry(4, Term(1), Index(10));
+    own.write(0x0102_0304, &[0x1111_1111, 0x2222_2222, 0x3333_3333]);
+    own.zero(7, 0x00a0_b0c0);
+    own.entry(5, Term(1), Index(1));
+    own.create(&shape());
+    own.resize(9);
+    own.delete();
+    SampleBatch { header: header(Kind::Data, 3, before()), own, prev: section_before() }
+}
+
+/// Descriptors that take a second header block.
+pub fn long_batch() -> SampleBatch {
+    let mut own = Section::default();
+    own.entry(6, Term(1), Index(77));
+    for chunk in 0..4 {
+        own.write(chunk * 1000, &(0..64).map(|i| 0x5500_0000 + chunk as u32 * 64 + i).collect::<Vec<_>>());
+    }
+    for op in 0..220 {
+        own.zero(op * 100, 50);
+    }
+    let mut prev = Section::default();
+    prev.entry(6, Term(1), Index(76));
+    for op in 0..30 {
+        prev.zero(op * 100, 51);
+    }
+    SampleBatch { header: header(Kind::Data, 256, before()), own, prev }
+}
+
+pub fn seal() -> SampleBatch {
+    SampleBatch { header: header(Kind::Seal, 0, before()), own: Section::default(), prev: section_before() }
+}
+
+pub fn open() -> SampleBatch {
+    SampleBatch { header: header(Kind::Open, 0, None), own: Section::default(), prev: Section::default() }
+}
+
+/// Extents of the store that [`page`] is of.
+pub const PAGE_EXTENTS: u64 = 128;
+
+pub fn page_name() -> PageName {
+    PageName { incarnation: incarnation(), replica: 0x0102, layer: 0, page_no: 0x0304 }
+}
+
+pub fn page() -> Box<Page> {
+    let mut map = Page::empty();
+    map.extents[0].place = 4;
+    map.extents[0].changed = 0x0908_0706_0504;
+    map.extents[0].set(0, BlockState::Zero, 0);
+    map.extents[0].set(3, BlockState::Data, 0x1234_5678);
+    map.extents[0].set(15, BlockState::Lost, 0);
+    map.extents[47].place = 127;
+    map.extents[47].set(15, BlockState::Data, 0x8765_4321);
+    map
+}
+
+/// Extents of the store that [`directory`] is of.
+pub const DIRECTORY_EXTENTS: u64 = 40;
+
+pub fn directory() -> Directory {
+    let row =
+        |no, deleting, pages| ReplicaRow { no, deleting, term: Term(1), voted_for: [0; 16], applied: Index(0x0506), shape: shape(), pages };
+    let page = |page_no, slot, crc| PageRow { page_no, slot, crc };
+    Directory {
+        next_replica: 9,
+        replicas: vec![row(1, true, vec![]), row(3, false, vec![page(0, 17, 0x1111_0000), page(9, 18, 0x2222_0000)])],
+        taken: vec![0b10, 0, 0xff, 0, 0x80],
+    }
+}
+
+/// The part that carries `payload`.
+pub fn part(payload: &[u8]) -> Part {
+    let (next, len) = (NO_EXTENT, payload.len() as u32);
+    Part { incarnation: incarnation(), store: 1, checkpoint: 0x0a0b, part: 1, next, twin: 9, len }
+}
