@@ -57,6 +57,8 @@ sanitize: spdk ## AddressSanitizer over the tests of sys/ (own target folder)
 lint: ## rustfmt and clippy, warnings are errors
 	@$(CARGO) fmt --all --check
 	@$(CARGO) clippy --release --workspace --all-targets -- -D warnings
+	@$(CARGO) fmt --manifest-path tests/fuzz/Cargo.toml --check
+	@$(CARGO) clippy --release --target-dir target --manifest-path tests/fuzz/Cargo.toml -- -D warnings
 
 fmt:
 	@$(CARGO) fmt --all

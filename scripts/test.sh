@@ -27,6 +27,9 @@ step() {
 
 step 'rustfmt' 60 cargo fmt --all --check
 step 'clippy' 900 cargo clippy --release --workspace --all-targets -- -D warnings
+# A workspace of its own, which the two above do not reach.
+step 'fuzz targets: rustfmt' 60 cargo fmt --manifest-path tests/fuzz/Cargo.toml --check
+step 'fuzz targets: clippy' 600 cargo clippy --release --target-dir "${CARGO_TARGET_DIR:-target}" --manifest-path tests/fuzz/Cargo.toml -- -D warnings
 # The simulator's crate turns the engine's seeded bugs on: kept apart, so that no daemon is built with them.
 step 'unit and property tests' 1200 cargo test --release --workspace --exclude penstock-sim --exclude penstock
 step 'simulator tests' 600 cargo test --release -p penstock-sim

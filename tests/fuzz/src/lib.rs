@@ -20,6 +20,11 @@ pub mod records;
 pub mod seeds;
 pub mod store;
 
+// What others have already: the engine's plain memory, wire's samples.
+#[path = "../../../dataplane/engine/tests/bench/memory.rs"]
+pub mod plain_memory;
+#[path = "../../../dataplane/wire/tests/sample/mod.rs"]
+pub mod sample;
 // penstockd's own module, built here without the daemon's SPDK.
 #[path = "../../../dataplane/node/src/config/mod.rs"]
 pub mod node_config;

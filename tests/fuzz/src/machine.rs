@@ -1,8 +1,9 @@
 //! A store with the smallest loop around it, over media that shares its unchanged blocks with the image it began as.
 
+use crate::plain_memory::PlainMemory;
 use penstock_engine::*;
 use penstock_wire::label::Geometry;
-use penstock_wire::superblock::{NO_EXTENT, Superblock};
+use penstock_wire::superblock::Superblock;
 use penstock_wire::*;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, OnceLock};
@@ -26,20 +27,8 @@ pub struct Media {
 impl Media {
     pub fn blank() -> Self {
         let mut media = Self::default();
-        let first = Superblock {
-            incarnation: INCARNATION,
-            store: 0,
-            write_count: 1,
-            generation: Generation(0),
-            log_seq: Seq(1),
-            log_at: RingPos(0),
-            checkpoint: 0,
-            directory: [NO_EXTENT; 2],
-            directory_parts: 0,
-            directory_len: 0,
-            directory_crc: 0,
-        };
-        for slot in Geometry::superblock_slots(1) {
+        let first = Superblock::first(INCARNATION, 0);
+        for slot in Geometry::superblock_slots(first.write_count) {
             first.encode_into(&mut media.block_mut(slot.0)[..]);
         }
         media
@@ -82,56 +71,11 @@ fn canary() -> Option<Canary> {
     })
 }
 
-#[derive(Default)]
-struct Mem {
-    bufs: HashMap<u32, Vec<u8>>,
-    next: u32,
-    host: HashMap<u32, Vec<u8>>,
-}
-
-impl Memory for Mem {
-    fn alloc(&mut self, blocks: u32) -> Option<BufId> {
-        self.next += 1;
-        self.bufs.insert(self.next, vec![0xdd; blocks as usize * BLOCK]);
-        Some(BufId(self.next))
-    }
-    fn free(&mut self, buf: BufId) {
-        self.bufs.remove(&buf.0).expect("a buffer is freed once");
-    }
-    fn bytes(&self, buf: BufId) -> &[u8] {
-        &self.bufs[&buf.0]
-    }
-    fn bytes_mut(&mut self, buf: BufId) -> &mut [u8] {
-        self.bufs.get_mut(&buf.0).expect("the buffer is allocated")
-    }
-    fn host_direct(&self, _: IoId) -> bool {
-        false
-    }
-    fn host_crc(&self, io: IoId, offset: u32) -> u32 {
-        crc32c(&self.host[&io.0][offset as usize..][..BLOCK])
-    }
-    fn host_to_buf(&mut self, io: IoId, offset: u32, buf: BufId, at: u32, len: u32) {
-        let from = &self.host[&io.0][offset as usize..][..len as usize];
-        self.bufs.get_mut(&buf.0).expect("the buffer is allocated")[at as usize..][..len as usize].copy_from_slice(from);
-    }
-    fn buf_to_host(&mut self, buf: BufId, at: u32, io: IoId, offset: u32, len: u32) {
-        let from = &self.bufs[&buf.0][at as usize..][..len as usize];
-        self.host.get_mut(&io.0).expect("the command is held")[offset as usize..][..len as usize].copy_from_slice(from);
-    }
-    fn host_zero(&mut self, io: IoId, offset: u32, len: u32) {
-        self.host.get_mut(&io.0).expect("the command is held")[offset as usize..][..len as usize].fill(0);
-    }
-    fn host_differs(&self, io: IoId, offset: u32, buf: BufId, at: u32, len: u32) -> Option<u32> {
-        let (a, b) = (&self.host[&io.0][offset as usize..][..len as usize], &self.bufs[&buf.0][at as usize..][..len as usize]);
-        a.iter().zip(b).position(|(a, b)| a != b).map(|at| at as u32)
-    }
-}
-
 /// A store and all that its loop keeps.
 pub struct Machine {
     pub media: Media,
     pub store: Store,
-    mem: Mem,
+    mem: PlainMemory,
     fx: Effects,
     now: u64,
     next_io: u32,
@@ -151,7 +95,8 @@ impl Machine {
             canary: canary(),
         };
         let store = Store::new(config);
-        let mut machine = Self { media, store, mem: Mem::default(), fx: Effects::default(), now: 0, next_io: 0, replies: HashMap::new() };
+        let mut machine =
+            Self { media, store, mem: PlainMemory::new(false), fx: Effects::default(), now: 0, next_io: 0, replies: HashMap::new() };
         machine.run();
         machine
     }
@@ -186,12 +131,7 @@ impl Machine {
         let mut at = op.at.0;
         let mut ok = true;
         for part in parts {
-            let (memory, first) = match *part {
-                Part::Buf { buf, first, .. } => (self.mem.bufs.get_mut(&buf.0), first as usize * BLOCK),
-                Part::Host { io, offset, .. } => (self.mem.host.get_mut(&io.0), offset as usize),
-            };
-            let memory = memory.expect("what a command names is there");
-            for block in memory[first..][..part.blocks() as usize * BLOCK].chunks_exact_mut(BLOCK) {
+            for block in self.mem.part_mut(part).chunks_exact_mut(BLOCK) {
                 match op.kind {
                     DiskKind::Read if self.media.unreadable.contains(&at) => ok = false,
                     DiskKind::Read => block.copy_from_slice(&self.media.read(at)),

@@ -1,64 +1,20 @@
 //! A store over a well-behaved drive in memory, with the smallest loop around it.
 
+pub mod memory;
+
+use memory::PlainMemory;
 use penstock_engine::format::format;
 use penstock_engine::*;
 use penstock_wire::label::{Geometry, Label};
 use penstock_wire::*;
 use std::collections::HashMap;
 
-/// Buffers and payloads in plain memory.
-#[derive(Default)]
-pub struct Mem {
-    pub bufs: HashMap<u32, Vec<u8>>,
-    pub next: u32,
-    pub host: HashMap<u32, Vec<u8>>,
-    pub direct: bool,
-}
-
-impl Memory for Mem {
-    fn alloc(&mut self, blocks: u32) -> Option<BufId> {
-        self.next += 1;
-        self.bufs.insert(self.next, vec![0xdd; blocks as usize * BLOCK]);
-        Some(BufId(self.next))
-    }
-    fn free(&mut self, buf: BufId) {
-        self.bufs.remove(&buf.0).expect("freed once");
-    }
-    fn bytes(&self, buf: BufId) -> &[u8] {
-        &self.bufs[&buf.0]
-    }
-    fn bytes_mut(&mut self, buf: BufId) -> &mut [u8] {
-        self.bufs.get_mut(&buf.0).unwrap()
-    }
-    fn host_direct(&self, _: IoId) -> bool {
-        self.direct
-    }
-    fn host_crc(&self, io: IoId, offset: u32) -> u32 {
-        crc32c(&self.host[&io.0][offset as usize..][..BLOCK])
-    }
-    fn host_to_buf(&mut self, io: IoId, offset: u32, buf: BufId, at: u32, len: u32) {
-        let from = self.host[&io.0][offset as usize..][..len as usize].to_vec();
-        self.bytes_mut(buf)[at as usize..][..len as usize].copy_from_slice(&from);
-    }
-    fn buf_to_host(&mut self, buf: BufId, at: u32, io: IoId, offset: u32, len: u32) {
-        let from = self.bytes(buf)[at as usize..][..len as usize].to_vec();
-        self.host.get_mut(&io.0).unwrap()[offset as usize..][..len as usize].copy_from_slice(&from);
-    }
-    fn host_zero(&mut self, io: IoId, offset: u32, len: u32) {
-        self.host.get_mut(&io.0).unwrap()[offset as usize..][..len as usize].fill(0);
-    }
-    fn host_differs(&self, io: IoId, offset: u32, buf: BufId, at: u32, len: u32) -> Option<u32> {
-        let (a, b) = (&self.host[&io.0][offset as usize..][..len as usize], &self.bytes(buf)[at as usize..][..len as usize]);
-        a.iter().zip(b).position(|(a, b)| a != b).map(|at| at as u32)
-    }
-}
-
 pub const SEGMENT: SegmentId = SegmentId([2; 16]);
 
 pub struct Bench {
     pub label: Label,
     pub media: Vec<u8>,
-    pub mem: Mem,
+    pub mem: PlainMemory,
     pub store: Store,
     pub fx: Effects,
     pub now: u64,
@@ -97,7 +53,7 @@ impl Bench {
         let mut bench = Self {
             label,
             media,
-            mem: Mem::default(),
+            mem: PlainMemory::new(false),
             store,
             fx: Effects::default(),
             now: 0,
@@ -113,7 +69,7 @@ impl Bench {
     /// The process dies and comes back; the drive keeps what it has.
     pub fn reopen(&mut self) {
         self.store = Store::new(config(&self.label));
-        self.mem = Mem { direct: self.mem.direct, ..Mem::default() };
+        self.mem = PlainMemory::new(self.mem.direct);
         self.fx.clear();
         self.notices.clear();
         self.run();
@@ -154,11 +110,8 @@ impl Bench {
     pub fn carry_out(&mut self, op: &DiskOp, parts: &[Part]) {
         let mut at = (self.label.stores[0].start.0 + op.at.0) as usize * BLOCK;
         for part in parts {
-            let len = part.blocks() as usize * BLOCK;
-            let memory = match *part {
-                Part::Buf { buf, first, .. } => &mut self.mem.bufs.get_mut(&buf.0).unwrap()[first as usize * BLOCK..][..len],
-                Part::Host { io, offset, .. } => &mut self.mem.host.get_mut(&io.0).unwrap()[offset as usize..][..len],
-            };
+            let memory = self.mem.part_mut(part);
+            let len = memory.len();
             match op.kind {
                 DiskKind::Read => memory.copy_from_slice(&self.media[at..at + len]),
                 DiskKind::Write => self.media[at..at + len].copy_from_slice(memory),
