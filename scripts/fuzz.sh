@@ -14,9 +14,9 @@ seconds=${1:-60}
 [[ $seconds =~ ^[1-9][0-9]*$ ]] || { printf 'fuzz: "%s" is not a number of seconds; write for example: make fuzz SECONDS=60\n' "$seconds" >&2; exit 2; }
 shift || true
 # Share of the time: a whole store takes milliseconds a run, a record microseconds.
-declare -A weight=([records]=2 [store]=4 [api]=2 [config]=1)
+declare -A weight=([records]=2 [peer]=2 [store]=4 [api]=2 [config]=1)
 targets=("$@")
-[ ${#targets[@]} -gt 0 ] || targets=(store records api config)
+[ ${#targets[@]} -gt 0 ] || targets=(store records peer api config)
 for target in "${targets[@]}"; do
     [ -n "${weight[$target]:-}" ] || { printf 'fuzz: no target "%s"; there are: %s\n' "$target" "${!weight[*]}" >&2; exit 2; }
 done

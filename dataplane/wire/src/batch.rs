@@ -9,6 +9,7 @@ use crate::{BLOCK, DecodeError, Generation, Incarnation, Index, ReplicaShape, Ri
 const MAGIC: &[u8; 8] = b"PENSLOG1";
 const VERSION: u32 = 1;
 const WHAT: &str = "batch header";
+const WHAT_OPS: &str = "batch descriptors";
 
 /// Payload blocks of a batch at most: 1 MiB.
 pub const PAYLOAD_BLOCKS_MAX: u32 = 256;
@@ -20,6 +21,8 @@ const FIXED: usize = 128;
 pub const SECTION_MAX: usize = (HEADER_BLOCKS_MAX as usize * BLOCK - FIXED) / 2;
 /// Bytes of an entry's head within a section.
 pub const ENTRY_HEAD: usize = 24;
+/// Bytes of one entry's ops at most: it must fit a section, whoever writes it.
+pub const OPS_MAX: usize = SECTION_MAX - ENTRY_HEAD;
 /// Bytes of an op without its checksums.
 pub const OP_HEAD: usize = 12;
 /// Most blocks that one zero op covers (24 bits): 64 GiB.
@@ -303,6 +306,16 @@ pub enum Op {
     },
 }
 
+impl Op {
+    /// Blocks that the op has in its batch's payload.
+    pub fn payload_blocks(&self) -> u32 {
+        match self {
+            Op::Write { crcs, .. } => crcs.len() as u32,
+            _ => 0,
+        }
+    }
+}
+
 /// A decoded entry.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Entry {
@@ -317,8 +330,7 @@ pub struct Entry {
 /// # Errors
 /// When the bytes are not a section, or count another payload.
 pub fn decode_section(bytes: &[u8], payload_blocks: u32) -> Result<Vec<Entry>, DecodeError> {
-    const WHAT: &str = "batch descriptors";
-    let mut r = Take::new(bytes, 0, WHAT);
+    let mut r = Take::new(bytes, 0, WHAT_OPS);
     let mut entries = Vec::new();
     let mut payload = 0u32;
     while r.left() > 0 {
@@ -329,40 +341,9 @@ pub fn decode_section(bytes: &[u8], payload_blocks: u32) -> Result<Vec<Entry>, D
         let index = Index(r.count("index of an entry")?);
         let mut ops = Vec::with_capacity(usize::from(count).min(bytes.len() / OP_HEAD));
         for _ in 0..count {
-            let word = r.u32()?;
-            let (kind, count) = ((word & 0xff) as u8, word >> 8);
-            let block = r.u64()?;
-            ops.push(match kind {
-                OP_WRITE => {
-                    if count == 0 || count > PAYLOAD_BLOCKS_MAX {
-                        return Err(DecodeError::Limit {
-                            what: "blocks of a write",
-                            found: u64::from(count),
-                            limit: u64::from(PAYLOAD_BLOCKS_MAX),
-                        });
-                    }
-                    payload += count;
-                    check_range(block, count)?;
-                    let mut crcs = Vec::with_capacity(count as usize);
-                    for _ in 0..count {
-                        crcs.push(r.u32()?);
-                    }
-                    Op::Write { block, crcs }
-                }
-                OP_ZERO => {
-                    check_range(block, count)?;
-                    Op::Zero { block, count }
-                }
-                OP_CREATE => Op::Create(Box::new(ReplicaShape::take(&mut Take::new(r.bytes(count as usize)?, 0, WHAT))?)),
-                OP_DELETE => Op::Delete,
-                OP_RESIZE => {
-                    if block == 0 || block > crate::VOLUME_BLOCKS_MAX {
-                        return Err(DecodeError::Limit { what: "volume size in blocks", found: block, limit: crate::VOLUME_BLOCKS_MAX });
-                    }
-                    Op::Resize { blocks: block }
-                }
-                other => return Err(DecodeError::Value { what: "kind of an op", found: u64::from(other) }),
-            });
+            let op = take_op(&mut r)?;
+            payload += op.payload_blocks();
+            ops.push(op);
         }
         entries.push(Entry { replica, term, index, ops });
     }
@@ -370,6 +351,64 @@ pub fn decode_section(bytes: &[u8], payload_blocks: u32) -> Result<Vec<Entry>, D
         return Err(DecodeError::Value { what: "payload blocks by the descriptors", found: u64::from(payload) });
     }
     Ok(entries)
+}
+
+/// Decodes the ops of one entry, as they lie in a section after the entry's head and in an append between nodes.
+///
+/// # Errors
+/// When the bytes are not ops that a store may apply.
+pub fn decode_ops(bytes: &[u8]) -> Result<Vec<Op>, DecodeError> {
+    if bytes.len() > OPS_MAX {
+        return Err(DecodeError::Limit { what: "bytes of an entry's ops", found: bytes.len() as u64, limit: OPS_MAX as u64 });
+    }
+    let mut r = Take::new(bytes, 0, WHAT_OPS);
+    let mut ops = Vec::new();
+    let mut payload = 0;
+    while r.left() > 0 {
+        let op = take_op(&mut r)?;
+        payload += op.payload_blocks();
+        ops.push(op);
+    }
+    if payload > PAYLOAD_BLOCKS_MAX {
+        return Err(DecodeError::Limit { what: "payload blocks of an entry", found: payload.into(), limit: PAYLOAD_BLOCKS_MAX.into() });
+    }
+    Ok(ops)
+}
+
+fn take_op(r: &mut Take<'_>) -> Result<Op, DecodeError> {
+    let word = r.u32()?;
+    let (kind, count) = ((word & 0xff) as u8, word >> 8);
+    let block = r.u64()?;
+    Ok(match kind {
+        OP_WRITE => {
+            if count == 0 || count > PAYLOAD_BLOCKS_MAX {
+                return Err(DecodeError::Limit {
+                    what: "blocks of a write",
+                    found: u64::from(count),
+                    limit: u64::from(PAYLOAD_BLOCKS_MAX),
+                });
+            }
+            check_range(block, count)?;
+            let mut crcs = Vec::with_capacity(count as usize);
+            for _ in 0..count {
+                crcs.push(r.u32()?);
+            }
+            Op::Write { block, crcs }
+        }
+        OP_ZERO => {
+            check_range(block, count)?;
+            Op::Zero { block, count }
+        }
+        OP_CREATE => Op::Create(Box::new(ReplicaShape::take(&mut Take::new(r.bytes(count as usize)?, 0, WHAT_OPS))?)),
+        OP_DELETE => Op::Delete,
+        OP_RESIZE => {
+            if block == 0 || block > crate::VOLUME_BLOCKS_MAX {
+                return Err(DecodeError::Limit { what: "volume size in blocks", found: block, limit: crate::VOLUME_BLOCKS_MAX });
+            }
+            Op::Resize { blocks: block }
+        }
+        other => return Err(DecodeError::Value { what: "kind of an op", found: u64::from(other) }),
+    })
 }
 
 fn check_range(block: u64, count: u32) -> Result<(), DecodeError> {

@@ -44,6 +44,15 @@ pub(crate) fn seal(record: &mut [u8], magic: &[u8; 8], version: u32) {
 
 /// Checks magic, version and checksum over all of `record`.
 pub(crate) fn unseal(record: &[u8], what: &'static str, magic: &[u8; 8], version: u32) -> Result<(), DecodeError> {
+    // After the checksum: a version that rotted is rot, not another version.
+    match unseal_versions(record, what, magic)? {
+        found if found == version => Ok(()),
+        found => Err(DecodeError::Version { what, found, known: version }),
+    }
+}
+
+/// Checks magic and checksum over all of `record`, and gives its version, of which the caller takes more than one.
+pub(crate) fn unseal_versions(record: &[u8], what: &'static str, magic: &[u8; 8]) -> Result<u32, DecodeError> {
     check_magic(record, what, magic)?;
     let word = |at: usize| u32::from_le_bytes([record[at], record[at + 1], record[at + 2], record[at + 3]]);
     let found = word(CRC_AT);
@@ -51,11 +60,7 @@ pub(crate) fn unseal(record: &[u8], what: &'static str, magic: &[u8; 8], version
     if found != computed {
         return Err(DecodeError::Checksum { what, found, computed });
     }
-    // After the checksum: a version that rotted is rot, not another version.
-    if word(VERSION_AT) != version {
-        return Err(DecodeError::Version { what, found: word(VERSION_AT), known: version });
-    }
-    Ok(())
+    Ok(word(VERSION_AT))
 }
 
 pub(crate) fn check_magic(record: &[u8], what: &'static str, magic: &[u8; 8]) -> Result<(), DecodeError> {
@@ -129,7 +134,7 @@ impl<'a> Take<'a> {
         self.at += len;
         Ok(bytes)
     }
-    fn array<const N: usize>(&mut self) -> Result<[u8; N], DecodeError> {
+    pub fn array<const N: usize>(&mut self) -> Result<[u8; N], DecodeError> {
         let mut array = [0; N];
         array.copy_from_slice(self.bytes(N)?);
         Ok(array)

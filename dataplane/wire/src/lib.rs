@@ -15,6 +15,7 @@ pub mod directory;
 mod ids;
 pub mod label;
 pub mod page;
+pub mod peer;
 pub mod superblock;
 
 // One sample of each record for the tests here, the golden files and the fuzz targets; it names this crate as those see it.

@@ -95,3 +95,14 @@ fn directory_v1_and_its_part() {
     assert_eq!(Directory::decode(&stream, sample::DIRECTORY_EXTENTS), Ok(directory));
     same("directory-part-v1.bin", &bytes, &encoded);
 }
+
+#[test]
+fn peer_frames_v1() {
+    for (name, body, _) in sample::peer::bodies() {
+        let encoded = body.encode(1, 0x0102_0304);
+        let bytes = golden(name, &encoded);
+        let header = peer::Header::decode(&bytes).unwrap_or_else(|error| panic!("{name}: {error}"));
+        assert_eq!(peer::Body::decode(&header, &bytes[peer::HEADER..]).as_ref(), Ok(&body), "{name}");
+        same(name, &bytes, &encoded);
+    }
+}

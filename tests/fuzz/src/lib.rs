@@ -1,6 +1,6 @@
 //! Fuzz targets over every parser of bytes that others write, each a function of the input bytes that panics on a find.
 //!
-//! `records` takes single on-disk records, `store` whole stores over damaged media, `api` what comes over sockets and from
+//! `records` takes single on-disk records, `peer` frames between nodes, `store` whole stores over damaged media, `api` what comes over sockets and from
 //! people's keyboards, `config` penstockd's file and flags. Not here: the front doors' bytes (NVMe/TCP, vhost-user), which
 //! SPDK parses; the process tests send malformed ones to a running penstockd.
 //!
@@ -16,6 +16,7 @@ pub mod content;
 pub mod damage;
 pub mod image;
 pub mod machine;
+pub mod peer;
 pub mod records;
 pub mod seeds;
 pub mod store;

@@ -2,6 +2,8 @@
 //! field shows. The golden files were made from these values, so a change here is a change of the format and fails there;
 //! the unit tests of this crate mutate them, and the fuzz targets (tests/fuzz) begin with them.
 
+pub mod peer;
+
 use penstock_wire::batch::{Header, Kind, Prev, Section, header_blocks};
 use penstock_wire::directory::{Directory, PageRow, Part, ReplicaRow};
 use penstock_wire::label::{Label, Share};

@@ -1,0 +1,125 @@
+//! One frame of each kind between nodes, and a message of each kind that groups send.
+
+use super::id;
+use penstock_wire::batch::Section;
+use penstock_wire::peer::*;
+use penstock_wire::*;
+
+/// Payload blocks, each of one byte.
+pub fn payload(first: u8, blocks: u8) -> Vec<u8> {
+    (first..first + blocks).flat_map(|byte| [byte; BLOCK]).collect()
+}
+
+pub fn members() -> Members {
+    let member = |no: u8, role| Member { no: MemberNo(no.into()), role, replica: ReplicaId(id(no)), node: NodeId(id(no + 0x20)) };
+    Members { next: MemberNo(0x0102), list: vec![member(1, Role::Voter), member(3, Role::LogOnly), member(7, Role::Learner)] }
+}
+
+fn ops_bytes(build: impl FnOnce(&mut Section)) -> Vec<u8> {
+    let mut section = Section::default();
+    section.entry(0, Term(0), Index(0));
+    build(&mut section);
+    section.bytes()[batch::ENTRY_HEAD..].to_vec()
+}
+
+/// Entries from index 41 on: a beginning of a term, writes of [`payload`]`(1, 3)`, a change of members.
+pub fn entries() -> Vec<Entry> {
+    let crcs: Vec<u32> = payload(1, 3).chunks(BLOCK).map(crc32c).collect();
+    let writes = ops_bytes(|section| {
+        section.write(0x0102_0304, &crcs[..2]);
+        section.zero(7, 0x00a0_b0c0);
+        section.write(9, &crcs[2..]);
+        section.resize(0x0506);
+    });
+    let entry = |term, index, kind, bytes, payload_blocks| Entry { term: Term(term), index: Index(index), kind, bytes, payload_blocks };
+    vec![
+        entry(5, 41, EntryKind::Ops, vec![], 0),
+        entry(5, 42, EntryKind::Ops, writes, 3),
+        entry(6, 43, EntryKind::Members, members().encode(), 0),
+    ]
+}
+
+/// A message of each kind; the append carries [`entries`].
+pub fn messages() -> Vec<Message> {
+    let round = Round { term: Term(9), count: 0x0708 };
+    let (commit, commit_term) = (Index(0x0a0b), Term(8));
+    let bodies = [
+        MessageBody::Append(Append { prev: Index(40), prev_term: Term(4), commit, entries: entries() }),
+        MessageBody::Append(Append { prev: Index(0), prev_term: Term(0), commit: Index(0), entries: vec![] }),
+        MessageBody::Appended { index: Index(43), commit },
+        MessageBody::AppendRefused { index: Index(40), hint: Index(30), hint_term: Term(3), commit },
+        MessageBody::Vote { pre: true, forced: false, last: Index(0x0a0c), last_term: Term(8), commit, commit_term },
+        MessageBody::Vote { pre: false, forced: true, last: Index(0x0a0c), last_term: Term(8), commit, commit_term },
+        MessageBody::Voted { pre: true, granted: true, commit, commit_term },
+        MessageBody::Voted { pre: false, granted: false, commit, commit_term },
+        MessageBody::Heartbeat { commit, round: Some(round) },
+        MessageBody::HeartbeatDone { commit, round: Some(round) },
+        MessageBody::HeartbeatDone { commit, round: None },
+        MessageBody::Campaign,
+        MessageBody::Install(Install { index: Index(0x0c0d), index_term: Term(7), digest: id(0x50), members: members() }),
+        MessageBody::Sleep { last: Index(0x0e0f) },
+    ];
+    let segment = SegmentId(id(0x90));
+    bodies.into_iter().map(|body| Message { segment, from: MemberNo(0x11), to: MemberNo(0x12), term: Term(9), body }).collect()
+}
+
+/// A body of each kind, with its payload and the name of its golden file.
+pub fn bodies() -> Vec<(&'static str, Body, Vec<u8>)> {
+    let hello = Hello {
+        oldest: 1,
+        newest: 2,
+        cluster: ClusterId(id(0x10)),
+        node: NodeId(id(0x30)),
+        incarnation: Incarnation(id(0x70)),
+        shard: 1,
+        shards: 4,
+        to_shard: 3,
+        key: 0x0102_0304,
+        nonce: std::array::from_fn(|i| i as u8 + 0x80),
+        proof: None,
+    };
+    let proven = Hello { proof: Some(std::array::from_fn(|i| i as u8 + 0xa0)), ..hello.clone() };
+    let drive = |first, state| Drive { drive: DriveId(id(first)), incarnation: Incarnation(id(first + 1)), state, opens: 0x0304 };
+    let beat = Beat {
+        incarnation: Incarnation(id(0x70)),
+        count: 0x0506,
+        heard: 0x0505,
+        window: 0x0700_0000,
+        drives: vec![
+            drive(1, DriveState::Serving),
+            drive(2, DriveState::Fenced),
+            drive(3, DriveState::Resolving),
+            drive(4, DriveState::Gone),
+        ],
+        spaces: vec![Space { drive: DriveId(id(1)), store: 2, room: Room { ring_blocks: 0x0809, blocks: 0x0a_0b0c } }],
+    };
+    let fetch = FetchAsk { id: 0x0d0e, segment: SegmentId(id(0x90)), block: 0x0f10, crc: crc32c(&payload(9, 1)) };
+    let found = FetchAnswer { id: fetch.id, result: FetchResult::Found { crc: fetch.crc } };
+    let ask =
+        EntriesAsk { id: 0x1112, segment: SegmentId(id(0x90)), from: MemberNo(1), to: MemberNo(3), first: Index(41), last: Index(0x1314) };
+    let mut states: Vec<_> = entries().into_iter().map(EntryState::Whole).collect();
+    states.push(EntryState::Unknown);
+    let answer = EntriesAnswer {
+        id: ask.id,
+        segment: ask.segment,
+        from: ask.to,
+        to: ask.from,
+        term: Term(6),
+        leads: true,
+        more: true,
+        first: ask.first,
+        entries: states,
+    };
+    let bare = |name, body| (name, body, vec![]);
+    vec![
+        bare("peer-hello-v1.bin", Body::Hello(hello)),
+        bare("peer-hello-proven-v1.bin", Body::Hello(proven)),
+        bare("peer-beat-v1.bin", Body::Beat(beat)),
+        ("peer-groups-v1.bin", Body::Groups(messages()), payload(1, 3)),
+        bare("peer-fetch-ask-v1.bin", Body::FetchAsk(fetch)),
+        ("peer-fetch-answer-v1.bin", Body::FetchAnswer(found), payload(9, 1)),
+        bare("peer-fetch-answer-none-v1.bin", Body::FetchAnswer(FetchAnswer { id: 1, result: FetchResult::Differs })),
+        bare("peer-entries-ask-v1.bin", Body::EntriesAsk(ask)),
+        ("peer-entries-answer-v1.bin", Body::EntriesAnswer(answer), payload(1, 3)),
+    ]
+}
