@@ -7,4 +7,6 @@ target=${CARGO_TARGET_DIR:-target}
 cargo build --release -p penstock-node --features canary --target-dir "$target/canary"
 PENSTOCK_CANARY_PENSTOCKD=$(realpath "$target/canary/release/penstockd")
 export PENSTOCK_CANARY_PENSTOCKD
-exec timeout 3000 cargo test --release -p penstock --test guest_nvmf --test guest_vhost --test guest_nvme -- --include-ignored --nocapture --test-threads 1
+# About 15 minutes on two quiet cores.
+exec timeout --kill-after=10 3600 cargo test --release -p penstock --no-fail-fast --test guest_boot --test guest_nvmf --test guest_vhost --test guest_nvme \
+    -- --include-ignored --nocapture --test-threads 1

@@ -10,16 +10,7 @@ use std::time::Duration;
 fn guest_booted_runs_commands_side_by_side_and_reports_status_output_and_overtime() {
     let image = ImageSpec::storage_host().unwrap().build().unwrap();
     let overlay = Overlay::with_agent(Path::new(env!("CARGO_BIN_EXE_penstock-guest-agent"))).unwrap();
-    let spec = MachineSpec {
-        name: "boot",
-        image: &image,
-        overlay: &overlay,
-        memory_mib: 768,
-        cpus: 1,
-        hugepages: 8,
-        network: true,
-        devices: Vec::new(),
-    };
+    let spec = MachineSpec { hugepages: 8, network: true, ..MachineSpec::small("boot", &image, &overlay) };
     let mut machine = Machine::boot(&spec).unwrap();
     let limit = Duration::from_secs(30);
 

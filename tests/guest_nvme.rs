@@ -56,24 +56,20 @@ fn expect_nearly_all_lost((tally, flushes): (Tally, usize)) {
     );
 }
 
-/// Runs the marked workload on the guest kernel's own NVMe driver.
-fn record_kernel(name: &str, promise: &str) -> (tempfile::TempDir, LoggedDrive) {
+/// A guest whose own NVMe driver has a recorded drive of `size` bytes.
+fn boot_on_recorded_drive(name: &str, size: u64) -> (tempfile::TempDir, LoggedDrive, Machine) {
     let image = ImageSpec::storage_host().unwrap().build().unwrap();
     let mut overlay = Overlay::with_agent(Path::new(AGENT)).unwrap();
     overlay.program(Path::new(WRITER), "writer").unwrap();
     let dir = tempfile::tempdir().unwrap();
-    let drive = LoggedDrive::create(dir.path(), DRIVE).unwrap();
-    let spec = MachineSpec {
-        name,
-        image: &image,
-        overlay: &overlay,
-        memory_mib: 768,
-        cpus: 1,
-        hugepages: 0,
-        network: false,
-        devices: drive.devices(),
-    };
-    let mut machine = Machine::boot(&spec).unwrap();
+    let drive = LoggedDrive::create(dir.path(), size).unwrap();
+    let machine = Machine::boot(&MachineSpec { devices: drive.devices(), ..MachineSpec::small(name, &image, &overlay) }).unwrap();
+    (dir, drive, machine)
+}
+
+/// Runs the marked workload on the guest kernel's own NVMe driver.
+fn record_kernel(name: &str, promise: &str) -> (tempfile::TempDir, LoggedDrive) {
+    let (dir, drive, mut machine) = boot_on_recorded_drive(name, DRIVE);
     assert_eq!(machine.read("/sys/block/nvme0n1/queue/write_cache").unwrap(), "write back", "the drive has a volatile cache");
     let script = format!("writer /dev/nvme0n1 {JOURNAL_DEVICE} {BLOCKS} {} {} 1 {promise}", MARKS.threads, MARKS.writes_per_thread);
     machine.shell(&script, Duration::from_secs(60)).unwrap();
@@ -84,21 +80,7 @@ fn record_kernel(name: &str, promise: &str) -> (tempfile::TempDir, LoggedDrive) 
 #[test]
 #[ignore = "shows that the harness is right, not that Penstock is; run by make test-guest"]
 fn recorded_drive_records_discards_and_reads_them_as_zeros() {
-    let image = ImageSpec::storage_host().unwrap().build().unwrap();
-    let overlay = Overlay::with_agent(Path::new(AGENT)).unwrap();
-    let dir = tempfile::tempdir().unwrap();
-    let drive = LoggedDrive::create(dir.path(), 128 << 20).unwrap();
-    let spec = MachineSpec {
-        name: "nvme-discard",
-        image: &image,
-        overlay: &overlay,
-        memory_mib: 768,
-        cpus: 1,
-        hugepages: 0,
-        network: false,
-        devices: drive.devices(),
-    };
-    let mut machine = Machine::boot(&spec).unwrap();
+    let (_dir, drive, mut machine) = boot_on_recorded_drive("nvme-discard", 128 << 20);
     let fill =
         "mkfs.ext4 -q -F /dev/nvme0n1 && mount -t ext4 /dev/nvme0n1 /mnt && dd if=/dev/urandom of=/mnt/data bs=1M count=8 && umount /mnt";
     machine.shell(fill, Duration::from_secs(60)).unwrap();
@@ -153,16 +135,8 @@ fn spdk_inside_a_guest_drives_the_nvme_controller_through_uio() {
     overlay.program(&spdk.join("build/bin/spdk_nvme_perf"), "perf").unwrap();
     let dir = tempfile::tempdir().unwrap();
     let drive = LoggedDrive::create(dir.path(), DRIVE).unwrap();
-    let spec = MachineSpec {
-        name: "nvme-spdk",
-        image: &image,
-        overlay: &overlay,
-        memory_mib: 1536,
-        cpus: 2,
-        hugepages: 256,
-        network: false,
-        devices: drive.devices(),
-    };
+    let small = MachineSpec::small("nvme-spdk", &image, &overlay);
+    let spec = MachineSpec { memory_mib: 1536, cpus: 2, hugepages: 256, devices: drive.devices(), ..small };
     let mut machine = Machine::boot(&spec).unwrap();
     bind_uio(&mut machine).unwrap();
     let limit = Duration::from_secs(60);

@@ -1,9 +1,7 @@
 //! Route (b): a guest's virtio-blk driver over vhost-user-blk; QEMU reconnects when the target dies.
 
-use penstock::guest::image::{ImageSpec, Overlay};
-use penstock::guest::machine::{Machine, MachineSpec};
 use penstock::guest::penstock_target::PenstockTarget;
-use penstock::guest::scenario::{Load, check_identity, filesystem_survives_kills, vhost_devices};
+use penstock::guest::scenario::{Load, target_killed_under_a_guest};
 use penstock::guest::spdk_target::SpdkTarget;
 use penstock::guest::target::{DoorKind, Target};
 use std::path::Path;
@@ -12,24 +10,7 @@ const AGENT: &str = env!("CARGO_BIN_EXE_penstock-guest-agent");
 const VOLUME: u64 = 512 << 20;
 
 fn kill_under_load(name: &str, target: &mut dyn Target, load: Load) {
-    let image = ImageSpec::storage_host().unwrap().build().unwrap();
-    let overlay = Overlay::with_agent(Path::new(AGENT)).unwrap();
-    target.start().unwrap();
-    let spec = MachineSpec {
-        name,
-        image: &image,
-        overlay: &overlay,
-        memory_mib: 768,
-        cpus: 1,
-        hugepages: 0,
-        network: false,
-        devices: vhost_devices(&target.door()).unwrap(),
-    };
-    let mut machine = Machine::boot(&spec).unwrap();
-    check_identity(&mut machine, "vda", target.identity()).unwrap();
-    let report = filesystem_survives_kills(&mut machine, target, "vda", load).unwrap();
-    println!("{report:?}");
-    machine.power_off().unwrap();
+    println!("{:?}", target_killed_under_a_guest(name, Path::new(AGENT), target, load).unwrap());
 }
 
 #[test]

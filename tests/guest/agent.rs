@@ -5,13 +5,14 @@
 
 use penstock::guest::proto::{OUTPUT_LIMIT, Outcome, PORT, Reply, Request};
 use penstock::guest::rpc::call_json;
+use penstock::guest::wait::Deadline;
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader, Read, Seek, SeekFrom, Write};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 fn main() -> ExitCode {
     let words: Vec<String> = std::env::args().skip(1).collect();
@@ -51,8 +52,8 @@ fn call(words: &[String]) -> ExitCode {
 /// devtmpfs names ports by number; which one is ours stands in sysfs.
 fn find_port() -> Result<PathBuf, String> {
     let class = Path::new("/sys/class/virtio-ports");
-    let began = Instant::now();
-    while began.elapsed() < Duration::from_secs(20) {
+    let mut deadline = Deadline::after(Duration::from_secs(20));
+    while !deadline.passed() {
         for entry in std::fs::read_dir(class).into_iter().flatten().flatten() {
             let name = std::fs::read_to_string(entry.path().join("name")).unwrap_or_default();
             if name.trim() == PORT {
@@ -113,12 +114,12 @@ fn run(request: &Request) -> Outcome {
         Ok(child) => child,
         Err(why) => return failed(format!("cannot start a shell: {why}")),
     };
-    let began = Instant::now();
-    let limit = Duration::from_millis(request.limit_ms);
+    // a host that was suspended jumps the guest's clock; that is not the script's time
+    let mut deadline = Deadline::after(Duration::from_millis(request.limit_ms));
     let status = loop {
         match child.try_wait() {
             Ok(Some(status)) => break status.code().or(status.signal().map(|s| 128 + s)),
-            Ok(None) if began.elapsed() < limit => std::thread::sleep(Duration::from_millis(5)),
+            Ok(None) if !deadline.passed() => std::thread::sleep(Duration::from_millis(5)),
             Ok(None) => {
                 // the whole group: the shell's children too
                 let _ = Command::new("/bin/kill").args(["-9", "--", &format!("-{}", child.id())]).status();

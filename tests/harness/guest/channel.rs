@@ -92,7 +92,7 @@ impl Channel {
         heard.outcomes.contains_key(&job.id) || heard.closed.is_some()
     }
 
-    fn wait<T>(&self, what: &str, deadline: Deadline, mut look: impl FnMut(&mut Heard) -> Option<T>) -> Result<T> {
+    fn wait<T>(&self, what: &str, mut deadline: Deadline, mut look: impl FnMut(&mut Heard) -> Option<T>) -> Result<T> {
         let mut heard = self.inbox.lock();
         loop {
             if let Some(found) = look(&mut heard) {
@@ -101,11 +101,10 @@ impl Channel {
             if let Some(why) = &heard.closed {
                 return Err(GuestError::failed(what, format!("the guest is gone: {why}")));
             }
-            let left = deadline.left();
-            if left.is_zero() {
+            if deadline.passed() {
                 return Err(deadline.timeout(what, ""));
             }
-            heard = self.inbox.changed.wait_timeout(heard, left).unwrap_or_else(|poisoned| poisoned.into_inner()).0;
+            heard = self.inbox.changed.wait_timeout(heard, deadline.look()).unwrap_or_else(|poisoned| poisoned.into_inner()).0;
         }
     }
 }

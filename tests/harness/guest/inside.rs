@@ -98,16 +98,8 @@ pub fn record(name: &str, programs: GuestPrograms<'_>, inside: &Inside, drive_si
         Inside::Penstockd { program, .. } => overlay.program(program, "penstockd")?,
     }
     let drive = LoggedDrive::create(dir, drive_size)?;
-    let spec = MachineSpec {
-        name,
-        image: &image,
-        overlay: &overlay,
-        memory_mib: 2048,
-        cpus: 2,
-        hugepages: 384,
-        network: false,
-        devices: drive.devices(),
-    };
+    let small = MachineSpec::small(name, &image, &overlay);
+    let spec = MachineSpec { memory_mib: 2048, cpus: 2, hugepages: 384, devices: drive.devices(), ..small };
     let mut machine = Machine::boot(&spec)?;
     match inside.reach() {
         Reach::Uio => bind_uio(&mut machine)?,

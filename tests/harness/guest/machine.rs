@@ -33,6 +33,13 @@ pub struct MachineSpec<'a> {
     pub devices: Vec<String>,
 }
 
+impl<'a> MachineSpec<'a> {
+    /// One core and what memory a Linux with nothing but its initiators needs; no network, no drives.
+    pub fn small(name: &'a str, image: &'a Image, overlay: &'a Overlay) -> Self {
+        MachineSpec { name, image, overlay, memory_mib: 768, cpus: 1, hugepages: 0, network: false, devices: Vec::new() }
+    }
+}
+
 /// A running guest.
 pub struct Machine {
     qemu: Child,
@@ -44,7 +51,7 @@ pub struct Machine {
 impl Machine {
     /// Boots and waits for the agent.
     pub fn boot(spec: &MachineSpec<'_>) -> Result<Self> {
-        let deadline = Deadline::after(BOOT_LIMIT);
+        let mut deadline = Deadline::after(BOOT_LIMIT);
         let scratch = tempfile::tempdir().at("create a directory in", &std::env::temp_dir())?;
         let logs = cache_dir().join("guest-logs").join(spec.name);
         std::fs::create_dir_all(&logs).at("create", &logs)?;
@@ -135,7 +142,7 @@ impl Machine {
 
     /// Polls `script` until it succeeds.
     pub fn until(&mut self, what: &str, script: &str, limit: Duration) -> Result<String> {
-        let deadline = Deadline::after(limit);
+        let mut deadline = Deadline::after(limit);
         loop {
             let outcome = self.run(script, Duration::from_secs(20))?;
             if outcome.status == Some(0) {

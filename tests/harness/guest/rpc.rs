@@ -70,7 +70,7 @@ pub fn call_json(socket: &Path, method: &str, params: Value, limit: Duration) ->
 pub fn ask_json(socket: &Path, method: &str, params: Value, limit: Duration) -> Result<Value> {
     let what = || format!("{method} on {}", socket.display());
     let failed = |why: String| GuestError::failed(what(), why);
-    let deadline = Deadline::after(limit);
+    let mut deadline = Deadline::after(limit);
     let mut line = UnixStream::connect(socket).map_err(|e| failed(e.to_string()))?;
     // SPDK refuses `params` that are present and empty for methods without any
     let mut request = json!({"jsonrpc": "2.0", "id": 1, "method": method});
@@ -85,11 +85,10 @@ pub fn ask_json(socket: &Path, method: &str, params: Value, limit: Duration) -> 
         if let Some(Ok(answer)) = serde_json::Deserializer::from_slice(&heard).into_iter::<Value>().next() {
             return Ok(answer);
         }
-        let left = deadline.left();
-        if left.is_zero() {
+        if deadline.passed() {
             return Err(deadline.timeout(format!("an answer to {}", what()), ""));
         }
-        line.set_read_timeout(Some(left)).map_err(|e| failed(e.to_string()))?;
+        line.set_read_timeout(Some(deadline.look().max(Duration::from_millis(1)))).map_err(|e| failed(e.to_string()))?;
         let mut part = [0; 16 * 1024];
         match line.read(&mut part) {
             Ok(0) => return Err(failed("the server closed the socket".into())),

@@ -3,10 +3,12 @@
 //! Not here: how long anything takes, and what the target is.
 
 use super::channel::Job;
-use super::machine::Machine;
+use super::image::{ImageSpec, Overlay};
+use super::machine::{Machine, MachineSpec};
 use super::target::{Door, Identity, Target};
 use super::{GuestError, Result};
 use serde_json::Value;
+use std::path::Path;
 use std::time::Duration;
 
 const SHORT: Duration = Duration::from_secs(60);
@@ -77,6 +79,29 @@ pub fn check_identity(machine: &mut Machine, device: &str, expected: Identity) -
     } else {
         Err(GuestError::failed(format!("identity of {device}"), format!("found {found:?}, expected {expected:?}")))
     }
+}
+
+/// Boots a guest on the door of `target`, which is started for it, and lets [`filesystem_survives_kills`] run there. `name` is
+/// for logs, `agent` the agent's program.
+pub fn target_killed_under_a_guest(name: &str, agent: &Path, target: &mut dyn Target, load: Load) -> Result<Report> {
+    let image = ImageSpec::storage_host()?.build()?;
+    let overlay = Overlay::with_agent(agent)?;
+    target.start()?;
+    let door = target.door();
+    let plain = MachineSpec::small(name, &image, &overlay);
+    let spec = match &door {
+        Door::NvmfTcp { .. } => MachineSpec { network: true, ..plain },
+        Door::VhostUserBlk { .. } => MachineSpec { devices: vhost_devices(&door)?, ..plain },
+    };
+    let mut machine = Machine::boot(&spec)?;
+    let device = match &door {
+        Door::NvmfTcp { .. } => connect_nvmf(&mut machine, &door, HOST)?,
+        Door::VhostUserBlk { .. } => "vda".to_owned(),
+    };
+    check_identity(&mut machine, &device, target.identity())?;
+    let report = filesystem_survives_kills(&mut machine, target, &device, load)?;
+    machine.power_off()?;
+    Ok(report)
 }
 
 /// mkfs, mount, fio with verify while the target dies and comes back, unmount, fsck; any I/O error fails it.
