@@ -20,6 +20,8 @@ pub enum AuditError {
     Leaked { taken: u64, reachable: u64 },
     #[error("promises of space: {promised} stand, {held} are held by undrained extents")]
     Promises { promised: u64, held: u64 },
+    #[error("replica {replica} counts {counted} {what}, it has {found}")]
+    Usage { replica: u32, what: &'static str, counted: u64, found: u64 },
     #[error("{0}")]
     Other(String),
 }
@@ -48,6 +50,7 @@ impl Store {
             claim(extent.0, "map pages".into())?;
         }
         for replica in self.map.iter() {
+            let mut allocated = 0;
             for (page_no, state) in &replica.pages {
                 let key = crate::map::PageKey { replica: replica.no, page_no: *page_no };
                 let loaded;
@@ -63,9 +66,18 @@ impl Store {
                 };
                 for (i, entry) in page.extents.iter().enumerate() {
                     if entry.place != UNALLOCATED {
+                        allocated += 1;
                         claim(entry.place, format!("replica {} extent {}", replica.no.0, *page_no as usize * page.extents.len() + i))?;
                     }
                 }
+            }
+            if replica.allocated != allocated {
+                return Err(AuditError::Usage { replica: replica.no.0, what: "extents", counted: replica.allocated, found: allocated });
+            }
+            let in_log = self.index.iter().filter(|group| group.key.replica == replica.no).map(|group| group.in_log() as u64).sum();
+            if replica.undrained != in_log {
+                let (counted, what) = (replica.undrained, "undrained blocks");
+                return Err(AuditError::Usage { replica: replica.no.0, what, counted, found: in_log });
             }
         }
         let (taken, reachable) = (self.space.taken(), used.len() as u64);

@@ -217,7 +217,9 @@ impl Store {
             let mut pages: Vec<PageRow> = replica
                 .pages
                 .iter()
-                .filter_map(|(page_no, state)| state.on_disk.map(|(slot, crc)| PageRow { page_no: *page_no, slot: slot.0, crc }))
+                .filter_map(|(page_no, state)| {
+                    state.on_disk.map(|(slot, crc)| PageRow { page_no: *page_no, slot: slot.0, crc, extents: state.extents })
+                })
                 .collect();
             pages.sort_unstable_by_key(|row| row.page_no);
             directory.replicas.push(ReplicaRow {
@@ -254,6 +256,7 @@ impl Store {
             let from = no * PART_PAYLOAD;
             let payload = &self.checkpoint.directory[from..(from + PART_PAYLOAD).min(self.checkpoint.directory.len())];
             let part = penstock_wire::directory::Part {
+                version: penstock_wire::directory::VERSION,
                 incarnation: self.config.incarnation,
                 store: self.config.store,
                 checkpoint: self.checkpoint.count + 1,

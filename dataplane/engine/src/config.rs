@@ -191,6 +191,17 @@ pub struct ReplicaView {
     pub no: ReplicaNo,
     pub shape: ReplicaShape,
     pub deleting: bool,
+    pub usage: ReplicaUsage,
+}
+
+/// What a replica takes of its store.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct ReplicaUsage {
+    /// Extents (64 KiB) that are its own. Short of those on pages that a build before directory version 2 wrote and that were
+    /// not used since.
+    pub allocated_extents: u64,
+    /// Blocks (4 KiB) whose newest version is in the oplog alone.
+    pub undrained_blocks: u64,
 }
 
 /// What a store shows of itself.

@@ -200,11 +200,13 @@ impl Store {
     /// A group whose replica is gone.
     fn drop_group(&mut self, id: GroupId) {
         let group = self.index.group_mut(id);
+        let (replica, gone) = (group.key.replica, group.in_log());
         group.slots = [None; BLOCKS];
         if std::mem::take(&mut group.promised) {
             self.space.unpromise();
         }
         self.index.finish(id);
+        self.map.undrained(replica, -gone);
     }
 
     pub(crate) fn on_drain_page<M: Memory>(&mut self, mem: &mut M, fx: &mut Effects) {
@@ -346,6 +348,7 @@ impl Store {
             self.counters.corrupt_blocks += 1;
             if self.index.group(group).slots[i] == Some(slot) {
                 self.index.group_mut(group).slots[i] = lost;
+                self.map.undrained(key.replica, -i64::from(Slot::in_log(&Some(slot))));
             }
             self.drain.items[at as usize].slots[i] = lost;
         }
@@ -369,7 +372,7 @@ impl Store {
             let group = self.index.group_mut(group);
             let taken = if std::mem::take(&mut group.promised) { self.space.take_promised() } else { self.space.take_reserved() };
             place = taken.expect("space was promised before the write was proposed").0;
-            self.map.entry_mut(key.replica, key.extent).place = place;
+            self.map.set_place(key.replica, key.extent, place);
         }
         self.drain.items[at as usize].place = place;
         let mut i = 0;
@@ -459,14 +462,17 @@ impl Store {
         }
         let (has_data, place) = (entry.has_data(), entry.place);
         let group = self.index.group_mut(item.group);
+        let mut drained = 0;
         for (now, was) in group.slots.iter_mut().zip(&item.slots) {
             if now == was {
+                drained += i64::from(Slot::in_log(now));
                 *now = None;
             }
         }
         let empty = group.slots.iter().all(Option::is_none);
+        self.map.undrained(key.replica, -drained);
         if !has_data && place != UNALLOCATED && empty && !self.host.touches(&self.stream, key) {
-            self.map.entry_mut(key.replica, key.extent).place = UNALLOCATED;
+            self.map.set_place(key.replica, key.extent, UNALLOCATED);
             self.space.give_back(ExtentNo(place), &mut self.epochs);
         }
         let group = self.index.group_mut(item.group);

@@ -52,12 +52,25 @@ pub struct Group {
 }
 
 impl Group {
-    /// Sets a block's newest version; true when an undrained one was there.
+    /// Sets a block's newest version; returns the undrained one that was there.
     #[inline]
-    pub fn put(&mut self, block: usize, slot: Slot) -> bool {
+    pub fn put(&mut self, block: usize, slot: Slot) -> Option<Slot> {
         let old = self.slots[block].replace(slot);
         debug_assert!(old.is_none_or(|old| old.seq <= slot.seq));
-        old.is_some()
+        old
+    }
+
+    /// Blocks that the log holds data of.
+    pub fn in_log(&self) -> i64 {
+        self.slots.iter().filter(|slot| Slot::in_log(slot)).count() as i64
+    }
+}
+
+impl Slot {
+    /// A block that the log holds data of.
+    #[inline]
+    pub fn in_log(slot: &Option<Slot>) -> bool {
+        matches!(slot, Some(Slot { version: Version::Log { .. }, .. }))
     }
 }
 
@@ -92,14 +105,18 @@ impl Index {
         &mut self.groups[id.0 as usize]
     }
 
-    /// What batches after `seq` wrote reads as lost.
-    pub fn hide_after(&mut self, seq: Seq) {
-        let slots = self.by_key.values().map(|id| id.0 as usize);
-        for at in slots {
-            for slot in self.groups[at].slots.iter_mut().flatten().filter(|slot| slot.seq > seq) {
+    /// What batches after `seq` wrote reads as lost. Says of which replicas how many blocks of data are gone from the log.
+    pub fn hide_after(&mut self, seq: Seq) -> Vec<(ReplicaNo, i64)> {
+        let mut hidden = Vec::new();
+        for at in self.by_key.values().map(|id| id.0 as usize) {
+            let group = &mut self.groups[at];
+            let before = group.in_log();
+            for slot in group.slots.iter_mut().flatten().filter(|slot| slot.seq > seq) {
                 slot.version = Version::Lost;
             }
+            hidden.push((group.key.replica, before - group.in_log()));
         }
+        hidden
     }
 
     /// Newest undrained version of a volume's block.
@@ -127,8 +144,8 @@ impl Index {
         id
     }
 
-    /// Puts a newer version over whatever is there; returns whether an undrained one was absorbed.
-    pub fn put(&mut self, replica: ReplicaNo, block: u64, slot: Slot, changed: u64) -> (GroupId, bool) {
+    /// Puts a newer version over whatever is there; returns the undrained one that was absorbed.
+    pub fn put(&mut self, replica: ReplicaNo, block: u64, slot: Slot, changed: u64) -> (GroupId, Option<Slot>) {
         let id = self.touch(GroupKey { replica, extent: (block / EXTENT_BLOCKS) as u32 }, slot.seq, changed);
         (id, self.groups[id.0 as usize].put((block % EXTENT_BLOCKS) as usize, slot))
     }
@@ -212,9 +229,9 @@ mod tests {
     fn newer_version_absorbs_and_the_queue_keeps_the_oldest_need() {
         let mut index = Index::default();
         let r = ReplicaNo(1);
-        assert!(!index.put(r, 5, log(1, 10), 1).1);
-        assert!(!index.put(r, 40, log(2, 11), 2).1);
-        assert!(index.put(r, 5, log(3, 12), 3).1);
+        assert_eq!(index.put(r, 5, log(1, 10), 1).1, None);
+        assert_eq!(index.put(r, 40, log(2, 11), 2).1, None);
+        assert_eq!(index.put(r, 5, log(3, 12), 3).1, Some(log(1, 10)));
         assert_eq!(index.lookup(r, 5), Some(log(3, 12)));
         assert_eq!(index.lookup(r, 6), None);
         assert_eq!(index.needed_from(), Some(Seq(1)));
@@ -257,7 +274,7 @@ mod tests {
         let slot = |seq, at| Slot { seq: Seq(seq), version: Version::Log { at, crc: 7 } };
         index.put(ReplicaNo(0), 3, slot(4, 10), 1);
         index.put(ReplicaNo(0), 4, slot(5, 11), 2);
-        index.hide_after(Seq(4));
+        assert_eq!(index.hide_after(Seq(4)), [(ReplicaNo(0), 1)]);
         assert_eq!(index.lookup(ReplicaNo(0), 3), Some(slot(4, 10)));
         assert_eq!(index.lookup(ReplicaNo(0), 4), Some(Slot { seq: Seq(5), version: Version::Lost }));
     }

@@ -28,6 +28,6 @@ mod stream;
 mod write;
 
 pub use audit::AuditError;
-pub use config::{Barrier, Canary, Counters, FenceReason, Limits, OpenError, RecoveryReport, ReplicaView, Stage, StoreConfig, StoreView};
+pub use config::{Barrier, Canary, Counters, FenceReason, Limits, OpenError, RecoveryReport, ReplicaUsage, ReplicaView, Stage, StoreConfig, StoreView};
 pub use port::*;
 pub use store::Store;

@@ -4,8 +4,9 @@
 //! of them fail, and writes make it whole again block by block.
 
 use crate::alloc::SlotNo;
+use crate::config::ReplicaUsage;
 use crate::port::ReplicaNo;
-use penstock_wire::page::{BlockState, EXTENTS_PER_PAGE, ExtentEntry, Page};
+use penstock_wire::page::{BlockState, EXTENTS_PER_PAGE, ExtentEntry, Page, UNALLOCATED};
 use penstock_wire::{EXTENT_BLOCKS, Index as RaftIndex, ReplicaShape, SegmentId, Term};
 use rustc_hash::FxHashMap;
 
@@ -28,6 +29,8 @@ pub struct PageState {
     /// Its slot and checksum in the newest durable checkpoint, if it is in it.
     pub on_disk: Option<(SlotNo, u32)>,
     pub cached: Option<Box<Page>>,
+    /// Extents that it holds the place of; `None` in one of an old checkpoint that was not loaded since.
+    pub extents: Option<u8>,
     pub dirty: bool,
     pub loading: bool,
 }
@@ -46,6 +49,16 @@ pub struct Replica {
     pub proposed: RaftIndex,
     pub applied: RaftIndex,
     pub pages: FxHashMap<u32, PageState>,
+    /// Extents that its pages hold the places of, of those pages that were counted.
+    pub allocated: u64,
+    /// Blocks whose newest version is in the log alone.
+    pub undrained: u64,
+}
+
+impl Replica {
+    pub fn usage(&self) -> ReplicaUsage {
+        ReplicaUsage { allocated_extents: self.allocated, undrained_blocks: self.undrained }
+    }
 }
 
 /// What the map says of an extent, without loading anything.
@@ -154,13 +167,31 @@ impl Map {
         let replica = self.replicas[no.0 as usize].as_deref_mut().expect("entries change of replicas that stand");
         let page = replica.pages.entry(key.page_no).or_insert_with(|| {
             self.cached += 1;
-            PageState { on_disk: None, cached: Some(Page::empty()), dirty: false, loading: false }
+            PageState { on_disk: None, cached: Some(Page::empty()), extents: Some(0), dirty: false, loading: false }
         });
         if !page.dirty {
             page.dirty = true;
             self.dirty.push(key);
         }
         &mut page.cached.as_mut().expect("a page is loaded before it is changed").extents[at]
+    }
+
+    /// Gives an extent its place, or takes it away with [`UNALLOCATED`].
+    pub fn set_place(&mut self, no: ReplicaNo, extent: u32, place: u32) {
+        let entry = self.entry_mut(no, extent);
+        let was = std::mem::replace(&mut entry.place, place);
+        let change = i8::from(place != UNALLOCATED) - i8::from(was != UNALLOCATED);
+        let replica = self.get_mut(no).expect("its entry was just changed");
+        replica.allocated = replica.allocated.checked_add_signed(i64::from(change)).expect("an extent is counted once");
+        let page = replica.pages.get_mut(&PageKey::of(no, extent).0.page_no).expect("its entry was just changed");
+        page.extents = page.extents.map(|count| count.checked_add_signed(change).expect("an extent is counted once"));
+    }
+
+    /// So many blocks of a replica, if it stands, are in the log alone now, or no longer.
+    pub fn undrained(&mut self, no: ReplicaNo, change: i64) {
+        if let Some(replica) = self.get_mut(no) {
+            replica.undrained = replica.undrained.checked_add_signed(change).expect("a block is counted once");
+        }
     }
 
     /// A page's bytes have come: `None` when they are not the page, which then becomes one of lost blocks.
@@ -171,7 +202,7 @@ impl Map {
             return;
         }
         let whole = page.is_some();
-        state.cached = Some(page.unwrap_or_else(|| {
+        let page = page.unwrap_or_else(|| {
             let mut page = Page::empty();
             for extent in &mut page.extents {
                 for block in 0..EXTENT_BLOCKS as usize {
@@ -179,7 +210,12 @@ impl Map {
                 }
             }
             page
-        }));
+        });
+        let (was, count) = (u64::from(state.extents.unwrap_or(0)), page.places());
+        state.extents = Some(count);
+        state.cached = Some(page);
+        let replica = self.get_mut(key.replica).expect("its page was just there");
+        replica.allocated = replica.allocated - was + u64::from(count);
         self.cached += 1;
         if !whole {
             let state = self.page_mut(key).expect("just there");
@@ -204,7 +240,9 @@ impl Map {
 
     /// Drops a page from memory and from the next checkpoint; returns its slot.
     pub fn drop_page(&mut self, key: PageKey) -> Option<SlotNo> {
-        let state = self.get_mut(key.replica)?.pages.remove(&key.page_no)?;
+        let replica = self.get_mut(key.replica)?;
+        let state = replica.pages.remove(&key.page_no)?;
+        replica.allocated -= u64::from(state.extents.unwrap_or(0));
         if state.cached.is_some() {
             self.cached -= 1;
         }

@@ -80,6 +80,8 @@ impl Store {
             proposed: RaftIndex(1),
             applied: RaftIndex(1),
             pages: FxHashMap::default(),
+            allocated: 0,
+            undrained: 0,
         }));
     }
 

@@ -65,6 +65,8 @@ pub(crate) struct Recovery {
     part: u32,
     extent: u32,
     bytes: Vec<u8>,
+    /// Of the chain's parts, which are all of one.
+    version: u32,
     chains: [Vec<u32>; 2],
     // Log.
     pos: RingPos,
@@ -284,6 +286,9 @@ impl Store {
         rec.bytes.extend_from_slice(payload);
         if rec.part == 0 {
             rec.chains = Default::default();
+            rec.version = part.version;
+        } else if rec.version != part.version {
+            return Err(DecodeError::Version { what: "directory part", found: part.version, known: rec.version });
         }
         rec.chains[rec.chain].push(rec.extent);
         rec.chains[1 - rec.chain].push(part.twin);
@@ -303,7 +308,7 @@ impl Store {
         if crc != superblock.directory_crc || rec.bytes.len() as u64 != superblock.directory_len {
             return Err(DecodeError::Checksum { what: "directory", found: superblock.directory_crc, computed: crc });
         }
-        let directory = Directory::decode(&rec.bytes, self.space.extents())?;
+        let directory = Directory::decode(&rec.bytes, rec.version, self.space.extents())?;
         for chain in 0..2 {
             self.checkpoint.chains[chain] = rec.chains[chain].iter().map(|extent| ExtentNo(*extent)).collect();
         }
@@ -318,9 +323,11 @@ impl Store {
                 .pages
                 .iter()
                 .map(|page| {
-                    (page.page_no, PageState { on_disk: Some((SlotNo(page.slot), page.crc)), cached: None, dirty: false, loading: false })
+                    let on_disk = Some((SlotNo(page.slot), page.crc));
+                    (page.page_no, PageState { on_disk, cached: None, extents: page.extents, dirty: false, loading: false })
                 })
                 .collect();
+            let allocated = row.pages.iter().map(|page| u64::from(page.extents.unwrap_or(0))).sum();
             self.drain.deletions += u32::from(row.deleting);
             self.map.add(Box::new(Replica {
                 no: ReplicaNo(row.no),
@@ -332,6 +339,8 @@ impl Store {
                 proposed: row.applied,
                 applied: row.applied,
                 pages,
+                allocated,
+                undrained: 0,
             }));
         }
         self.map.reserve_numbers(directory.next_replica);
@@ -550,7 +559,7 @@ impl Store {
         if block >= replica.shape.blocks && block >= penstock_wire::VOLUME_BLOCKS_MAX {
             return;
         }
-        let (id, _) = self.index.put(no, block, slot, index.0);
+        let id = self.put_slot(no, block, slot, index.0);
         let group = self.index.group_mut(id);
         if !group.promised {
             group.promised = true;
@@ -571,7 +580,9 @@ impl Store {
                 fx.list.push(Effect::Notice(Notice::Fenced(reason)));
             }
             // A fenced drive gets no barrier, so what no record knows durable may be gone tomorrow: nobody may see it today.
-            self.index.hide_after(self.stream.proven);
+            for (no, hidden) in self.index.hide_after(self.stream.proven) {
+                self.map.undrained(no, -hidden);
+            }
             self.serve(Stage::Fenced(reason), fx);
             return;
         }

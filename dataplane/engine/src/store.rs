@@ -4,11 +4,11 @@
 
 use crate::alloc::{ExtentNo, Space};
 use crate::checkpoint::Checkpoint;
-use crate::config::{Barrier, Canary, Counters, FenceReason, RecoveryReport, ReplicaView, Stage, StoreConfig, StoreView};
+use crate::config::{Barrier, Canary, Counters, FenceReason, RecoveryReport, ReplicaUsage, ReplicaView, Stage, StoreConfig, StoreView};
 use crate::drain::Drain;
 use crate::epoch::Epochs;
 use crate::index::Index;
-use crate::map::{Map, PageKey};
+use crate::map::{Map, PageKey, Replica};
 use crate::port::*;
 use crate::recover::Recovery;
 use crate::scrub::Scrub;
@@ -388,7 +388,18 @@ impl Store {
 
     /// Number and shape of every replica.
     pub fn replicas(&self) -> Vec<ReplicaView> {
-        self.map.iter().map(|replica| ReplicaView { no: replica.no, shape: replica.shape.clone(), deleting: replica.deleting }).collect()
+        let view = |replica: &Replica| ReplicaView {
+            no: replica.no,
+            shape: replica.shape.clone(),
+            deleting: replica.deleting,
+            usage: replica.usage(),
+        };
+        self.map.iter().map(view).collect()
+    }
+
+    /// What a replica takes of the store, from counters; nothing for one that does not stand.
+    pub fn usage(&self, no: ReplicaNo) -> ReplicaUsage {
+        self.map.get(no).map(Replica::usage).unwrap_or_default()
     }
 
     /// A live replica's number by its segment.

@@ -522,10 +522,13 @@ impl Store {
             let key = GroupKey { replica: op.replica, extent: (block / EXTENT_BLOCKS) as u32 };
             let id = self.index.touch(key, seq, op.index.0);
             let group = self.index.group_mut(id);
+            let mut fresh = here.len() as i64;
             for (i, crc) in here.iter().enumerate() {
                 let absorbed = group.put(first + i, Slot { seq, version: Version::Log { at: at + i as u32, crc: *crc } });
-                self.counters.absorbed_blocks += u64::from(absorbed);
+                self.counters.absorbed_blocks += u64::from(absorbed.is_some());
+                fresh -= i64::from(Slot::in_log(&absorbed));
             }
+            self.map.undrained(op.replica, fresh);
             if !group.promised && *promises > 0 && !self.has_place(key) {
                 self.index.group_mut(id).promised = true;
                 *promises -= 1;
@@ -542,6 +545,13 @@ impl Store {
     }
 
     pub(crate) fn put_version(&mut self, replica: ReplicaNo, block: u64, version: Version, seq: Seq, index: u64) {
-        self.index.put(replica, block, Slot { seq, version }, index);
+        self.put_slot(replica, block, Slot { seq, version }, index);
+    }
+
+    /// Puts a block's newest version into the index and the replica's books.
+    pub(crate) fn put_slot(&mut self, replica: ReplicaNo, block: u64, slot: Slot, index: u64) -> crate::index::GroupId {
+        let (id, old) = self.index.put(replica, block, slot, index);
+        self.map.undrained(replica, i64::from(Slot::in_log(&Some(slot))) - i64::from(Slot::in_log(&old)));
+        id
     }
 }

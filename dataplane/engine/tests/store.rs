@@ -228,3 +228,42 @@ fn full_store_comes_back_when_it_dies_while_freed_space_is_written_again() {
         bench.audit();
     }
 }
+
+fn usage(bench: &Bench) -> (u64, u64) {
+    let usage = bench.store.usage(ReplicaNo(0));
+    (usage.allocated_extents, usage.undrained_blocks)
+}
+
+#[test]
+fn replica_counts_its_extents_and_its_undrained_blocks() {
+    let mut bench = Bench::new();
+    bench.create(1000);
+    assert_eq!(usage(&bench), (0, 0));
+    bench.write(0, &pattern(1, 20 * BLOCK));
+    assert_eq!(usage(&bench), (0, 20));
+    bench.write(BLOCK as u64, &pattern(2, 3 * BLOCK));
+    assert_eq!(usage(&bench), (0, 20), "overwritten in the log");
+    let zero = |block: u64, blocks: u64| HostOp::Zero(Span { offset: block * BLOCK as u64, len: blocks * BLOCK as u64 });
+    bench.host(zero(0, 2), Vec::new());
+    assert_eq!(usage(&bench), (0, 18), "a discarded block is no data");
+    bench.reopen();
+    assert_eq!(usage(&bench), (0, 18), "redone");
+    bench.audit();
+    bench.order(Order::Drain).unwrap();
+    assert_eq!(usage(&bench), (2, 0));
+    bench.write(0, &pattern(3, BLOCK));
+    bench.write(40 * BLOCK as u64, &pattern(3, BLOCK));
+    assert_eq!(usage(&bench), (2, 2));
+    bench.reopen();
+    assert_eq!(usage(&bench), (2, 2), "told by the checkpoint, no page is loaded");
+    assert_eq!(bench.store.view().pages_cached, 0);
+    bench.order(Order::Drain).unwrap();
+    bench.host(zero(16, 1000 - 16), Vec::new());
+    bench.order(Order::Drain).unwrap();
+    assert_eq!(usage(&bench), (1, 0));
+    bench.audit();
+    bench.order(Order::Delete { segment: SEGMENT }).unwrap();
+    bench.order(Order::Drain).unwrap();
+    assert_eq!(usage(&bench), (0, 0));
+    bench.audit();
+}

@@ -3,11 +3,13 @@
 //! One stream of bytes, cut into parts of one extent each; a part names the next. The superblock names the first, their
 //! number and the stream's checksum.
 
-use crate::codec::{PREFIX, Put, Take, seal, unseal};
+use crate::codec::{PREFIX, Put, Take, seal, unseal_versions};
+use crate::page::EXTENTS_PER_PAGE;
 use crate::{DecodeError, EXTENT, Incarnation, Index, ReplicaShape, Term};
 
 const MAGIC: &[u8; 8] = b"PENSDIR1";
-const VERSION: u32 = 1;
+/// The version that is written. Version 1 is read too: its pages do not say how many extents they hold.
+pub const VERSION: u32 = 2;
 const WHAT: &str = "directory part";
 const HEAD: usize = 64;
 /// Bytes of the stream that one part carries.
@@ -16,12 +18,19 @@ pub const PART_PAYLOAD: usize = EXTENT - HEAD;
 pub const REPLICAS_MAX: usize = 4096;
 /// Numbers of replicas stay below this. They are never used twice, so it bounds how many a store sees in its life.
 pub const REPLICA_NO_LIMIT: u32 = 1 << 24;
-/// Bytes of a page's row.
-const ROW: usize = 12;
+/// Bytes of a page's row, by version.
+const fn row_bytes(version: u32) -> usize {
+    if version == 1 { 12 } else { 13 }
+}
+/// A page whose extents were not counted.
+const NOT_COUNTED: u8 = u8::MAX;
+const _: () = assert!(EXTENTS_PER_PAGE < NOT_COUNTED as usize);
 
 /// A part of the chain, without its payload.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Part {
+    /// Of this part and of the stream in it.
+    pub version: u32,
     pub incarnation: Incarnation,
     pub store: u32,
     pub checkpoint: u64,
@@ -50,17 +59,20 @@ impl Part {
         extent[at..HEAD].fill(0);
         extent[HEAD..HEAD + payload.len()].copy_from_slice(payload);
         extent[HEAD + payload.len()..].fill(0);
-        seal(extent, MAGIC, VERSION);
+        seal(extent, MAGIC, self.version);
     }
 
     /// # Errors
     /// When `extent` is not a whole part that this build reads.
     pub fn decode(extent: &[u8]) -> Result<(Self, &[u8]), DecodeError> {
-        unseal(extent, WHAT, MAGIC, VERSION)?;
+        let version = unseal_versions(extent, WHAT, MAGIC)?;
+        if !(1..=VERSION).contains(&version) {
+            return Err(DecodeError::Version { what: WHAT, found: version, known: VERSION });
+        }
         let mut r = Take::new(extent, PREFIX, WHAT);
         let (incarnation, store, part) = (Incarnation(r.id()?), r.u32()?, r.u32()?);
         let (checkpoint, next, len, twin) = (r.u64()?, r.u32()?, r.u32()?, r.u32()?);
-        let part = Self { incarnation, store, checkpoint, part, next, twin, len };
+        let part = Self { version, incarnation, store, checkpoint, part, next, twin, len };
         if part.len as usize > PART_PAYLOAD || extent.len() < HEAD + part.len as usize {
             return Err(DecodeError::Limit { what: "length of a directory part", found: u64::from(part.len), limit: PART_PAYLOAD as u64 });
         }
@@ -76,6 +88,8 @@ pub struct PageRow {
     pub slot: u32,
     /// CRC-32C of the whole page.
     pub crc: u32,
+    /// Extents that the page holds a place of; `None` where that was not counted, as in version 1.
+    pub extents: Option<u8>,
 }
 
 /// A replica in the directory.
@@ -103,8 +117,9 @@ pub struct Directory {
 }
 
 impl Directory {
+    /// The stream, in version [`VERSION`].
     pub fn encode(&self) -> Vec<u8> {
-        let rows: usize = self.replicas.iter().map(|r| 52 + r.shape.encoded_len() + r.pages.len() * ROW).sum();
+        let rows: usize = self.replicas.iter().map(|r| 52 + r.shape.encoded_len() + r.pages.len() * row_bytes(VERSION)).sum();
         let mut bytes = vec![0; 16 + rows + self.taken.len()];
         let mut w = Put::new(&mut bytes, 0);
         w.u32(self.next_replica);
@@ -123,6 +138,7 @@ impl Directory {
                 w.u32(page.page_no);
                 w.u32(page.slot);
                 w.u32(page.crc);
+                w.bytes(&[page.extents.unwrap_or(NOT_COUNTED)]);
             }
         }
         w.u64(self.taken.len() as u64);
@@ -132,9 +148,12 @@ impl Directory {
         bytes
     }
 
+    /// `version` is that of the parts that carried the stream.
+    ///
     /// # Errors
     /// When the bytes are not the directory of a store of `extents`.
-    pub fn decode(bytes: &[u8], extents: u64) -> Result<Self, DecodeError> {
+    pub fn decode(bytes: &[u8], version: u32, extents: u64) -> Result<Self, DecodeError> {
+        let row_bytes = row_bytes(version);
         let mut r = Take::new(bytes, 0, "directory");
         let next_replica = r.u32()?;
         let count = r.u32()? as usize;
@@ -165,12 +184,17 @@ impl Directory {
             let shape_len = r.u32()? as usize;
             let shape = ReplicaShape::take(&mut Take::new(r.bytes(shape_len)?, 0, "replica"))?;
             let pages = r.u32()? as usize;
-            if pages > r.left() / ROW {
-                return Err(DecodeError::Short { what: "pages of a replica", need: pages.saturating_mul(ROW), left: r.left() });
+            if pages > r.left() / row_bytes {
+                return Err(DecodeError::Short { what: "pages of a replica", need: pages.saturating_mul(row_bytes), left: r.left() });
             }
             let mut rows: Vec<PageRow> = Vec::with_capacity(pages);
             for _ in 0..pages {
-                let row = PageRow { page_no: r.u32()?, slot: r.u32()?, crc: r.u32()? };
+                let (page_no, slot, crc) = (r.u32()?, r.u32()?, r.u32()?);
+                let extents_held = if version == 1 { NOT_COUNTED } else { r.bytes(1)?[0] };
+                if usize::from(extents_held) > EXTENTS_PER_PAGE && extents_held != NOT_COUNTED {
+                    return Err(DecodeError::Value { what: "extents of a map page", found: u64::from(extents_held) });
+                }
+                let row = PageRow { page_no, slot, crc, extents: (extents_held != NOT_COUNTED).then_some(extents_held) };
                 if u64::from(row.slot) >= extents * crate::EXTENT_BLOCKS || rows.last().is_some_and(|last| last.page_no >= row.page_no) {
                     return Err(DecodeError::Value { what: "slot of a map page", found: u64::from(row.slot) });
                 }
@@ -205,7 +229,15 @@ mod tests {
 
     #[test]
     fn directory_round_trips() {
-        assert_eq!(Directory::decode(&directory().encode(), DIRECTORY_EXTENTS).unwrap(), directory());
+        assert_eq!(Directory::decode(&directory().encode(), VERSION, DIRECTORY_EXTENTS).unwrap(), directory());
+    }
+
+    #[test]
+    fn page_with_more_extents_than_it_has_places_is_refused() {
+        let mut directory = directory();
+        directory.replicas[1].pages[0].extents = Some(49);
+        let refused = Directory::decode(&directory.encode(), VERSION, DIRECTORY_EXTENTS);
+        assert_eq!(refused, Err(DecodeError::Value { what: "extents of a map page", found: 49 }));
     }
 
     #[test]
@@ -226,12 +258,16 @@ mod tests {
             let at = usize::from(at) % bytes.len();
             bytes[at] = byte;
             bytes.truncate(bytes.len() - usize::from(cut) % 8);
-            let _ = Directory::decode(&bytes, DIRECTORY_EXTENTS);
+            for version in [1, VERSION] {
+                let _ = Directory::decode(&bytes, version, DIRECTORY_EXTENTS);
+            }
         }
 
         #[test]
         fn any_bytes_as_a_directory_decode_or_fail_cleanly(bytes in proptest::collection::vec(any::<u8>(), 0..400)) {
-            let _ = Directory::decode(&bytes, DIRECTORY_EXTENTS);
+            for version in [1, VERSION] {
+                let _ = Directory::decode(&bytes, version, 40);
+            }
         }
     }
 }

@@ -92,6 +92,11 @@ impl Page {
     pub fn is_empty(&self) -> bool {
         self.extents.iter().all(ExtentEntry::is_empty)
     }
+
+    /// Extents that have their place here.
+    pub fn places(&self) -> u8 {
+        self.extents.iter().filter(|entry| entry.place != UNALLOCATED).count() as u8
+    }
 }
 
 /// Which page it is: part of what its checksum covers, so that a misdirected page is not believed.

@@ -21,9 +21,15 @@ fn golden(name: &str, encoded: &[u8]) -> Vec<u8> {
         let used = encoded.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
         std::fs::write(&path, &encoded[..used]).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
     }
+    older(name, encoded.len())
+}
+
+/// The bytes of a version that is read and no longer written, padded to `len`.
+fn older(name: &str, len: usize) -> Vec<u8> {
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name);
     let mut bytes = std::fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
-    assert!(bytes.len() <= encoded.len(), "{name} has {} bytes, its record {}", bytes.len(), encoded.len());
-    bytes.resize(encoded.len(), 0);
+    assert!(bytes.len() <= len, "{name} has {} bytes, its record {len}", bytes.len());
+    bytes.resize(len, 0);
     bytes
 }
 
@@ -84,16 +90,26 @@ fn page_v1() {
 }
 
 #[test]
-fn directory_v1_and_its_part() {
+fn directory_v1_and_its_part_are_still_read() {
+    let mut directory = sample::directory();
+    directory.replicas.iter_mut().flat_map(|replica| &mut replica.pages).for_each(|page| page.extents = None);
+    let bytes = older("directory-part-v1.bin", EXTENT);
+    let (part, stream) = Part::decode(&bytes).unwrap();
+    assert_eq!(part, Part { version: 1, ..sample::part(stream) });
+    assert_eq!(Directory::decode(stream, part.version, sample::DIRECTORY_EXTENTS), Ok(directory));
+}
+
+#[test]
+fn directory_v2_and_its_part() {
     let directory = sample::directory();
     let stream = directory.encode();
     let part = sample::part(&stream);
     let mut encoded = vec![0; EXTENT];
     part.encode_into(&mut encoded, &stream);
-    let bytes = golden("directory-part-v1.bin", &encoded);
+    let bytes = golden("directory-part-v2.bin", &encoded);
     assert_eq!(Part::decode(&bytes), Ok((part, &stream[..])));
-    assert_eq!(Directory::decode(&stream, sample::DIRECTORY_EXTENTS), Ok(directory));
-    same("directory-part-v1.bin", &bytes, &encoded);
+    assert_eq!(Directory::decode(&stream, 2, sample::DIRECTORY_EXTENTS), Ok(directory));
+    same("directory-part-v2.bin", &bytes, &encoded);
 }
 
 #[test]

@@ -5,7 +5,7 @@ use crate::bytes::Choices;
 use crate::image::{Image, chain, superblock};
 use crate::machine::{GEOMETRY, Media};
 use penstock_wire::batch::HEADER_BLOCKS_MAX;
-use penstock_wire::directory::{Directory, PART_PAYLOAD, Part};
+use penstock_wire::directory::{Directory, PART_PAYLOAD, Part, VERSION};
 use penstock_wire::superblock::Superblock;
 use penstock_wire::*;
 
@@ -164,7 +164,7 @@ fn forge_directory(media: &mut Media, choices: &mut Choices<'_>) -> bool {
     match choices.u8() % 4 {
         // Fields by meaning, where the stream still has one.
         0 | 1 => {
-            let Ok(mut directory) = Directory::decode(&stream, GEOMETRY.extents) else { return false };
+            let Ok(mut directory) = Directory::decode(&stream, VERSION, GEOMETRY.extents) else { return false };
             forge_row(&mut directory, choices);
             let room = stream.len().next_multiple_of(PART_PAYLOAD);
             stream = directory.encode();
@@ -213,7 +213,7 @@ fn forge_row(directory: &mut Directory, choices: &mut Choices<'_>) {
 fn forge_page(media: &mut Media, choices: &mut Choices<'_>) -> bool {
     let Some(superblock) = superblock(media) else { return false };
     let Some((_, stream)) = (superblock.checkpoint > 0).then(|| chain(media, &superblock, 0)).flatten() else { return false };
-    let Ok(mut directory) = Directory::decode(&stream, GEOMETRY.extents) else { return false };
+    let Ok(mut directory) = Directory::decode(&stream, VERSION, GEOMETRY.extents) else { return false };
     let mut rows: Vec<_> = directory.replicas.iter_mut().flat_map(|replica| &mut replica.pages).collect();
     if rows.is_empty() {
         return false;

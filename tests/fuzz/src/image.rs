@@ -4,7 +4,7 @@ use crate::content;
 use crate::machine::{GEOMETRY, Machine, Media};
 use penstock_engine::*;
 use penstock_wire::batch::Batch;
-use penstock_wire::directory::{Directory, Part};
+use penstock_wire::directory::{Directory, Part, VERSION};
 use penstock_wire::superblock::Superblock;
 use penstock_wire::*;
 use std::sync::OnceLock;
@@ -172,7 +172,7 @@ impl Image {
             for copy in 0..2 {
                 let (parts, stream) = chain(&media, &superblock, copy).expect("an undamaged directory");
                 places.extend(parts);
-                let directory = Directory::decode(&stream, GEOMETRY.extents).expect("an undamaged directory");
+                let directory = Directory::decode(&stream, VERSION, GEOMETRY.extents).expect("an undamaged directory");
                 for row in directory.replicas.iter().flat_map(|replica| &replica.pages) {
                     places.push(GEOMETRY.extents_start.0 + u64::from(row.slot));
                 }

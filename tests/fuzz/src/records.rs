@@ -5,7 +5,7 @@ use crate::bytes::Choices;
 use crate::damage::reseal;
 use crate::sample::{self, DIRECTORY_EXTENTS, PAGE_EXTENTS};
 use penstock_wire::batch::{Batch, Section, decode_section, header_blocks};
-use penstock_wire::directory::{Directory, Part};
+use penstock_wire::directory::{Directory, Part, VERSION};
 use penstock_wire::label::{Geometry, Label};
 use penstock_wire::superblock::Superblock;
 use penstock_wire::{page, *};
@@ -35,7 +35,7 @@ pub fn run(data: &[u8]) {
         4 => both(data, BLOCK, b"PENSMAP1", map_page),
         5 => both(data, EXTENT, b"PENSDIR1", part),
         _ => {
-            directory(data);
+            directory(data, VERSION);
             section(data, choices.u16().into());
         }
     }
@@ -109,13 +109,13 @@ fn part(bytes: &[u8]) {
         let mut extent = vec![0; EXTENT];
         part.encode_into(&mut extent, payload);
         assert_eq!(Part::decode(&extent), Ok((part, payload)));
-        directory(payload);
+        directory(payload, part.version);
     }
 }
 
-fn directory(bytes: &[u8]) {
-    if let Ok(directory) = Directory::decode(bytes, DIRECTORY_EXTENTS) {
-        assert_eq!(Directory::decode(&directory.encode(), DIRECTORY_EXTENTS).as_ref(), Ok(&directory));
+fn directory(bytes: &[u8], version: u32) {
+    if let Ok(directory) = Directory::decode(bytes, version, DIRECTORY_EXTENTS) {
+        assert_eq!(Directory::decode(&directory.encode(), VERSION, DIRECTORY_EXTENTS).as_ref(), Ok(&directory));
     }
 }
 

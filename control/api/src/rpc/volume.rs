@@ -97,7 +97,9 @@ pub struct VolumeInfo {
     /// Why, in every state but `serving`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
+    /// Space on its drive: whole extents of 64 KiB.
     pub allocated_bytes: ByteSize,
+    /// What was written and lies in the oplog alone yet.
     pub undrained_bytes: ByteSize,
     #[serde(default)]
     pub exports: Vec<ExportInfo>,

@@ -41,8 +41,8 @@ impl Bench {
     /// Changes the directory of a store that needs one part for it, in both chains.
     fn forge_directory(&mut self, change: impl FnOnce(&mut Directory)) {
         let superblock = self.superblock();
-        let (_, stream) = Part::decode(&self.media[self.extent(superblock.directory[0])..][..EXTENT]).unwrap();
-        let mut directory = Directory::decode(stream, self.geometry().extents).unwrap();
+        let (part, stream) = Part::decode(&self.media[self.extent(superblock.directory[0])..][..EXTENT]).unwrap();
+        let mut directory = Directory::decode(stream, part.version, self.geometry().extents).unwrap();
         change(&mut directory);
         let stream = directory.encode();
         for chain in superblock.directory {
@@ -93,6 +93,21 @@ impl Bench {
         let len = header_blocks(own.bytes().len(), 0) as usize * BLOCK;
         header.encode_into(&mut self.media[at..][..len], own.bytes(), &[]);
     }
+}
+
+#[test]
+fn page_of_an_old_directory_is_counted_when_it_is_loaded() {
+    let mut bench = Bench::drained();
+    bench.forge_directory(|directory| directory.replicas[0].pages[0].extents = None);
+    bench.reopen();
+    assert_eq!(bench.store.usage(ReplicaNo(0)).allocated_extents, 0, "version 1 does not say");
+    bench.read(0, BLOCK as u64);
+    assert_eq!(bench.store.usage(ReplicaNo(0)).allocated_extents, 2);
+    bench.write(0, &pattern(2, BLOCK));
+    bench.order(Order::Drain).unwrap();
+    bench.reopen();
+    assert_eq!(bench.store.usage(ReplicaNo(0)).allocated_extents, 2, "the next checkpoint says");
+    bench.audit();
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! What a core shows of itself when it is asked: counts, stores, volumes. Never per command.
 
 use penstock_api::rpc::{VolumeCounters, VolumeLatency};
-use penstock_engine::StoreView;
+use penstock_engine::{ReplicaUsage, StoreView};
 
 use super::Core;
 use super::port::{CoreIndex, VolumeSlot};
@@ -38,6 +38,7 @@ pub struct ShardView {
 #[derive(Clone, Debug)]
 pub struct VolumeView {
     pub slot: VolumeSlot,
+    pub usage: ReplicaUsage,
     pub counters: VolumeCounters,
     pub latency: VolumeLatency,
     pub held: u32,
@@ -88,6 +89,7 @@ impl Core {
         });
         let volumes = self.volumes.iter().enumerate().filter(|(_, v)| !v.gone).map(|(at, v)| VolumeView {
             slot: VolumeSlot(at as u32),
+            usage: self.shards[v.shard].as_ref().map(|shard| shard.store.usage(v.replica)).unwrap_or_default(),
             counters: v.counters,
             latency: v.latency(),
             held: v.held,

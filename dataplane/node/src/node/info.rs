@@ -15,6 +15,8 @@ use super::{Answer, Node, fail};
 use crate::config::Poll;
 use crate::core::{CoreView, LATENCY_BOUNDS_US};
 
+const BLOCK: u64 = penstock_wire::BLOCK as u64;
+const EXTENT: u64 = penstock_wire::EXTENT as u64;
 const SPDK_VERSION: &str = "26.01.0";
 
 impl Node {
@@ -201,6 +203,13 @@ impl Node {
                 let Some(shown) = view.volumes.iter().find(|v| v.slot == one.slot) else { continue };
                 let id = id.to_string();
                 let labels = &[("volume", id.as_str()), ("name", one.name.as_str())];
+                for (name, help, value) in [
+                    ("penstock_volume_size_bytes", "Size of the volume", one.blocks * BLOCK),
+                    ("penstock_volume_allocated_bytes", "Space of extents that are the volume's own", shown.usage.allocated_extents * EXTENT),
+                    ("penstock_volume_undrained_bytes", "Data that only the oplog holds yet", shown.usage.undrained_blocks * BLOCK),
+                ] {
+                    table.gauge(name, help, labels, value as f64);
+                }
                 let c = &shown.counters;
                 for (name, help, value) in [
                     ("penstock_volume_reads", "Reads that were answered", c.reads),

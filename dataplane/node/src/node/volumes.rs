@@ -7,7 +7,7 @@ use penstock_api::rpc::{
 };
 use penstock_api::{ByteSize, DriveId, ReplicaId, SegmentId, VolumeId};
 use penstock_engine::{Order, OrderError};
-use penstock_wire::{BLOCK, ReplicaShape, VOLUME_BLOCKS_MAX};
+use penstock_wire::{BLOCK, EXTENT, ReplicaShape, VOLUME_BLOCKS_MAX};
 
 use super::exports::OpenExport;
 use super::{Answer, Node, fail};
@@ -327,6 +327,7 @@ impl Node {
         let volume = volumes.get(&id)?;
         let view: Option<&VolumeView> =
             views.iter().find(|v| v.index == volume.core).and_then(|v| v.volumes.iter().find(|one| one.slot == volume.slot));
+        let usage = view.map(|v| v.usage).unwrap_or_default();
         let drives = self.drives.borrow();
         let drive = drives.get(&volume.drive);
         let (state, reason) = match drive.map(|d| (d.state, d.reason.clone())) {
@@ -348,8 +349,8 @@ impl Node {
             core: self.core_numbers().get(usize::from(volume.core.0)).copied().unwrap_or(0),
             state,
             reason,
-            allocated_bytes: ByteSize(0),
-            undrained_bytes: ByteSize(0),
+            allocated_bytes: ByteSize(usage.allocated_extents * EXTENT as u64),
+            undrained_bytes: ByteSize(usage.undrained_blocks * BLOCK as u64),
             connections: exports.iter().map(|e| e.connected_hosts.len() as u32).sum(),
             exports,
             counters: view.map(|v| v.counters).unwrap_or_default(),

@@ -185,10 +185,10 @@ pub const DIRECTORY_EXTENTS: u64 = 40;
 pub fn directory() -> Directory {
     let row =
         |no, deleting, pages| ReplicaRow { no, deleting, term: Term(1), voted_for: [0; 16], applied: Index(0x0506), shape: shape(), pages };
-    let page = |page_no, slot, crc| PageRow { page_no, slot, crc };
+    let page = |page_no, slot, crc, extents| PageRow { page_no, slot, crc, extents };
     Directory {
         next_replica: 9,
-        replicas: vec![row(1, true, vec![]), row(3, false, vec![page(0, 17, 0x1111_0000), page(9, 18, 0x2222_0000)])],
+        replicas: vec![row(1, true, vec![]), row(3, false, vec![page(0, 17, 0x1111_0000, Some(48)), page(9, 18, 0x2222_0000, None)])],
         taken: vec![0b10, 0, 0xff, 0, 0x80],
     }
 }
@@ -196,5 +196,14 @@ pub fn directory() -> Directory {
 /// The part that carries `payload`.
 pub fn part(payload: &[u8]) -> Part {
     let (next, len) = (NO_EXTENT, payload.len() as u32);
-    Part { incarnation: incarnation(), store: 1, checkpoint: 0x0a0b, part: 1, next, twin: 9, len }
+    Part {
+        version: penstock_wire::directory::VERSION,
+        incarnation: incarnation(),
+        store: 1,
+        checkpoint: 0x0a0b,
+        part: 1,
+        next,
+        twin: 9,
+        len,
+    }
 }
