@@ -2,26 +2,17 @@
 
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
-use std::sync::OnceLock;
 
 use serde_json::Value;
 
 use crate::harness::{House, eventually};
 use penstock_api::http::NodeView;
 
-/// Builds the command, which is of another package, the way these tests were built.
-fn penstock() -> &'static PathBuf {
-    static PATH: OnceLock<PathBuf> = OnceLock::new();
-    PATH.get_or_init(|| {
-        let dir = PathBuf::from(env!("CARGO_BIN_EXE_penstock-control")).parent().unwrap().to_owned();
-        let mut build = Command::new(env!("CARGO"));
-        build.args(["build", "--quiet", "-p", "penstock-cli"]).current_dir(env!("CARGO_MANIFEST_DIR"));
-        if dir.ends_with("release") {
-            build.arg("--release");
-        }
-        assert!(build.status().unwrap().success());
-        dir.join("penstock")
-    })
+/// The command is of another package, so Cargo does not build it for these tests.
+fn penstock() -> PathBuf {
+    let path = PathBuf::from(env!("CARGO_BIN_EXE_penstock-control")).with_file_name("penstock");
+    assert!(path.is_file(), "there is no {}; build it with: cargo build --release -p penstock-cli", path.display());
+    path
 }
 
 struct Said {
