@@ -64,10 +64,11 @@ pub enum Canary {
     FreeBufEarly,
     DrainUnverified,
     CheckpointBeforeFlush,
+    TrustTail,
 }
 
 impl Canary {
-    pub const ALL: [Canary; 13] = [
+    pub const ALL: [Canary; 14] = [
         Canary::CountBeforeBarrier,
         Canary::AckEarly,
         Canary::TornIsCorruption,
@@ -81,6 +82,7 @@ impl Canary {
         Canary::FreeBufEarly,
         Canary::DrainUnverified,
         Canary::CheckpointBeforeFlush,
+        Canary::TrustTail,
     ];
 }
 
@@ -150,6 +152,8 @@ pub struct RecoveryReport {
     pub lost_blocks: u64,
     /// Batches whose descriptors are gone too.
     pub lost_batches: u64,
+    /// Batches that nothing proved durable, and that were written again.
+    pub rewritten_batches: u64,
 }
 
 macro_rules! counters {

@@ -22,12 +22,15 @@ mod orders;
 pub mod port;
 mod read;
 mod recover;
+mod rewrite;
 mod scrub;
 mod store;
 mod stream;
 mod write;
 
 pub use audit::AuditError;
-pub use config::{Barrier, Canary, Counters, FenceReason, Limits, OpenError, RecoveryReport, ReplicaUsage, ReplicaView, Stage, StoreConfig, StoreView};
+pub use config::{
+    Barrier, Canary, Counters, FenceReason, Limits, OpenError, RecoveryReport, ReplicaUsage, ReplicaView, Stage, StoreConfig, StoreView,
+};
 pub use port::*;
 pub use store::Store;

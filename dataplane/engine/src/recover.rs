@@ -11,14 +11,16 @@
 //! | none | – | yes, and no copy | corruption: which blocks are lost is unknown, fence until the operator accepts |
 //! | none | – | no | the log ends here (a tear, or just the end) |
 //!
-//! Then the stream goes on under a new generation, whose first batch (Open) lies over the cut: so what was dropped stays
-//! dropped. Nothing is written before that, and a crash anywhere in recovery starts it again from the same bytes.
+//! Then what is believed and not proven durable is written again (`rewrite`), and the stream goes on under a new generation,
+//! whose first batch (Open) lies over the cut: so what was dropped stays dropped. Nothing but the same bytes is written before
+//! that, and a crash anywhere in recovery starts it again from the same bytes.
 
 use crate::alloc::{ExtentNo, SlotNo};
 use crate::config::{BATCHES_OUT_MAX, Canary, FenceReason, OpenError, RecoveryReport, Stage};
 use crate::index::{Slot, Version};
 use crate::map::{PageState, Replica};
 use crate::port::*;
+use crate::rewrite::{Rewrite, doubled};
 use crate::store::{Owner, Store};
 use crate::stream::BATCH_BLOCKS_MAX;
 use penstock_wire::batch::{Batch, Entry, Header, Op, Prev, decode_section};
@@ -40,6 +42,7 @@ enum Step {
     Directory,
     Walk,
     Scan,
+    Rewriting,
     Opening,
 }
 
@@ -53,8 +56,9 @@ struct Found {
 #[derive(Debug, Default)]
 pub(crate) struct Recovery {
     step: Step,
-    buf: Option<BufId>,
-    out: bool,
+    pub buf: Option<BufId>,
+    pub out: bool,
+    pub rewrite: Rewrite,
     // Superblocks.
     slot: u64,
     supers: Vec<Superblock>,
@@ -95,6 +99,14 @@ pub(crate) struct Recovery {
 struct Missing(u64);
 
 impl Recovery {
+    pub fn superblock(&self) -> Superblock {
+        self.superblock.expect("the superblock is read first")
+    }
+
+    pub fn superblock_is_doubled(&self) -> bool {
+        doubled(&self.superblock(), &self.supers)
+    }
+
     fn ring_end(&self) -> u64 {
         self.window_at + (self.window.len() / BLOCK) as u64
     }
@@ -139,7 +151,7 @@ impl Store {
         fx.list.push(Effect::Notice(Notice::OpenFailed(error)));
     }
 
-    fn read_for_recovery<M: Memory>(
+    pub(crate) fn read_for_recovery<M: Memory>(
         &mut self,
         rec: &mut Recovery,
         at: penstock_wire::BlockAddr,
@@ -164,7 +176,7 @@ impl Store {
                     let result = if rec.step == Step::Walk { self.walk(rec) } else { self.scan(rec) };
                     match result {
                         Err(missing) => break missing,
-                        Ok(()) if rec.step == Step::Opening => {
+                        Ok(()) if rec.step == Step::Rewriting => {
                             self.finish_walk(rec, mem, fx);
                             return;
                         }
@@ -175,13 +187,20 @@ impl Store {
                 let len = if missing.0 < rec.fine_below { 1 } else { CHUNK.min(ring - missing.0) };
                 self.read_for_recovery(rec, self.config.geometry.ring_start.plus(missing.0), len, mem, fx);
             }
-            Step::Opening => self.begin_stream(rec, mem, fx),
+            Step::Rewriting | Step::Opening => self.begin_stream(rec, mem, fx),
         }
     }
 
     pub(crate) fn on_recovery_done<M: Memory>(&mut self, ok: bool, mem: &mut M, fx: &mut Effects) {
         let mut rec = self.recovery.take().expect("recovery is under way");
         rec.out = false;
+        if rec.step == Step::Rewriting {
+            self.on_rewrite_done(&mut rec, ok, mem, fx);
+            if self.stage == Stage::Opening {
+                self.recovery = Some(rec);
+            }
+            return;
+        }
         let buf = rec.buf.take().expect("recovery reads into its buffer");
         match rec.step {
             Step::Superblocks => self.on_superblock(&mut rec, ok.then(|| &mem.bytes(buf)[..BLOCK]), fx),
@@ -199,7 +218,7 @@ impl Store {
                     rec.window.resize(filled, 0);
                 }
             }
-            Step::Opening => {}
+            Step::Rewriting | Step::Opening => {}
         }
         mem.free(buf);
         if self.stage == Stage::Opening {
@@ -251,7 +270,7 @@ impl Store {
     }
 
     fn on_directory(&mut self, rec: &mut Recovery, bytes: Option<&[u8]>, fx: &mut Effects) {
-        let superblock = rec.superblock.expect("the superblock is read first");
+        let superblock = rec.superblock();
         match self.take_part(rec, &superblock, bytes) {
             Ok(false) => {}
             Ok(true) => match self.load_directory(rec, &superblock) {
@@ -354,7 +373,7 @@ impl Store {
     /// One batch forward. `Ok` leaves the step changed when the walk cannot simply go on.
     fn walk(&mut self, rec: &mut Recovery) -> Result<(), Missing> {
         let ring = self.stream.ring_blocks();
-        let superblock = rec.superblock.expect("the superblock is read first");
+        let superblock = rec.superblock();
         for wrapped in [false, true] {
             if !wrapped && rec.not_here {
                 continue;
@@ -397,6 +416,8 @@ impl Store {
             let prev = Prev { seq, at: pos, header_blocks: head_blocks, payload_blocks: header.payload_blocks };
             self.redo(rec, prev, header.generation, entries, payload_at as u32, &bad);
             rec.durable_to = rec.durable_to.max(header.durable_to);
+            rec.rewrite.walked(seq, pos, blocks as u32);
+            rec.rewrite.proven(rec.durable_to);
             rec.before = Some((prev, section));
             return Ok(());
         }
@@ -410,7 +431,7 @@ impl Store {
     /// Looks past a bad record for headers that know it durable, then judges it.
     fn scan(&mut self, rec: &mut Recovery) -> Result<(), Missing> {
         let ring = self.stream.ring_blocks();
-        let tail = rec.superblock.expect("the superblock is read first").log_at.0;
+        let tail = rec.superblock().log_at.0;
         let far = LOOK_AHEAD.min((tail + ring).saturating_sub(rec.pos.0));
         while rec.scanned < far {
             let pos = rec.pos.0 + rec.scanned;
@@ -438,6 +459,8 @@ impl Store {
         // Several generations ahead: the newest one is the log, what is older was cut away by it.
         let newest = rec.found.iter().map(|found| found.header.generation).max();
         let known_durable = rec.found.iter().map(|found| found.header.durable_to).max().unwrap_or_default().max(rec.durable_to);
+        // Proven it is even when the walk never gets as far as the record that says so.
+        rec.durable_to = known_durable;
         let durable = if self.canary(Canary::TornIsCorruption) {
             !rec.found.is_empty()
         } else if self.canary(Canary::RotIsTear) {
@@ -449,7 +472,7 @@ impl Store {
             // What is dropped here may have been opened before: the next generation is above that one too.
             rec.generation = rec.generation.max(newest.unwrap_or_default());
             rec.report.dropped_batches += u64::from(rec.whole_header || !rec.found.is_empty()) + rec.found.len() as u64;
-            rec.step = Step::Opening;
+            rec.step = Step::Rewriting;
             return Ok(());
         }
         if rec.whole_header {
@@ -546,7 +569,7 @@ impl Store {
                 }
             }
         }
-        while rec.places.len() as u64 <= seq.0 - rec.superblock.expect("read first").log_seq.0 {
+        while rec.places.len() as u64 <= seq.0 - rec.superblock().log_seq.0 {
             rec.places.push_back(place.at);
         }
         rec.generation = rec.generation.max(generation);
@@ -568,29 +591,43 @@ impl Store {
     }
 
     fn finish_walk<M: Memory>(&mut self, rec: &mut Recovery, mem: &mut M, fx: &mut Effects) {
-        let superblock = rec.superblock.expect("the superblock is read first");
+        let superblock = rec.superblock();
         let generation = Generation(rec.generation.max(superblock.generation).0 + 1);
         self.report = rec.report;
         self.stream.resume(superblock.log_seq, std::mem::take(&mut rec.places), rec.seq, rec.pos, superblock.log_at, generation);
         self.stream.proven = rec.durable_to.max(Seq(superblock.log_seq.0 - 1));
+        rec.rewrite.proven(self.stream.proven);
         rec.window = Vec::new();
         let lost = (rec.log_lost && !self.config.accept_lost_log).then_some(FenceReason::LogLost);
         if let Some(reason) = self.config.fenced.or(lost) {
             if lost.is_some() {
                 fx.list.push(Effect::Notice(Notice::Fenced(reason)));
             }
-            // A fenced drive gets no barrier, so what no record knows durable may be gone tomorrow: nobody may see it today.
-            for (no, hidden) in self.index.hide_after(self.stream.proven) {
-                self.map.undrained(no, -hidden);
-            }
-            self.serve(Stage::Fenced(reason), fx);
+            self.serve_fenced(reason, fx);
             return;
         }
         self.begin_stream(rec, mem, fx);
     }
 
-    /// Writes the Open batch; tried again each turn while memory is short.
+    /// A fenced drive gets no barrier, so what no record knows durable may be gone tomorrow: nobody may see it today.
+    fn serve_fenced(&mut self, reason: FenceReason, fx: &mut Effects) {
+        for (no, hidden) in self.index.hide_after(self.stream.proven) {
+            self.map.undrained(no, -hidden);
+        }
+        self.serve(Stage::Fenced(reason), fx);
+    }
+
+    /// Rewrites what is not proven, then writes the Open batch; goes on each turn while memory is short.
     fn begin_stream<M: Memory>(&mut self, rec: &mut Recovery, mem: &mut M, fx: &mut Effects) {
+        if let Some(reason) = self.config.fenced {
+            // The drive was fenced meanwhile.
+            self.serve_fenced(reason, fx);
+            return;
+        }
+        if rec.step == Step::Rewriting && !self.step_rewrite(rec, mem, fx) {
+            return;
+        }
+        rec.step = Step::Opening;
         let before = rec.before.as_ref().map(|(prev, section)| (*prev, &section[..]));
         rec.out = self.write_open(before, mem, fx);
     }
@@ -598,7 +635,11 @@ impl Store {
     /// The Open batch is durable.
     pub(crate) fn opened(&mut self, fx: &mut Effects) {
         self.recovery = None;
-        self.serve(self.config.fenced.map_or(Stage::Serving, Stage::Fenced), fx);
+        match self.config.fenced {
+            // Another store's barrier failed meanwhile: what ours says it saved may be forgotten.
+            Some(reason) => self.serve_fenced(reason, fx),
+            None => self.serve(Stage::Serving, fx),
+        }
     }
 
     fn serve(&mut self, stage: Stage, fx: &mut Effects) {
@@ -612,7 +653,7 @@ impl Store {
 }
 
 /// Payload blocks that do not match their checksums, counted over the batch.
-fn bad_payload(payload: &[u8], entries: &[Entry]) -> Vec<u32> {
+pub(crate) fn bad_payload(payload: &[u8], entries: &[Entry]) -> Vec<u32> {
     let crcs = entries.iter().flat_map(|entry| &entry.ops).filter_map(|op| match op {
         Op::Write { crcs, .. } => Some(crcs),
         _ => None,

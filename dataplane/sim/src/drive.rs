@@ -3,6 +3,8 @@
 //! A write that completed lies in the cache: readable at once, on the media after a flush that was *submitted later*
 //! completes, or whenever the drive likes. At a power cut every 512-byte sector of an unflushed block independently
 //! holds the old bytes or those of any of the writes since: that covers loss, tearing and reordering.
+//! A flush that fails may forget blocks: they stay readable as if they were safe, and the next power cut takes them (a page
+//! cache that calls lost pages clean), or the next reset does (a device that is attached anew).
 //! A power-safe drive has no such cache. Not here: which command completes when, and which fault is injected where
 //! (`shard`, `faults`); a drive does not know what its bytes mean.
 
@@ -49,6 +51,8 @@ pub enum Cut {
 #[derive(Clone, Debug)]
 pub struct Drive {
     kind: Kind,
+    /// What a failed flush forgot is gone as soon as the drive's user is.
+    resets: bool,
     media: Vec<Option<Rc<Page>>>,
     /// Blocks that the cache holds newer than the media, oldest version first.
     cache: BTreeMap<u64, Vec<Version>>,
@@ -64,9 +68,10 @@ pub fn zero_page() -> Rc<Page> {
 }
 
 impl Drive {
-    pub fn new(kind: Kind, blocks: u64) -> Self {
+    pub fn new(kind: Kind, resets: bool, blocks: u64) -> Self {
         Drive {
             kind,
+            resets,
             media: vec![None; blocks as usize],
             cache: BTreeMap::new(),
             now: Moment(0),
@@ -171,8 +176,12 @@ impl Drive {
         forgotten
     }
 
-    /// The drive is reset, as it is when its next user attaches: what a failed flush forgot is gone from the cache too.
-    pub fn reset(&mut self) -> u64 {
+    /// The drive's user is gone. A drive that is reset when the next one attaches loses what a failed flush forgot; one that
+    /// is not goes on showing it. Returns how many blocks changed.
+    pub fn released(&mut self) -> u64 {
+        if !self.resets {
+            return 0;
+        }
         let mut lost = 0;
         self.cache.retain(|_, versions| {
             lost += u64::from(versions.last().is_some_and(|v| v.forgotten));
@@ -267,7 +276,7 @@ mod tests {
 
     #[test]
     fn flush_saves_only_what_completed_before_its_submission() {
-        let mut d = Drive::new(Kind::Volatile, 8);
+        let mut d = Drive::new(Kind::Volatile, false, 8);
         d.write(1, page(1), WHOLE);
         let submitted = d.now();
         d.write(2, page(2), WHOLE);
@@ -282,7 +291,7 @@ mod tests {
     fn power_cut_tears_an_unflushed_block_at_any_sector() {
         let mut tears = BTreeSet::new();
         for seed in 0..200 {
-            let mut d = Drive::new(Kind::Volatile, 2);
+            let mut d = Drive::new(Kind::Volatile, false, 2);
             d.write(0, page(1), WHOLE);
             d.flush(d.now());
             d.write(0, page(2), WHOLE);
@@ -296,7 +305,7 @@ mod tests {
     #[test]
     fn failed_flush_forgets_what_a_later_good_flush_does_not_save() {
         let mut rng = Rng::new(3);
-        let mut d = Drive::new(Kind::Volatile, 64);
+        let mut d = Drive::new(Kind::Volatile, false, 64);
         for at in 0..64 {
             d.write(at, page(7), WHOLE);
         }
@@ -309,8 +318,22 @@ mod tests {
     }
 
     #[test]
+    fn what_a_failed_flush_forgot_stays_readable_until_the_reset_of_a_drive_that_resets() {
+        for resets in [false, true] {
+            let mut rng = Rng::new(3);
+            let mut d = Drive::new(Kind::Volatile, resets, 64);
+            for at in 0..64 {
+                d.write(at, page(7), WHOLE);
+            }
+            let forgotten = d.flush_fails(0..64, &mut rng);
+            assert_eq!(d.released(), if resets { forgotten } else { 0 });
+            assert_eq!((0..64).filter(|at| byte(&d, *at) == 0).count() as u64, if resets { forgotten } else { 0 });
+        }
+    }
+
+    #[test]
     fn power_safe_drive_keeps_what_completed() {
-        let mut d = Drive::new(Kind::PowerSafe, 2);
+        let mut d = Drive::new(Kind::PowerSafe, false, 2);
         d.write(0, page(5), WHOLE);
         assert_eq!(d.power_cut(Cut::AllLost, &mut Rng::new(1)), 0);
         assert_eq!(byte(&d, 0), 5);
@@ -318,7 +341,7 @@ mod tests {
 
     #[test]
     fn torn_write_changes_only_its_sectors() {
-        let mut d = Drive::new(Kind::PowerSafe, 1);
+        let mut d = Drive::new(Kind::PowerSafe, false, 1);
         d.write(0, page(1), WHOLE);
         d.write(0, page(2), 0b0000_0101);
         let p = d.look(0).expect("written");
@@ -327,7 +350,7 @@ mod tests {
 
     #[test]
     fn rewriting_a_block_heals_its_latent_error() {
-        let mut d = Drive::new(Kind::PowerSafe, 1);
+        let mut d = Drive::new(Kind::PowerSafe, false, 1);
         d.set_latent(0);
         assert!(d.is_latent(0));
         d.write(0, page(1), WHOLE);

@@ -92,7 +92,7 @@ impl Evidence {
         }
     }
 
-    /// The store's process ended: what it had out is nobody's promise, and what it alone knew is forgotten.
+    /// The store's process ended, or a barrier failed: what it had out is nobody's promise, and what it alone knew is forgotten.
     pub fn died(&mut self) {
         self.open.clear();
         self.known_below = self.vouched_below;

@@ -193,7 +193,15 @@ impl World {
                 let forgotten = self.drives[d].flush_fails(whole, &mut self.rng);
                 self.tally.faults("blocks forgotten by a failed flush", forgotten);
                 self.command_fails(shard, "flush failed (7)");
+                for other in 0..self.shards.len() {
+                    if self.shards[other].drive == d {
+                        self.check_forgotten(other);
+                    }
+                }
                 // It is told once, to one store; what it forgot may be another's.
+                for s in self.shards.iter_mut().filter(|s| s.drive == d) {
+                    s.evidence.died();
+                }
                 for other in 0..self.shards.len() {
                     if other != shard && self.shards[other].drive == d {
                         self.shards[other].command_failed = true;

@@ -3,7 +3,7 @@
 //! Numbers in the tally are those of FAULTS's invariants. To add one: a function here, a call where the moment is, a count
 //! in the tally, and a canary that makes it fail. Not here: histories of blocks (`register`) and memory (`memory`).
 
-use penstock_engine::{HostOp, RecoveryReport, Stage, Status, StoreConfig};
+use penstock_engine::{FenceReason, HostOp, RecoveryReport, ReplicaNo, Stage, Status, StoreConfig};
 
 use penstock_wire::label::Label;
 
@@ -19,6 +19,14 @@ use crate::world::{Standing, World};
 const PROMISE_BLOCKS: usize = 4;
 /// And blocks that it did not promise.
 const OLD_PROMISE_BLOCKS: usize = 24;
+
+/// A block that a life on a copy has shown.
+struct Shown {
+    volume: u32,
+    replica: ReplicaNo,
+    block: u64,
+    image: Image,
+}
 
 impl World {
     /// After every turn.
@@ -125,8 +133,10 @@ impl World {
     /// Opens a copy and reads every block that was ever touched.
     pub fn check_all(&mut self, shard: usize, twin: Drive, when: &str) {
         let Some(mut probe) = self.second_life(shard, twin, when) else { return };
-        self.read_all(shard, &mut probe, when);
-        if self.shards[shard].fence.is_none() && !self.shards[shard].clouded {
+        let shown = self.read_all(shard, &mut probe, when);
+        if self.rng.one_in(2) {
+            self.check_outlives(shard, probe, shown, when);
+        } else if self.shards[shard].fence.is_none() && !self.shards[shard].clouded {
             probe.come_to_rest().unwrap_or_else(|stuck| panic!("shard {shard} {when}: {stuck}"));
             probe.audit().unwrap_or_else(|e| panic!("shard {shard} {when}: {e}"));
             self.tally.check("accounting after recovery and drain (24)");
@@ -134,7 +144,42 @@ impl World {
         self.tally.check("whole drives read back (1, 3, 13, 24)");
     }
 
-    fn read_all(&mut self, shard: usize, probe: &mut Probe, when: &str) {
+    /// A flush failed, and the process dies before anybody hears of it: what the next life shows must stay (7).
+    pub fn check_forgotten(&mut self, shard: usize) {
+        let when = "after a failed flush that nobody heard of";
+        let twin = self.drives[self.shards[shard].drive].clone();
+        let config = StoreConfig { fenced: None, ..self.second_config(shard) };
+        let Some(mut probe) = self.life_on(shard, twin, config, when) else { return };
+        let shown = self.read_all(shard, &mut probe, when);
+        self.check_outlives(shard, probe, shown, when);
+    }
+
+    /// What a life has shown to a host stays: the power goes at once, and the life after must show the same (1, 7).
+    fn check_outlives(&mut self, shard: usize, probe: Probe, shown: Vec<Shown>, when: &str) {
+        let fenced = probe.began_fenced();
+        let (mut drive, config) = probe.end();
+        let rng = &mut self.rng.fork(8);
+        drive.power_cut(rng.pick(&[Cut::AllLost, Cut::AllLost, Cut::PerBlock]), rng);
+        let Some(mut next) = self.life_on(shard, drive, config, "when the power goes as soon as a store serves") else { return };
+        for s in shown {
+            let (status, bytes) = next.read(s.replica, s.block).unwrap_or_else(|stuck| panic!("{when}, then a power cut: {stuck}"));
+            let after = (status == Status::Ok).then(|| image_of(&bytes, s.volume, s.block));
+            // A fenced store shows what is proven, and a power cut may take the proof.
+            let same = after == Some(Ok(s.image)) || after.is_none() && fenced;
+            assert!(
+                same || self.shards[shard].clouded && after.is_none(),
+                "{when}: volume {} block {} was shown as {:?}; after a power cut it is {status:?} {after:?}",
+                s.volume,
+                s.block,
+                s.image
+            );
+            self.tally.check("shown, and there after a power cut (7)");
+        }
+    }
+
+    /// Reads every block that was ever touched; returns what was whole.
+    fn read_all(&mut self, shard: usize, probe: &mut Probe, when: &str) -> Vec<Shown> {
+        let mut shown = Vec::new();
         let clouded = self.shards[shard].clouded;
         for no in self.volumes.values().filter(|v| v.shard == shard && v.created && !v.doomed).map(|v| v.no).collect::<Vec<_>>() {
             let found = probe.replicas.iter().find(|(_, shape)| volume_of(&shape.segment) == no).map(|(no, shape)| (*no, shape.blocks));
@@ -143,21 +188,24 @@ impl World {
                 continue;
             };
             for block in self.oracle.touched(no).into_iter().filter(|b| *b < blocks) {
-                self.check_block(probe, no, replica, block, when);
+                let image = self.check_block(probe, no, replica, block, when);
+                shown.extend(image.map(|image| Shown { volume: no, replica, block, image }));
             }
         }
+        shown
     }
 
-    fn check_block(&mut self, probe: &mut Probe, volume: u32, replica: penstock_engine::ReplicaNo, block: u64, when: &str) {
+    fn check_block(&mut self, probe: &mut Probe, volume: u32, replica: ReplicaNo, block: u64, when: &str) -> Option<Image> {
         if self.volumes[&volume].pending.is_some() {
             // A shrink may or may not have taken hold.
-            return;
+            return None;
         }
         let possible = self.oracle.possible(volume, block).unwrap_or_else(|wrong| panic!("{wrong}"));
         let (status, bytes) = probe.read(replica, block).unwrap_or_else(|stuck| panic!("{when}: {stuck}"));
+        self.tally.check("blocks read in a second life");
         match status {
             Status::Ok => match image_of(&bytes, volume, block) {
-                Ok(image) if possible.contains(&image) => {}
+                Ok(image) if possible.contains(&image) => return Some(image),
                 Ok(image) => panic!("{when}: volume {volume} block {block} would hold {image:?}; it may hold {possible:?}"),
                 Err(wrong) => panic!("{when}: volume {volume} block {block}: {wrong}"),
             },
@@ -167,12 +215,20 @@ impl World {
             ),
             other => panic!("{when}: a read of volume {volume} block {block} would be answered {other:?}"),
         }
-        self.tally.check("blocks read in a second life");
+        None
     }
 
     /// `None` where metadata was hit and the store says so.
     fn second_life(&mut self, shard: usize, twin: Drive, when: &str) -> Option<Probe> {
-        let config = self.second_config(shard);
+        let mut config = self.second_config(shard);
+        if config.fenced != Some(FenceReason::LogLost) && self.rng.one_in(2) {
+            // Were the operator to clear the fence now.
+            config.fenced = None;
+        }
+        self.life_on(shard, twin, config, when)
+    }
+
+    fn life_on(&mut self, shard: usize, twin: Drive, config: StoreConfig, when: &str) -> Option<Probe> {
         let rng = self.rng.fork(4);
         let probe = Probe::open(twin, self.shards[shard].share, config, rng).unwrap_or_else(|stuck| panic!("{when}: {stuck}"));
         if self.shards[shard].clouded && (probe.failed.is_some() || probe.report.is_some_and(|r| r.lost_batches > 0)) {

@@ -87,7 +87,7 @@ impl World {
             }
         }
         for drive in &mut self.drives {
-            let lost = drive.reset();
+            let lost = drive.released();
             self.tally.faults("forgotten blocks gone at a reset (7)", lost);
         }
         if let Err(wrong) = self.oracle.crashed() {
@@ -123,6 +123,24 @@ impl World {
         } else {
             assert!(s.clouded, "shard {shard} does not open even when nothing fails: {:?}", s.standing);
         }
+    }
+
+    /// The operator comes in mid-storm: what the next lives make of the drive shows whether it could be trusted again.
+    pub fn operator_looks(&mut self) {
+        if !self.stormy || self.shards.iter().all(|s| s.fence.is_none()) {
+            return;
+        }
+        if !self.alive {
+            self.after(5_000, Coming::Operator);
+            return;
+        }
+        // The life that comes back is cut off too, and flushes may fail it again.
+        self.deaths_left = self.deaths_left.max(2);
+        if self.plan.faults.flush_fails_after.is_none() && self.rng.one_in(3) {
+            self.plan.faults.flush_fails_after = Some(self.drive_commands.iter().max().expect("a drive") + self.rng.within(1, 200));
+        }
+        self.tally.did("fences cleared in mid-storm", 1);
+        self.clear_fences();
     }
 
     /// An operator accepts what the fences stand for, and the node is started again.

@@ -22,6 +22,8 @@ pub enum Occasion {
 #[derive(Clone, Debug)]
 pub struct DrivePlan {
     pub kind: Kind,
+    /// What a failed flush forgot is gone when the next life begins, not only when the power goes.
+    pub resets: bool,
     pub stores: usize,
     pub ring_blocks: u64,
     pub extents: u64,
@@ -51,6 +53,8 @@ pub struct FaultPlan {
     /// One write or flush of a drive fails, after about this many commands.
     pub write_fails_after: Option<u64>,
     pub flush_fails_after: Option<u64>,
+    /// An operator clears fences while the hosts go on, and the node lives and dies on.
+    pub operator: bool,
 }
 
 impl FaultPlan {
@@ -110,6 +114,7 @@ impl Plan {
         let drives = (0..if two_drives { 2 } else { 1 })
             .map(|_| DrivePlan {
                 kind: if rng.percent(75) { Kind::Volatile } else { Kind::PowerSafe },
+                resets: rng.percent(30),
                 stores: if rng.percent(15) { 2 } else { 1 },
                 ring_blocks: rng.pick(&[2048, 2048, 2048, 2563, 4096]),
                 extents: if fill { rng.pick(&[128, 128, 160]) } else { rng.pick(&[128, 128, 160, 256, 512]) },
@@ -133,7 +138,8 @@ impl Plan {
             alloc_fail_one_in: some(rng, 40, &[3, 20, 200]),
             metadata: rng.percent(30),
             write_fails_after: rng.percent(8).then(|| rng.within(1, 1500)),
-            flush_fails_after: rng.percent(8).then(|| rng.within(1, 400)),
+            flush_fails_after: rng.percent(20).then(|| rng.within(1, 400)),
+            operator: rng.percent(60),
         };
         let host = HostPlan {
             volumes_per_store: rng.pick(&[1, 1, 2, 3]),

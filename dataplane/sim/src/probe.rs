@@ -67,6 +67,11 @@ impl Probe {
         Ok(p)
     }
 
+    /// Its process ends with all that it had out: the drive as it is, and what the store was opened with.
+    pub fn end(self) -> (Drive, StoreConfig) {
+        (self.drive, self.config)
+    }
+
     /// It was opened fenced: what nothing proves durable reads as lost.
     pub fn began_fenced(&self) -> bool {
         self.config.fenced.is_some()

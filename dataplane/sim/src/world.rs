@@ -31,11 +31,27 @@ const HOSTS_PATIENCE_US: u64 = 600_000_000;
 /// Something that will happen.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum Coming {
-    Turn { shard: usize, life: u32 },
-    DiskDone { shard: usize, life: u32, id: u32 },
-    Tick { shard: usize, life: u32 },
-    Think { volume: u32 },
-    Reopen { life: u32 },
+    Turn {
+        shard: usize,
+        life: u32,
+    },
+    DiskDone {
+        shard: usize,
+        life: u32,
+        id: u32,
+    },
+    Tick {
+        shard: usize,
+        life: u32,
+    },
+    Think {
+        volume: u32,
+    },
+    Reopen {
+        life: u32,
+    },
+    /// Somebody looks after a fence.
+    Operator,
 }
 
 /// Where a store stands, as the loop was told.
@@ -144,7 +160,7 @@ impl World {
                 d.ring_blocks,
             )
             .expect("the plan's drives are large enough");
-            let mut drive = Drive::new(d.kind, blocks);
+            let mut drive = Drive::new(d.kind, d.resets, blocks);
             for (at, bytes) in penstock_engine::format::format(&label).expect("the plan's drives are large enough") {
                 let page = bytes.as_slice().try_into().expect("one block");
                 drive.write(at.0, std::rc::Rc::new(page), crate::drive::WHOLE);
@@ -279,6 +295,7 @@ impl World {
             }
             Coming::Think { volume } => self.think(volume),
             Coming::Reopen { life } if life == self.life => self.open_all(),
+            Coming::Operator => self.operator_looks(),
             _ => {}
         }
         true
@@ -460,6 +477,10 @@ impl World {
                 s.fence.get_or_insert(*reason);
                 s.fenced_at.get_or_insert(self.next_serial);
                 self.tally.did("fences", 1);
+                if self.stormy && self.plan.faults.operator {
+                    let soon = self.rng.within(2_000, 100_000);
+                    self.after(soon, Coming::Operator);
+                }
             }
             Notice::Corrupt { replica, block, .. } => {
                 if let Some(volume) = s.replicas.get(replica).filter(|no| !self.volumes[no].doomed) {
