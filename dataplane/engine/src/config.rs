@@ -89,8 +89,12 @@ impl Canary {
 /// Run-time limits.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Limits {
-    /// Log batches out at a time. More hide device latency, fewer gather more writes a batch.
+    /// Log batches out at a time before small ones wait and gather more writes. Full ones go out up to [`BATCHES_OUT_MAX`], to keep
+    /// the device busy.
     pub batches_out: u32,
+    /// Payload blocks after which a batch takes no more writes (one larger write goes alone). Small enough that what was checksummed is
+    /// still in the core's cache when it is copied or sent, large enough that a batch's own cost is spread.
+    pub batch_blocks: u32,
     /// Extents that one slice of the drain moves.
     pub drain_slice: u32,
     /// No host write for this long: drain and seal in the background.
@@ -101,12 +105,12 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { batches_out: 4, drain_slice: 64, idle_ms: 500, scrub_per_tick: 8 }
+        Self { batches_out: 4, batch_blocks: 64, drain_slice: 64, idle_ms: 500, scrub_per_tick: 8 }
     }
 }
 
 /// Most batches that may be out: recovery's look-ahead is sized by it.
-pub const BATCHES_OUT_MAX: u32 = 8;
+pub const BATCHES_OUT_MAX: u32 = 16;
 
 /// What a store is opened with.
 #[derive(Clone, Debug)]

@@ -186,8 +186,12 @@ impl Store {
         if !matches!(self.stage, Stage::Serving | Stage::Stopping) {
             return;
         }
-        let limit = self.config.limits.batches_out.min(BATCHES_OUT_MAX) as usize;
-        while self.stream.out.len() < limit && !self.host.ready.is_empty() {
+        let limits = self.config.limits;
+        while self.stream.out.len() < BATCHES_OUT_MAX as usize && !self.host.ready.is_empty() {
+            let small_waits = self.stream.out.len() >= limits.batches_out as usize;
+            if small_waits && !self.host.fills_batch(limits.batch_blocks) {
+                break;
+            }
             if !self.send_batch(mem, fx) {
                 break;
             }
@@ -197,10 +201,11 @@ impl Store {
     /// Makes one batch of the front of the ready queue. False when there is no room or memory for it now.
     fn send_batch<M: Memory>(&mut self, mem: &mut M, fx: &mut Effects) -> bool {
         let (mut payload, mut section, mut count) = (0u32, 0usize, 0usize);
+        let enough = self.config.limits.batch_blocks.min(PAYLOAD_BLOCKS_MAX);
         for op in &self.host.ready {
             let blocks = op.payload_blocks();
             let bytes = ENTRY_HEAD + OP_HEAD + op.section_bytes();
-            if count > 0 && (payload + blocks > PAYLOAD_BLOCKS_MAX || section + bytes > SECTION_MAX) {
+            if count > 0 && (payload + blocks > enough || section + bytes > SECTION_MAX) {
                 break;
             }
             payload += blocks;

@@ -255,6 +255,15 @@ impl HostSide {
             || self.locks.iter().any(|lock| lock.replica == key.replica && lock.first < end && first < lock.end)
     }
 
+    /// Whether what is ready has at least `blocks` of payload.
+    pub fn fills_batch(&self, blocks: u32) -> bool {
+        let mut left = blocks;
+        self.ready.iter().any(|op| {
+            left = left.saturating_sub(op.payload_blocks());
+            left == 0
+        })
+    }
+
     /// Promises that ops not yet in a batch hold.
     pub fn promises(&self) -> u64 {
         self.ready.iter().map(Proposed::promises).sum()

@@ -201,9 +201,7 @@ impl Memory for NodeMemory {
     }
 
     fn host_crc(&self, io: IoId, offset: u32) -> u32 {
-        // A block on the stack: it is only used where the payload lies in pieces or is a guest's.
-        let mut scratch = [0; BLOCK];
-        self.host.look(io.0, offset as usize, &mut scratch, crc32c)
+        self.host.look(io.0, offset as usize, BLOCK, crc32c)
     }
 
     fn host_to_buf(&mut self, io: IoId, offset: u32, buf: BufId, at: u32, len: u32) {
@@ -229,11 +227,10 @@ impl Memory for NodeMemory {
     fn host_differs(&self, io: IoId, offset: u32, buf: BufId, at: u32, len: u32) -> Option<u32> {
         let (lend, _) = self.entry(buf);
         let ours = &lend.bytes()[at as usize..(at + len) as usize];
-        let mut scratch = [0; BLOCK];
         let mut done = 0;
         for piece in ours.chunks(BLOCK) {
-            let theirs = &mut scratch[..piece.len()];
-            let differs = self.host.look(io.0, offset as usize + done, theirs, |theirs| theirs.iter().zip(piece).position(|(a, b)| a != b));
+            let differs =
+                self.host.look(io.0, offset as usize + done, piece.len(), |theirs| theirs.iter().zip(piece).position(|(a, b)| a != b));
             if let Some(at) = differs {
                 return Some((done + at) as u32);
             }

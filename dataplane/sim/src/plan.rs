@@ -164,7 +164,8 @@ impl Plan {
             volume_blocks: if fill { (1500, 6000) } else { rng.pick(&[(16, 200), (64, 2000), (2000, 20000)]) },
         };
         let limits = Limits {
-            batches_out: rng.pick(&[1, 2, 4]),
+            batches_out: rng.pick(&[1, 2, 4, 8]),
+            batch_blocks: rng.pick(&[1, 8, 64, 256]),
             drain_slice: rng.pick(&[1, 4, 64]),
             idle_ms: rng.pick(&[5, 20, 100]),
             ..Limits::default()

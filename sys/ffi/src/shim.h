@@ -89,22 +89,26 @@ int ps_nvme_detach(const char *base_name, ps_status_fn done, void *arg);
 /* ---- bdev module (shim_module.c) ---- */
 struct ps_io {
 	struct spdk_bdev_io *io;
-	uint8_t type;			/* enum spdk_bdev_io_type */
-	bool fua;
-	int iovcnt;
-	int fused_iovcnt;		/* COMPARE_AND_WRITE: iovs hold what to compare, fused_iovs what to write */
-	struct iovec *iovs;
-	struct iovec *fused_iovs;
+	struct iovec *iovs;		/* the payload: what a write brings, or a read fills */
+	struct iovec *compare_iovs;	/* COMPARE_AND_WRITE: what to compare with */
+	uint32_t iovcnt;
+	uint32_t compare_iovcnt;
+	size_t payload_len;
 	uint64_t offset_blocks;
 	uint64_t num_blocks;
 	const void *nvme_cmd;		/* 64 bytes, for raw NVMe commands */
 	void *md_buf;
 	size_t md_len;
-	size_t nbytes;			/* length of the payload of a raw NVMe command */
 	struct spdk_bdev_io *abort_target;
+	uint8_t type;			/* enum spdk_bdev_io_type */
+	bool fua;
+	/* For the other side's own use. */
+	uint8_t front_end;
+	uint32_t home;
+	struct spdk_thread *owner;
 };
 struct ps_device_ops {
-	void (*submit)(void *channel, const struct ps_io *io);		/* the channel's thread */
+	void (*submit)(void *channel, struct ps_io *io);	/* the channel's thread; `io` stands until it is completed */
 	bool (*supports)(void *ctx, uint8_t type);			/* any thread */
 	void *(*channel_create)(void *ctx);				/* the channel's thread; NULL: failed */
 	void (*channel_destroy)(void *ctx, void *channel);		/* the channel's thread */

@@ -22,9 +22,16 @@ module_init(void)
 	return 0;
 }
 
+static int
+ctx_size(void)
+{
+	return sizeof(struct ps_io);
+}
+
 static struct spdk_bdev_module g_module = {
 	.name = "penstock",
 	.module_init = module_init,
+	.get_ctx_size = ctx_size,
 };
 SPDK_BDEV_MODULE_REGISTER(penstock, &g_module)
 
@@ -68,11 +75,26 @@ device_destruct(void *ctx)
 	return 1;
 }
 
+static size_t
+total(const struct iovec *iovs, uint32_t count)
+{
+	size_t len = 0;
+
+	for (uint32_t i = 0; i < count; i++) {
+		len += iovs[i].iov_len;
+	}
+	return len;
+}
+
+/* The view lies in the I/O itself, so what holds a command is one pointer. */
 static void
 submit(struct ps_channel *channel, struct spdk_bdev_io *io)
 {
-	struct ps_io view = { .io = io, .type = io->type };
+	struct ps_io *view = (struct ps_io *)io->driver_ctx;
 
+	memset(view, 0, sizeof(*view));
+	view->io = io;
+	view->type = io->type;
 	switch (io->type) {
 	case SPDK_BDEV_IO_TYPE_NVME_ADMIN:
 	case SPDK_BDEV_IO_TYPE_NVME_IO:
@@ -82,34 +104,43 @@ submit(struct ps_channel *channel, struct spdk_bdev_io *io)
 			/* The flat-buffer calls leave the vector empty. */
 			io->iov.iov_base = io->u.nvme_passthru.buf;
 			io->iov.iov_len = io->u.nvme_passthru.nbytes;
-			view.iovs = &io->iov;
-			view.iovcnt = 1;
+			view->iovs = &io->iov;
+			view->iovcnt = 1;
 		} else {
-			view.iovs = io->u.nvme_passthru.iovs;
-			view.iovcnt = io->u.nvme_passthru.iovcnt;
+			view->iovs = io->u.nvme_passthru.iovs;
+			view->iovcnt = spdk_max(io->u.nvme_passthru.iovcnt, 0);
 		}
-		view.nvme_cmd = &io->u.nvme_passthru.cmd;
-		view.nbytes = io->u.nvme_passthru.nbytes;
-		view.md_buf = io->u.nvme_passthru.md_buf;
-		view.md_len = io->u.nvme_passthru.md_len;
+		view->payload_len = total(view->iovs, view->iovcnt);
+		if (io->u.nvme_passthru.nbytes > 0) {
+			view->payload_len = spdk_min(view->payload_len, io->u.nvme_passthru.nbytes);
+		}
+		view->nvme_cmd = &io->u.nvme_passthru.cmd;
+		view->md_buf = io->u.nvme_passthru.md_buf;
+		view->md_len = io->u.nvme_passthru.md_len;
 		break;
 	case SPDK_BDEV_IO_TYPE_RESET:
 		break;
 	case SPDK_BDEV_IO_TYPE_ABORT:
-		view.abort_target = io->u.abort.bio_to_abort;
+		view->abort_target = io->u.abort.bio_to_abort;
 		break;
+	case SPDK_BDEV_IO_TYPE_COMPARE_AND_WRITE:
+		view->compare_iovs = io->u.bdev.iovs;
+		view->compare_iovcnt = spdk_max(io->u.bdev.iovcnt, 0);
+		view->iovs = io->u.bdev.fused_iovs;
+		view->iovcnt = spdk_max(io->u.bdev.fused_iovcnt, 0);
+		goto ranged;
 	default:
-		view.iovs = io->u.bdev.iovs;
-		view.iovcnt = io->u.bdev.iovcnt;
-		view.fused_iovs = io->u.bdev.fused_iovs;
-		view.fused_iovcnt = io->u.bdev.fused_iovcnt;
-		view.offset_blocks = io->u.bdev.offset_blocks;
-		view.num_blocks = io->u.bdev.num_blocks;
-		view.md_buf = io->u.bdev.md_buf;
-		view.fua = (io->u.bdev.nvme_cdw12.raw & (1u << 30)) != 0;
+		view->iovs = io->u.bdev.iovs;
+		view->iovcnt = spdk_max(io->u.bdev.iovcnt, 0);
+ranged:
+		view->payload_len = total(view->iovs, view->iovcnt);
+		view->offset_blocks = io->u.bdev.offset_blocks;
+		view->num_blocks = io->u.bdev.num_blocks;
+		view->md_buf = io->u.bdev.md_buf;
+		view->fua = (io->u.bdev.nvme_cdw12.raw & (1u << 30)) != 0;
 		break;
 	}
-	channel->ops->submit(channel->channel, &view);
+	channel->ops->submit(channel->channel, view);
 }
 
 static void

@@ -144,10 +144,8 @@ impl LendBuf {
 ///
 /// Threads of SPDK must stay on their cores (the static scheduler, SPDK's default).
 pub struct RoamingIo {
+    /// The SPDK thread and the core that it came to are noted in its view.
     io: ManuallyDrop<HostIo>,
-    /// The SPDK thread that it came to.
-    owner: *mut spdk_sys::spdk_thread,
-    home: Core,
 }
 
 // SAFETY: a live I/O's fields and payload may be read from any thread; what must happen on its own is completion, which checks
@@ -156,25 +154,27 @@ unsafe impl Send for RoamingIo {}
 
 impl RoamingIo {
     /// On the thread that the command came to.
-    pub fn new(io: HostIo) -> RoamingIo {
+    pub fn new(mut io: HostIo) -> RoamingIo {
         let home = current_core().expect("commands arrive on reactors");
         // SAFETY: reads a thread-local of SPDK's. HostIo is not Send, so this is the thread that it came to.
         let owner = unsafe { spdk_sys::spdk_get_thread() };
-        RoamingIo { io: ManuallyDrop::new(io), owner, home }
+        let view = io.view_mut();
+        (view.owner, view.home) = (owner, home.0);
+        RoamingIo { io: ManuallyDrop::new(io) }
     }
 
     /// The core where it must be completed.
     pub fn home(&self) -> Core {
-        self.home
+        Core(self.io.view().home)
     }
 
     /// Answers the host, from any SPDK thread of the home core; panics elsewhere. Never from inside `submit` of a device.
     pub fn complete(self, status: Status) {
-        assert_eq!(current_core(), Some(self.home), "a command is completed on the core that it came to");
+        assert_eq!(current_core(), Some(self.home()), "a command is completed on the core that it came to");
         let mut this = ManuallyDrop::new(self);
         // SAFETY: `this` is not touched again.
         let io = unsafe { ManuallyDrop::take(&mut this.io) };
-        let owner = this.owner;
+        let owner = io.view().owner;
         // SAFETY: reads a thread-local of SPDK's.
         let current = unsafe { spdk_sys::spdk_get_thread() };
         if owner == current {
@@ -256,11 +256,13 @@ pub struct HostSlab {
     // RefCell for the parts, which look up their memory when they are submitted.
     slots: Rc<RefCell<Vec<Slot>>>,
     free: Vec<u32>,
+    /// For looking at what is not in one place; grows to the longest look and stays.
+    scratch: RefCell<Vec<u8>>,
 }
 
 impl HostSlab {
     pub fn with_capacity(slots: usize) -> HostSlab {
-        HostSlab { slots: Rc::new(RefCell::new(Vec::with_capacity(slots))), free: Vec::with_capacity(slots) }
+        HostSlab { slots: Rc::new(RefCell::new(Vec::with_capacity(slots))), free: Vec::with_capacity(slots), scratch: RefCell::default() }
     }
 
     /// Holds a command; `direct` payloads (see [`HostSlab::is_direct`]) may be lent.
@@ -364,10 +366,8 @@ impl HostSlab {
         });
     }
 
-    /// Shows payload bytes from `offset`: in place where the payload is direct and they lie together, else copied into `scratch`,
-    /// whose length says how many.
-    pub fn look<R>(&self, at: u32, offset: usize, scratch: &mut [u8], f: impl FnOnce(&[u8]) -> R) -> R {
-        let len = scratch.len();
+    /// Shows `len` payload bytes from `offset`: in place where the payload is direct and they lie together, else a copy.
+    pub fn look<R>(&self, at: u32, offset: usize, len: usize, f: impl FnOnce(&[u8]) -> R) -> R {
         let whole = self.with(at, |slot, payload| {
             assert_eq!(slot.loans.target.get(), 0, "a payload was read while a device fills it");
             if !slot.direct {
@@ -382,8 +382,12 @@ impl HostSlab {
             // borrowed, so the command is neither completed nor lent as a target meanwhile.
             Some(pointer) => f(unsafe { std::slice::from_raw_parts(pointer.as_ptr(), len) }),
             None => {
-                self.copy_out(at, offset, scratch);
-                f(scratch)
+                let mut scratch = self.scratch.borrow_mut();
+                if scratch.len() < len {
+                    scratch.resize(len, 0);
+                }
+                self.copy_out(at, offset, &mut scratch[..len]);
+                f(&scratch[..len])
             }
         }
     }
@@ -541,7 +545,7 @@ mod tests {
         assert_eq!(out, [0, 0, 0, 0, 0, 3, 3, 3, 3, 3]);
         slab.copy_in(at, 0, b"abc");
         slab.zero(at, 1, 1);
-        slab.look(at, 0, &mut [0; 3], |bytes| assert_eq!(bytes, b"a\0c"));
+        slab.look(at, 0, 3, |bytes| assert_eq!(bytes, b"a\0c"));
         drop(slab.lend_source(at, 0..4096));
         drop(slab.lend_target(at, 4096..8192));
         assert!(matches!(slab.take(at), Payload::Buf { len: 8192, .. }));

@@ -56,6 +56,7 @@ impl IoKind {
 /// Which front end a device is for: it decides whose memory payloads are, and whether commands know their NVMe association. One
 /// that is for NVMe-oF opens for nothing else: neither [`crate::bdev::Bdev`] nor [`crate::vhost`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
 pub enum FrontEnd {
     /// NVMe-oF over TCP or RDMA: payload is the target's own memory until the command is completed.
     NvmfNetwork,
@@ -68,6 +69,10 @@ pub enum FrontEnd {
 }
 
 impl FrontEnd {
+    fn from_c(value: u8) -> Self {
+        [Self::NvmfNetwork, Self::NvmfVfioUser, Self::InProcess].into_iter().find(|kind| *kind as u8 == value).unwrap_or(Self::Other)
+    }
+
     /// Commands come with an NVMe association.
     pub const fn is_nvmf(self) -> bool {
         matches!(self, Self::NvmfNetwork | Self::NvmfVfioUser)
@@ -117,12 +122,13 @@ struct Channel<D: Device> {
     front_end: FrontEnd,
 }
 
-extern "C" fn submit<D: Device>(channel: *mut c_void, io: *const spdk_sys::ps_io) {
+extern "C" fn submit<D: Device>(channel: *mut c_void, io: *mut spdk_sys::ps_io) {
     // SAFETY: made by channel_create for this device type; SPDK submits only between it and channel_destroy, on this thread.
     let channel = unsafe { &*channel.cast::<Channel<D>>() };
-    // SAFETY: the shim's view of a live I/O.
-    let io = unsafe { HostIo::new(&*io, channel.front_end) };
-    D::submit(&channel.channel, io);
+    let view = NonNull::new(io).expect("the shim gives a view");
+    // SAFETY: the shim's view of a live I/O, which lies in it; nobody else has it yet.
+    unsafe { (*view.as_ptr()).front_end = channel.front_end as u8 };
+    D::submit(&channel.channel, HostIo { view });
 }
 
 extern "C" fn supports<D: Device>(context: *mut c_void, kind: u8) -> bool {
@@ -230,26 +236,8 @@ impl Registered {
 
 /// One command of a host. Complete it by value, once, on the thread it came to; dropped, it is answered with an internal error.
 pub struct HostIo {
-    io: NonNull<spdk_sys::spdk_bdev_io>,
-    iovs: *const spdk_sys::iovec,
-    compare_iovs: *const spdk_sys::iovec,
-    iov_count: u32,
-    compare_iov_count: u32,
-    offset_blocks: u64,
-    block_count: u64,
-    command: *const u8,
-    metadata: *const u8,
-    metadata_len: usize,
-    abort_target: *const c_void,
-    payload_len: usize,
-    kind: IoKind,
-    front_end: FrontEnd,
-    fua: bool,
-}
-
-fn total(iovs: *const spdk_sys::iovec, count: u32) -> usize {
-    // SAFETY: the callers pass an I/O's own vector.
-    (0..count as usize).map(|at| unsafe { (*iovs.add(at)).iov_len }).sum()
+    /// Lies in SPDK's I/O, which lives until it is completed; nothing else changes it meanwhile.
+    view: NonNull<spdk_sys::ps_io>,
 }
 
 /// Identifies a command for as long as it is not completed.
@@ -257,110 +245,101 @@ fn total(iovs: *const spdk_sys::iovec, count: u32) -> usize {
 pub struct HostIoId(usize);
 
 impl HostIo {
-    /// # Safety
-    /// `io` is a live I/O that nobody else will complete.
-    unsafe fn new(io: &spdk_sys::ps_io, front_end: FrontEnd) -> HostIo {
-        let kind = IoKind::from_c(io.type_);
-        // The shim's vectors are: compare with, write. Ours: the payload is what is written.
-        let (iovs, iov_count, compare_iovs, compare_iov_count) = if kind == IoKind::CompareAndWrite {
-            (io.fused_iovs, io.fused_iovcnt, io.iovs, io.iovcnt)
-        } else {
-            (io.iovs, io.iovcnt, std::ptr::null_mut(), 0)
-        };
-        let iov_count = u32::try_from(iov_count).unwrap_or(0);
-        let payload_len = if io.nbytes > 0 { io.nbytes } else { total(iovs, iov_count) };
-        HostIo {
-            io: NonNull::new(io.io).expect("SPDK submits an I/O"),
-            iovs,
-            compare_iovs,
-            iov_count,
-            compare_iov_count: u32::try_from(compare_iov_count).unwrap_or(0),
-            offset_blocks: io.offset_blocks,
-            block_count: io.num_blocks,
-            command: io.nvme_cmd.cast(),
-            metadata: io.md_buf.cast_const().cast(),
-            metadata_len: io.md_len,
-            abort_target: io.abort_target.cast_const().cast(),
-            payload_len: payload_len.min(total(iovs, iov_count)),
-            kind,
-            front_end,
-            fua: io.fua,
-        }
+    #[inline]
+    pub(crate) fn view(&self) -> &spdk_sys::ps_io {
+        // SAFETY: live until completed, which takes the value; changed through `&mut self` alone.
+        unsafe { self.view.as_ref() }
+    }
+
+    #[inline]
+    pub(crate) fn view_mut(&mut self) -> &mut spdk_sys::ps_io {
+        // SAFETY: as above.
+        unsafe { self.view.as_mut() }
+    }
+
+    fn raw(&self) -> *mut spdk_sys::spdk_bdev_io {
+        self.view().io
+    }
+
+    fn front_end(&self) -> FrontEnd {
+        FrontEnd::from_c(self.view().front_end)
     }
 
     pub fn kind(&self) -> IoKind {
-        self.kind
+        IoKind::from_c(self.view().type_)
     }
 
     pub fn id(&self) -> HostIoId {
-        HostIoId(self.io.as_ptr() as usize)
+        HostIoId(self.raw() as usize)
     }
 
     /// For `Abort`: the command to abort, which may have been completed meanwhile.
     pub fn abort_target(&self) -> Option<HostIoId> {
-        (!self.abort_target.is_null()).then_some(HostIoId(self.abort_target as usize))
+        let target = self.view().abort_target;
+        (!target.is_null()).then_some(HostIoId(target as usize))
     }
 
     /// First block; 0 for kinds without a range. Raw commands carry theirs in [`HostIo::command`].
     pub fn offset_blocks(&self) -> u64 {
-        self.offset_blocks
+        self.view().offset_blocks
     }
 
     pub fn block_count(&self) -> u64 {
-        self.block_count
+        self.view().num_blocks
     }
 
     /// Force unit access was asked for.
     pub fn fua(&self) -> bool {
-        self.fua
+        self.view().fua
     }
 
     /// For raw commands: the submission queue entry.
     pub fn command(&self) -> Option<[u8; 64]> {
-        if self.command.is_null() {
+        let from = self.view().nvme_cmd.cast::<u8>();
+        if from.is_null() {
             return None;
         }
         let mut command = [0u8; 64];
         // SAFETY: the command lies in the I/O, which lives until completed.
-        unsafe { std::ptr::copy_nonoverlapping(self.command, command.as_mut_ptr(), 64) };
+        unsafe { std::ptr::copy_nonoverlapping(from, command.as_mut_ptr(), 64) };
         Some(command)
     }
 
     /// Separate metadata of a raw command, if it brought any: (address is private) its length in bytes.
     pub fn metadata_len(&self) -> usize {
-        if self.metadata.is_null() { 0 } else { self.metadata_len }
+        if self.view().md_buf.is_null() { 0 } else { self.view().md_len }
     }
 
     /// Bytes of payload: what a write brings or a read wants.
     pub fn payload_len(&self) -> usize {
-        self.payload_len
+        self.view().payload_len
     }
 
     /// Whether nobody but us can write the payload until completion. If not, copy before checking anything.
     pub fn payload_is_private(&self) -> bool {
-        matches!(self.front_end, FrontEnd::NvmfNetwork | FrontEnd::InProcess)
+        matches!(self.front_end(), FrontEnd::NvmfNetwork | FrontEnd::InProcess)
     }
 
     /// Copies payload from byte `offset` on into `to`, which must be within it (panics otherwise).
     pub fn copy_out(&self, offset: usize, to: &mut [u8]) {
-        assert!(offset.checked_add(to.len()).is_some_and(|end| end <= self.payload_len), "payload of {} bytes", self.payload_len);
+        assert!(offset.checked_add(to.len()).is_some_and(|end| end <= self.payload_len()), "payload of {} bytes", self.payload_len());
         // SAFETY: this I/O's vector, and the range lies inside.
-        unsafe { gather(self.iovs, offset, to) };
+        unsafe { gather(self.view().iovs, offset, to) };
     }
 
     /// What compare-and-write compares with, from byte `offset` on, into `to` (panics if out of range).
     pub fn copy_compare(&self, offset: usize, to: &mut [u8]) {
-        let len = total(self.compare_iovs, self.compare_iov_count);
+        let len: usize = self.all_iovs().0.iter().map(|iov| iov.iov_len).sum();
         assert!(offset.checked_add(to.len()).is_some_and(|end| end <= len), "compare data of {len} bytes");
         // SAFETY: as above.
-        unsafe { gather(self.compare_iovs, offset, to) };
+        unsafe { gather(self.view().compare_iovs, offset, to) };
     }
 
     /// Fills payload from byte `offset` on, for reads. Panics if out of range.
     pub fn copy_in(&mut self, offset: usize, from: &[u8]) {
-        assert!(offset.checked_add(from.len()).is_some_and(|end| end <= self.payload_len), "payload of {} bytes", self.payload_len);
+        assert!(offset.checked_add(from.len()).is_some_and(|end| end <= self.payload_len()), "payload of {} bytes", self.payload_len());
         let (mut skip, mut from) = (offset, from);
-        let mut at = self.iovs;
+        let mut at = self.view().iovs;
         while !from.is_empty() {
             // SAFETY: the lengths add up to at least payload_len, checked above, so `at` stays inside the vector; the memory is
             // the host's for this command until it is completed. Raw copies, since a guest may write there at the same time.
@@ -397,39 +376,40 @@ impl HostIo {
         }
         // SAFETY: the target's own pool memory, initialised, which nobody writes until this command is completed; the borrow
         // of self keeps it from being completed.
-        Some((0..self.iov_count as usize).map(|at| unsafe {
-            let iov = &*self.iovs.add(at);
+        Some((0..self.view().iovcnt as usize).map(|at| unsafe {
+            let iov = &*self.view().iovs.add(at);
             std::slice::from_raw_parts(iov.iov_base.cast::<u8>().cast_const(), iov.iov_len)
         }))
     }
 
     /// Who sent it, where it came over NVMe-oF. Costs some copying: for control and for the first command of an association.
     pub fn association(&self) -> Option<crate::nvmf::Association> {
-        if !self.front_end.is_nvmf() {
+        if !self.front_end().is_nvmf() {
             return None;
         }
-        crate::nvmf::association_of(self.io)
+        crate::nvmf::association_of(self.raw())
     }
 
     /// The controller it came through and whether its connection is still good. Cheap: for every command.
     pub fn controller(&self) -> Option<crate::nvmf::ControllerState> {
-        if !self.front_end.is_nvmf() {
+        if !self.front_end().is_nvmf() {
             return None;
         }
-        crate::nvmf::controller_of(self.io)
+        crate::nvmf::controller_of(self.raw())
     }
 
     /// Both vectors in the order of the command's bytes: what to compare with, then the payload.
     pub(crate) fn all_iovs(&self) -> (&[spdk_sys::iovec], &[spdk_sys::iovec]) {
+        let view = self.view();
         // SAFETY: the I/O's own vectors, which SPDK keeps until completion, which takes the value.
-        unsafe { (vector(self.compare_iovs, self.compare_iov_count), vector(self.iovs, self.iov_count)) }
+        unsafe { (vector(view.compare_iovs, view.compare_iovcnt), vector(view.iovs, view.iovcnt)) }
     }
 
     /// Answers the host. From inside `submit` this costs a message; later it does not. NVMe hosts are told not to retry where
     /// the status [is final](NvmeStatus::is_final).
     pub fn complete(self, status: Status) {
-        let io = self.io.as_ptr();
-        let from_nvmf = self.front_end.is_nvmf();
+        let io = self.raw();
+        let from_nvmf = self.front_end().is_nvmf();
         std::mem::forget(self);
         // SAFETY: live until now, completed once since `self` is gone, and on its own thread since HostIo is not Send. Devices
         // registered for an NVMe-oF front end get its I/O alone.
@@ -477,16 +457,16 @@ unsafe fn gather(iovs: *const spdk_sys::iovec, offset: usize, to: &mut [u8]) {
 
 impl Drop for HostIo {
     fn drop(&mut self) {
-        app::log_error(&format!("a {:?} of a host was dropped without an answer; answering internal device error", self.kind));
+        app::log_error(&format!("a {:?} of a host was dropped without an answer; answering internal device error", self.kind()));
         let NvmeStatus { sct, sc } = NvmeStatus::INTERNAL_DEVICE_ERROR;
         // SAFETY: not completed (`complete` forgets self), and on its own thread.
-        unsafe { spdk_sys::ps_io_complete_nvme(self.io.as_ptr(), 0, sct, sc) };
+        unsafe { spdk_sys::ps_io_complete_nvme(self.raw(), 0, sct, sc) };
     }
 }
 
 impl std::fmt::Debug for HostIo {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "HostIo({:?} {}+{} blocks, {} bytes)", self.kind, self.offset_blocks, self.block_count, self.payload_len)
+        write!(f, "HostIo({:?} {}+{} blocks, {} bytes)", self.kind(), self.offset_blocks(), self.block_count(), self.payload_len())
     }
 }
 
@@ -494,10 +474,10 @@ impl std::fmt::Debug for HostIo {
 // front ends hand out DMA-able memory. Others write there only where it is the guest's own, which no safe code reaches.
 unsafe impl IoMemory for HostIo {
     fn ranges(&self, out: &mut Ranges<'_>) {
-        let mut left = self.payload_len;
-        for at in 0..self.iov_count as usize {
+        let mut left = self.payload_len();
+        for at in 0..self.view().iovcnt as usize {
             // SAFETY: inside this I/O's vector.
-            let iov = unsafe { &*self.iovs.add(at) };
+            let iov = unsafe { &*self.view().iovs.add(at) };
             let len = iov.iov_len.min(left);
             if len > 0 {
                 out.push(iov.iov_base.cast(), len);

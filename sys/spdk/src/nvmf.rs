@@ -439,18 +439,18 @@ impl Association {
     }
 }
 
-pub(crate) fn association_of(io: NonNull<spdk_sys::spdk_bdev_io>) -> Option<Association> {
+pub(crate) fn association_of(io: *mut spdk_sys::spdk_bdev_io) -> Option<Association> {
     let mut c = std::mem::MaybeUninit::<spdk_sys::ps_association>::zeroed();
     // SAFETY: HostIo calls this for devices registered for an NVMe-oF front end, whose I/O is not split, and the shim fills it.
-    let rc = unsafe { spdk_sys::ps_io_association(io.as_ptr(), c.as_mut_ptr()) };
+    let rc = unsafe { spdk_sys::ps_io_association(io, c.as_mut_ptr()) };
     // SAFETY: plain data, zeroed at least.
     (rc == 0).then(|| Association::from_c(unsafe { c.assume_init_ref() }))
 }
 
-pub(crate) fn controller_of(io: NonNull<spdk_sys::spdk_bdev_io>) -> Option<ControllerState> {
+pub(crate) fn controller_of(io: *mut spdk_sys::spdk_bdev_io) -> Option<ControllerState> {
     let mut live = false;
     // SAFETY: as above.
-    let controller = unsafe { spdk_sys::ps_io_controller(io.as_ptr(), &mut live) };
+    let controller = unsafe { spdk_sys::ps_io_controller(io, &mut live) };
     (!controller.is_null()).then_some(ControllerState { controller: ControllerId(controller as usize), live })
 }
 

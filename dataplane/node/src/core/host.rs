@@ -144,8 +144,10 @@ impl Core {
     }
 
     pub(super) fn on_reply(&mut self, io: IoId, status: NvmeStatus) {
-        let now = spdk_rs::app::ticks();
-        let us_since = |since: u64| now.saturating_sub(since).saturating_mul(1_000_000) / self.hz;
+        // One reading of the clock for all answers of a turn's effects.
+        let now = *self.answered_at.get_or_insert_with(spdk_rs::app::ticks);
+        let us_per_tick = self.us_per_tick;
+        let us_since = |since: u64| ((u128::from(now.saturating_sub(since)) * u128::from(us_per_tick)) >> 64) as u64;
         match std::mem::replace(&mut self.pending[io.0 as usize], Pending::Free) {
             Pending::Free => panic!("the engine answered {io:?} twice"),
             Pending::Host { slot, class, bytes, since } => {
@@ -182,7 +184,7 @@ impl Core {
                 }
                 let (slot, worst, since) = (*slot, *worst, *since);
                 self.pending[of.0 as usize] = Pending::Free;
-                let us = now.saturating_sub(since).saturating_mul(1_000_000) / self.hz;
+                let us = us_since(since);
                 self.volumes[slot.0 as usize].record(OpClass::Zero, 0, us, worst.is_success());
                 let Payload::Io(io) = self.memory.take_io(of) else { unreachable!("host commands hold an I/O") };
                 answer(io, worst);

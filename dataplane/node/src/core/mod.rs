@@ -76,6 +76,10 @@ pub struct Core {
     counters: CoreCounters,
     started: u64,
     hz: u64,
+    /// Microseconds a tick, times 2^64.
+    us_per_tick: u64,
+    /// The clock as the answers of the effects at hand read it.
+    answered_at: Option<u64>,
     /// For busy_fraction: when it was last worked out, from which busy ticks, and what it was.
     looked: (u64, u64, f64),
     local: Vec<LocalIo>,
@@ -118,6 +122,8 @@ pub fn start(options: CoreOptions) -> Result<Waker, spdk_rs::Errno> {
         counters: CoreCounters::default(),
         started: now,
         hz: spdk_rs::app::ticks_hz().max(1),
+        us_per_tick: ((1_000_000u128 << 64) / u128::from(spdk_rs::app::ticks_hz().max(1_000_001))) as u64,
+        answered_at: None,
         looked: (now, 0, 0.0),
         local: Vec::new(),
         local_done: Vec::new(),
@@ -297,6 +303,7 @@ impl Core {
     }
 
     fn carry_out(&mut self, at: usize, fx: &mut Effects) {
+        self.answered_at = None;
         for effect in fx.list.drain(..) {
             match effect {
                 Effect::Disk(op) => {

@@ -9,7 +9,7 @@ use spdk_rs::module::{Device, HostIo, IoKind};
 
 use crate::command::{self, Ask, Extent};
 use crate::core::port;
-use crate::core::{CoreIndex, Request, VolumeSlot};
+use crate::core::{CoreIndex, VolumeSlot};
 use crate::status::NvmeStatus;
 
 /// A volume as one door shows it. Shared by all threads, and read-only but for its size.
@@ -99,11 +99,11 @@ impl Device for ExportDevice {
 
     fn submit(channel: &Self::Channel, io: HostIo) {
         let ask = channel.ask(&io);
-        let request = Request { io: RoamingIo::new(io), slot: channel.slot, ask, since: spdk_rs::app::ticks() };
-        port::with(|port| match request.ask {
+        let io = RoamingIo::new(io);
+        port::with(|port| match ask {
             // Needs nobody's data: answered where it came, in the next turn (completing from inside submit costs a message).
-            Ask::Answer(status) => port.finish(request.io, status),
-            _ => port.ask(channel.home, request),
+            Ask::Answer(status) => port.finish(io, status),
+            _ => port.ask(channel.home, io, channel.slot, ask),
         })
         .expect("channels are only opened where there is a port");
     }
