@@ -32,6 +32,8 @@ use std::collections::VecDeque;
 
 /// Blocks of one read of the log.
 const CHUNK: u64 = 256;
+/// Reads that a block of the log gets after its first one failed.
+const READ_TRIES: u32 = 3;
 /// How far past a bad record a header is looked for that knows it durable.
 const LOOK_AHEAD: u64 = (BATCHES_OUT_MAX as u64 + 2) * BATCH_BLOCKS_MAX;
 
@@ -85,6 +87,8 @@ pub(crate) struct Recovery {
     /// Below this block of the ring, reads go block by block: one that was larger failed.
     fine_below: u64,
     read_len: u64,
+    /// Times that the block at hand could not be read.
+    tries: u32,
     // Looking ahead from `pos`: how far, what was found, and whether the header at `pos` is whole.
     scanned: u64,
     found: Vec<Found>,
@@ -208,12 +212,17 @@ impl Store {
             Step::Walk | Step::Scan => {
                 let len = rec.read_len as usize * BLOCK;
                 if ok {
+                    rec.tries = 0;
                     rec.report.bytes += len as u64;
                     rec.window.extend_from_slice(&mem.bytes(buf)[..len]);
                 } else if rec.read_len > 1 {
                     rec.fine_below = rec.ring_end() + rec.read_len;
+                } else if rec.tries < READ_TRIES {
+                    // In the newest batch a bad block passes for a tear, which drops what was acknowledged: ask again.
+                    rec.tries += 1;
                 } else {
                     // An unreadable block is one whose bytes are wrong; what that means is judged like any rot.
+                    rec.tries = 0;
                     let filled = rec.window.len() + BLOCK;
                     rec.window.resize(filled, 0);
                 }
