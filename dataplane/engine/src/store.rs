@@ -233,9 +233,7 @@ impl Store {
         for pending in std::mem::take(&mut self.orders) {
             fx.list.push(Effect::OrderDone { id: pending.id, result: Err(OrderError::Fenced) });
         }
-        if let Some(id) = self.order_out.take() {
-            fx.list.push(Effect::OrderDone { id, result: Err(OrderError::Fenced) });
-        }
+        // The order that is in the log is answered when the device gives its batch back, if it was not just now.
         for (id, _) in std::mem::take(&mut self.drain_orders) {
             fx.list.push(Effect::OrderDone { id, result: Err(OrderError::Fenced) });
         }
