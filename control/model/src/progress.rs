@@ -84,6 +84,11 @@ impl Look<'_> {
                     format!("the drive is fenced: {}", because(seen)),
                     "find out whether the drive can be trusted, then `penstock pool clear-fence`",
                 ),
+                DriveState::Quarantined => refused(
+                    ErrorCode::Fenced,
+                    format!("the drive is quarantined: {}", because(seen)),
+                    "its other stores serve; report the fault, then `penstock pool clear-fence` runs the store again",
+                ),
                 DriveState::Missing => refused(
                     ErrorCode::NotFound,
                     format!("the drive is missing: {}", because(seen)),

@@ -65,9 +65,15 @@ pub enum Canary {
     DrainUnverified,
     CheckpointBeforeFlush,
     TrustTail,
+    /// Falls over a write to [`Canary::FALLS_AT`], when it is applied and when it is redone: for whoever catches falls. Not among
+    /// [`Canary::ALL`], which are for checks to find.
+    PanicOnWrite,
 }
 
 impl Canary {
+    /// Volume block over which [`Canary::PanicOnWrite`] falls.
+    pub const FALLS_AT: u64 = 13;
+
     pub const ALL: [Canary; 14] = [
         Canary::CountBeforeBarrier,
         Canary::AckEarly,

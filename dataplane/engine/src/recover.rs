@@ -591,6 +591,7 @@ impl Store {
         if block >= replica.shape.blocks && block >= penstock_wire::VOLUME_BLOCKS_MAX {
             return;
         }
+        self.fall_if_told(block, 1);
         let id = self.put_slot(no, block, slot, index.0);
         let group = self.index.group_mut(id);
         if !group.promised {

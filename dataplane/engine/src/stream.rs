@@ -518,6 +518,7 @@ impl Store {
         if self.map.live(op.replica).is_none() {
             return;
         }
+        self.fall_if_told(op.block, op.blocks);
         let mut at = at;
         let mut block = op.block;
         let mut crcs = crcs;
@@ -542,6 +543,12 @@ impl Store {
             block += here.len() as u64;
             crcs = rest;
         }
+    }
+
+    /// See [`Canary::PanicOnWrite`].
+    pub(crate) fn fall_if_told(&self, block: u64, blocks: u64) {
+        let falls = self.canary(Canary::PanicOnWrite) && (block..block + blocks).contains(&Canary::FALLS_AT);
+        assert!(!falls, "a seeded fall over block {}", Canary::FALLS_AT);
     }
 
     /// Whether an extent is known to have its place on the drive.

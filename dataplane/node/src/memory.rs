@@ -31,6 +31,16 @@ struct Entry {
     buf: Option<LendBuf>,
     class: u8,
     blocks: u32,
+    owner: Owner,
+}
+
+/// Whose code runs, and so whose a buffer is that is taken meanwhile.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Owner {
+    /// The core's own.
+    Core,
+    /// The store with this place on the core.
+    Store(u32),
 }
 
 /// Counts since the start.
@@ -56,6 +66,7 @@ pub struct NodeMemory {
     taken_bytes: usize,
     pub host: HostSlab,
     pub counters: MemoryCounters,
+    pub owner: Owner,
 }
 
 impl NodeMemory {
@@ -69,7 +80,23 @@ impl NodeMemory {
             taken_bytes: 0,
             host: HostSlab::with_capacity(1024),
             counters: MemoryCounters::default(),
+            owner: Owner::Core,
         }
+    }
+
+    /// Takes back what a store that will not run again holds, but for what a device still has; says how many buffers those are.
+    pub fn take_back(&mut self, owner: Owner) -> usize {
+        let mut lent = 0;
+        for at in 0..self.entries.len() {
+            let entry = &self.entries[at];
+            let Some(buf) = entry.buf.as_ref().filter(|_| entry.owner == owner) else { continue };
+            if buf.is_lent() {
+                lent += 1;
+            } else {
+                self.free(BufId(at as u32));
+            }
+        }
+        lent
     }
 
     /// Bytes of all chunks.
@@ -165,7 +192,7 @@ impl Memory for NodeMemory {
             return None;
         };
         self.counters.buffers += 1;
-        let entry = Entry { buf: Some(buf), class: class as u8, blocks };
+        let entry = Entry { buf: Some(buf), class: class as u8, blocks, owner: self.owner };
         Some(BufId(match self.free_ids.pop() {
             Some(id) => {
                 self.entries[id as usize] = entry;
@@ -180,8 +207,10 @@ impl Memory for NodeMemory {
 
     fn free(&mut self, buf: BufId) {
         let entry = &mut self.entries[buf.0 as usize];
-        let lend = entry.buf.take().expect("the engine frees a buffer once");
-        assert!(!lend.is_lent(), "{buf:?} is freed while a device has it");
+        // Looked at before it is taken: a store that falls here must not take a device's memory with it.
+        let is_lent = entry.buf.as_ref().expect("the engine frees a buffer once").is_lent();
+        assert!(!is_lent, "{buf:?} is freed while a device has it");
+        let lend = entry.buf.take().expect("just seen");
         self.classes[usize::from(entry.class)].free.push(lend);
         self.free_ids.push(buf.0);
     }
@@ -327,6 +356,22 @@ mod tests {
         let mut m = memory();
         let io = m.put_io(payload(&[1; 512]));
         assert!(!m.host_direct(io));
+    }
+
+    #[test]
+    fn buffers_of_a_fallen_store_come_back_but_for_those_that_a_device_has() {
+        let mut m = memory();
+        m.owner = Owner::Store(1);
+        let (lent, kept) = (m.alloc(4).unwrap(), m.alloc(1).unwrap());
+        m.owner = Owner::Store(2);
+        let others = m.alloc(1).unwrap();
+        let part = m.lend_target(Part::Buf { buf: lent, first: 0, blocks: 4 });
+        assert_eq!(m.take_back(Owner::Store(1)), 1);
+        assert_eq!(m.buffers_out(), 2, "{kept:?} is free, {lent:?} and {others:?} are not");
+        drop(part);
+        assert_eq!(m.take_back(Owner::Store(1)), 0);
+        assert_eq!(m.buffers_out(), 1);
+        m.free(others);
     }
 
     #[test]

@@ -37,6 +37,7 @@ pub fn run(config: Config) -> Result<(), RunError> {
 
 /// As [`run`]; `ready` is called on the app thread when the node serves.
 pub(crate) fn launch(config: Config, ready: Ready) -> Result<(), RunError> {
+    crate::core::quarantine::watch_panics();
     for dir in [config.run_dir.clone(), config.vhost_dir(), config.vfio_user_dir()] {
         private_dir(&dir)?;
     }

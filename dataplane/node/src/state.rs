@@ -30,6 +30,8 @@ pub struct NodeState {
     pub exports: Vec<ExportEntry>,
     #[serde(default)]
     pub fences: Vec<FenceEntry>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub quarantines: Vec<QuarantineEntry>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -51,6 +53,18 @@ pub struct ExportEntry {
 pub struct FenceEntry {
     pub drive_id: DriveId,
     pub reason: FenceWord,
+    /// Seconds since 1970, for people.
+    pub at_s: u64,
+}
+
+/// A store that panicked, and is not run until an operator clears it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct QuarantineEntry {
+    pub drive_id: DriveId,
+    pub store: u32,
+    /// What it said, and where in the code.
+    pub panic: String,
     /// Seconds since 1970, for people.
     pub at_s: u64,
 }
@@ -107,7 +121,15 @@ pub fn fence_text(reason: FenceReason) -> &'static str {
 
 impl Default for NodeState {
     fn default() -> Self {
-        Self { version: VERSION, cluster_id: None, node_id: None, drives: Vec::new(), exports: Vec::new(), fences: Vec::new() }
+        Self {
+            version: VERSION,
+            cluster_id: None,
+            node_id: None,
+            drives: Vec::new(),
+            exports: Vec::new(),
+            fences: Vec::new(),
+            quarantines: Vec::new(),
+        }
     }
 }
 
@@ -179,6 +201,11 @@ impl StateFile {
         self.state.fences.iter().find(|f| f.drive_id == drive).map(|f| f.reason.into())
     }
 
+    /// What a store of a drive said when it fell, if it is quarantined.
+    pub fn quarantine(&self, drive: DriveId, store: u32) -> Option<&str> {
+        self.state.quarantines.iter().find(|q| q.drive_id == drive && q.store == store).map(|q| q.panic.as_str())
+    }
+
     fn write(&self, state: &NodeState) -> Result<(), StateError> {
         let path = self.dir.join(FILE);
         let temporary = self.dir.join("node.toml.new");
@@ -231,6 +258,8 @@ mod tests {
         ] {
             state.fences.push(FenceEntry { drive_id: DriveId(id(3)), reason: reason.into(), at_s: 5 });
         }
+        let panic = "panicked at \"a.rs\":1:2: assertion `left == right` failed".to_owned();
+        state.quarantines.push(QuarantineEntry { drive_id: DriveId(id(3)), store: 1, panic, at_s: 6 });
     }
 
     #[test]
@@ -244,6 +273,8 @@ mod tests {
         assert_eq!(again.get(), file.get());
         assert_eq!(again.fence(DriveId(id(3))), Some(FenceReason::LogWriteFailed));
         assert_eq!(again.fence(DriveId(id(9))), None);
+        assert!(again.quarantine(DriveId(id(3)), 1).is_some_and(|panic| panic.ends_with("failed")));
+        assert_eq!(again.quarantine(DriveId(id(3)), 0), None);
     }
 
     #[test]

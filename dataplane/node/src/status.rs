@@ -26,6 +26,7 @@ impl NvmeStatus {
     pub const SUCCESS: Self = Self::generic(0x00);
     pub const INVALID_OPCODE: Self = Self::generic(0x01);
     pub const INVALID_FIELD: Self = Self::generic(0x02);
+    pub const INTERNAL_ERROR: Self = Self::generic(0x06);
     pub const DATA_SGL_LENGTH_INVALID: Self = Self::generic(0x0f);
     pub const LBA_OUT_OF_RANGE: Self = Self::generic(0x80);
     pub const CAPACITY_EXCEEDED: Self = Self::generic(0x81);

@@ -313,6 +313,11 @@ impl HostSlab {
         self.slots.borrow().len() - self.free.len()
     }
 
+    /// Whether a device has a piece of the payload.
+    pub fn is_lent(&self, at: u32) -> bool {
+        self.slots.borrow()[at as usize].loans.any()
+    }
+
     /// Bytes of the payload.
     pub fn len_of(&self, at: u32) -> usize {
         self.slots.borrow()[at as usize].len

@@ -54,6 +54,11 @@ impl Daemon {
         Daemon { program, arguments, output, child: None }
     }
 
+    /// What it is started with the next time.
+    pub fn arguments(&mut self) -> &mut Vec<String> {
+        &mut self.arguments
+    }
+
     pub fn start(&mut self) -> Result<()> {
         assert!(self.child.is_none(), "{} runs already", self.program.display());
         let log = std::fs::File::options().create(true).append(true).open(&self.output).at("open", &self.output)?;

@@ -26,6 +26,8 @@ pub const LIMIT: Duration = Duration::from_secs(60);
 /// How a house is built.
 #[derive(Debug, Clone)]
 pub struct Plan {
+    /// Another penstockd than the one that was built beside the tests.
+    pub program: Option<PathBuf>,
     /// As penstockd's `--cores` takes them.
     pub cores: &'static str,
     pub poll: &'static str,
@@ -41,7 +43,7 @@ pub struct Plan {
 
 impl Default for Plan {
     fn default() -> Self {
-        Plan { cores: "0", poll: "adaptive", flags: Vec::new(), control: true, period_ms: 100, survives_file_limit: false }
+        Plan { program: None, cores: "0", poll: "adaptive", flags: Vec::new(), control: true, period_ms: 100, survives_file_limit: false }
     }
 }
 
@@ -98,7 +100,7 @@ impl House {
         let mut flags = program::words(&format!("--run-dir {root}/run --state-dir {root}/state --no-huge"));
         flags.extend(["--cores".into(), plan.cores.into(), "--poll".into(), plan.poll.into()]);
         flags.extend(plan.flags);
-        let penstockd = built("penstockd")?;
+        let penstockd = plan.program.map_or_else(|| built("penstockd"), Ok)?;
         let log = dir.path().join("penstockd.log");
         let node = if plan.survives_file_limit {
             // The signal of a file limit ends a process unless it is ignored, and exec hands that on.

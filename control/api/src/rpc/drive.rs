@@ -127,6 +127,8 @@ pub enum DriveState {
     Serving,
     /// A flush failed; no writes until an operator clears it.
     Fenced,
+    /// A store of it fell, by a fault of penstockd's own, and is not run until an operator clears it; its other stores serve.
+    Quarantined,
     /// It was there and is gone.
     Missing,
 }
@@ -137,6 +139,9 @@ pub enum DriveState {
 pub struct StoreInfo {
     pub store: u16,
     pub core: u32,
+    /// What it said when it fell; it is not run any more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quarantined: Option<String>,
     pub oplog_bytes: ByteSize,
     pub oplog_used: ByteSize,
     pub undrained_bytes: ByteSize,

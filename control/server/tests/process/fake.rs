@@ -263,6 +263,7 @@ impl Inner {
             }
         }
         let store = StoreInfo {
+            quarantined: None,
             store: 0,
             core: 0,
             oplog_bytes: p.oplog_bytes.unwrap_or(ByteSize::mib(64)),

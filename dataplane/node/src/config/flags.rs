@@ -73,8 +73,10 @@ pub struct Flags {
 
 #[cfg(feature = "canary")]
 fn parse_canary(name: &str) -> Result<penstock_engine::Canary, String> {
-    let found = penstock_engine::Canary::ALL.into_iter().find(|canary| format!("{canary:?}").eq_ignore_ascii_case(&name.replace('-', "")));
-    found.ok_or_else(|| format!("no such bug; there are {:?}", penstock_engine::Canary::ALL))
+    use penstock_engine::Canary;
+    let mut all = Canary::ALL.into_iter().chain([Canary::PanicOnWrite]);
+    let found = all.find(|canary| format!("{canary:?}").eq_ignore_ascii_case(&name.replace('-', "")));
+    found.ok_or_else(|| format!("no such bug; there are {:?} and {:?}", Canary::ALL, Canary::PanicOnWrite))
 }
 
 pub(super) fn apply(config: &mut Config, flags: &Flags) -> Result<(), ConfigError> {

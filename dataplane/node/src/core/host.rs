@@ -7,6 +7,7 @@ use spdk_rs::lend::{LendBuf, Payload, RoamingIo};
 
 use super::Core;
 use super::port::{self, Request, VolumeSlot};
+use super::quarantine;
 use super::volume::OpClass;
 use crate::command::{self, Ask, RANGE_BYTES};
 use crate::status::NvmeStatus;
@@ -72,6 +73,9 @@ impl Core {
             self.counters.refused_at_door += 1;
             return answer(io, NvmeStatus::PATH_INACCESSIBLE);
         };
+        if self.is_quarantined(volume.shard) {
+            return answer(io, quarantine::TOLD);
+        }
         match ask {
             Ask::Answer(status) => answer(io, status),
             Ask::Op(op) => {
@@ -114,6 +118,10 @@ impl Core {
         }
     }
 
+    fn is_quarantined(&self, shard: usize) -> bool {
+        self.shards[shard].as_ref().is_some_and(|shard| shard.quarantined)
+    }
+
     fn host_event(&mut self, slot: VolumeSlot, shard: usize, io: IoId, replica: ReplicaNo, op: HostOp) {
         self.volumes[slot.0 as usize].held += 1;
         let shard = self.shards[shard].as_mut().expect("checked by the caller");
@@ -127,6 +135,10 @@ impl Core {
             self.local_done.push(LocalDone { tag, status: NvmeStatus::PATH_INACCESSIBLE, buf });
             return;
         };
+        if self.is_quarantined(volume.shard) {
+            self.local_done.push(LocalDone { tag, status: quarantine::TOLD, buf });
+            return;
+        }
         let (class, bytes) = OpClass::of(op);
         let len = match op {
             HostOp::Read(span) | HostOp::Write(span) => span.len,
@@ -211,6 +223,6 @@ impl Core {
 }
 
 /// Answers a host, on its own core; here only put on the way.
-fn answer(io: RoamingIo, status: NvmeStatus) {
+pub(super) fn answer(io: RoamingIo, status: NvmeStatus) {
     port::with(|port| port.finish(io, status));
 }

@@ -8,6 +8,7 @@
 mod host;
 mod job;
 pub mod port;
+pub mod quarantine;
 mod shard;
 mod view;
 mod volume;
@@ -16,7 +17,7 @@ use std::cell::RefCell;
 use std::os::fd::RawFd;
 
 use penstock_engine::{
-    DiskId, Effect, Effects, Event, FenceReason, HostOp, Millis, Notice, OpenError, Order, OrderError, OrderId, RecoveryReport, ReplicaNo,
+    DiskId, Effect, Effects, Event, FenceReason, Millis, Notice, OpenError, Order, OrderError, OrderId, RecoveryReport, ReplicaNo,
     StoreConfig,
 };
 use penstock_wire::{BlockAddr, ReplicaShape};
@@ -24,7 +25,7 @@ use spdk_rs::lend::RoamingIo;
 use spdk_rs::thread::{Activity, FdEvent, Poller, ThreadHandle, Waker};
 
 use crate::disk::{Backend, BackendError, CoreDisks, DiskDone, DiskIndex};
-use crate::memory::{NodeMemory, Source};
+use crate::memory::{NodeMemory, Owner, Source};
 
 pub use host::{LocalDone, LocalIo};
 pub use job::{Job, Outcome, Step};
@@ -40,14 +41,56 @@ use volume::CoreVolume;
 /// What a core tells the app thread. None of it is per command.
 #[derive(Debug)]
 pub enum Report {
-    Serving { drive: DriveKey, store: u32, report: RecoveryReport, ms: u64 },
-    OpenFailed { drive: DriveKey, store: u32, why: OpenError },
-    Fenced { drive: DriveKey, store: u32, reason: FenceReason },
-    Replica { drive: DriveKey, store: u32, core: CoreIndex, slot: VolumeSlot, shape: ReplicaShape, gone: bool },
-    Corrupt { drive: DriveKey, store: u32, slot: Option<VolumeSlot>, block: u64 },
-    ScrubDone { drive: DriveKey, store: u32, blocks: u64, corrupt: u64 },
-    Stopped { drive: DriveKey, store: u32 },
-    OrderDone { id: OrderId, result: Result<(), OrderError> },
+    Serving {
+        drive: DriveKey,
+        store: u32,
+        report: RecoveryReport,
+        ms: u64,
+    },
+    OpenFailed {
+        drive: DriveKey,
+        store: u32,
+        why: OpenError,
+    },
+    Fenced {
+        drive: DriveKey,
+        store: u32,
+        reason: FenceReason,
+    },
+    Replica {
+        drive: DriveKey,
+        store: u32,
+        core: CoreIndex,
+        slot: VolumeSlot,
+        shape: ReplicaShape,
+        gone: bool,
+    },
+    Corrupt {
+        drive: DriveKey,
+        store: u32,
+        slot: Option<VolumeSlot>,
+        block: u64,
+    },
+    ScrubDone {
+        drive: DriveKey,
+        store: u32,
+        blocks: u64,
+        corrupt: u64,
+    },
+    Stopped {
+        drive: DriveKey,
+        store: u32,
+    },
+    /// A store fell and is not run again; what fell, in words.
+    Quarantined {
+        drive: DriveKey,
+        store: u32,
+        panic: String,
+    },
+    OrderDone {
+        id: OrderId,
+        result: Result<(), OrderError>,
+    },
 }
 
 /// How a core's loop is made.
@@ -203,48 +246,18 @@ impl Core {
         let mut worked = self.tick_due;
         let mut asks = std::mem::take(&mut self.asks);
         port::with(|port| port.collect(&mut asks));
-        worked |= !asks.is_empty() || !self.local.is_empty();
-        for request in asks.drain(..) {
-            self.on_request(request);
-        }
-        self.asks = asks;
-        for at in 0..self.local.len() {
-            let io = std::mem::replace(&mut self.local[at], LocalIo { slot: VolumeSlot(0), op: HostOp::Flush, buf: None, tag: 0 });
-            self.on_local(io);
-        }
-        self.local.clear();
-
+        let mut local = std::mem::take(&mut self.local);
         let mut done = std::mem::take(&mut self.disk_done);
         self.disks.reap(&mut done);
-        worked |= !done.is_empty();
-        for completion in done.drain(..) {
-            self.on_disk_done(completion);
+        worked |= !asks.is_empty() || !local.is_empty() || !done.is_empty();
+        {
+            // What a store that falls leaves undone is gone on with from where it was.
+            let (mut asks, mut local, mut done) = (asks.drain(..), local.drain(..), done.drain(..));
+            worked |= self.guarded(|core| core.work(&mut asks, &mut local, &mut done));
         }
+        self.asks = asks;
+        self.local = local;
         self.disk_done = done;
-
-        if std::mem::take(&mut self.tick_due) {
-            self.counters.ticks += 1;
-            self.idle_ticks += 1;
-            let now = self.now();
-            for shard in self.shards.iter_mut().flatten().filter(|shard| !shard.quiescent) {
-                shard.apply(Event::Tick { now }, &mut self.memory);
-            }
-        }
-        for at in 0..self.shards.len() {
-            if self.shards[at].as_ref().is_some_and(|shard| shard.touched) {
-                self.settle(at);
-                worked = true;
-            }
-        }
-        // A failed barrier may have lost what any store of the drive wrote: they hear of it in this same turn.
-        while let Some(drive) = self.fenced_now.pop() {
-            self.fence_drive(drive, FenceReason::Drive);
-            for at in 0..self.shards.len() {
-                if self.shards[at].as_ref().is_some_and(|shard| shard.touched) {
-                    self.settle(at);
-                }
-            }
-        }
         self.run_clock();
         if let Err(error) = self.disks.flush_submissions() {
             // The kernel no longer takes commands: nothing that hosts were told can be kept, so nothing more is told.
@@ -262,6 +275,49 @@ impl Core {
         } else {
             Activity::Idle
         }
+    }
+
+    /// Takes what came to the stores, and settles those that were touched; true when there were any. Called again after a fall.
+    fn work(
+        &mut self,
+        asks: &mut impl Iterator<Item = Request>,
+        local: &mut impl Iterator<Item = LocalIo>,
+        done: &mut impl Iterator<Item = DiskDone>,
+    ) -> bool {
+        for request in asks {
+            self.on_request(request);
+        }
+        for io in local {
+            self.on_local(io);
+        }
+        for completion in done {
+            self.on_disk_done(completion);
+        }
+        if std::mem::take(&mut self.tick_due) {
+            self.counters.ticks += 1;
+            self.idle_ticks += 1;
+            let now = self.now();
+            for shard in self.shards.iter_mut().flatten().filter(|shard| !shard.quiescent) {
+                shard.apply(Event::Tick { now }, &mut self.memory);
+            }
+        }
+        let mut settled = false;
+        for at in 0..self.shards.len() {
+            if self.shards[at].as_ref().is_some_and(|shard| shard.touched) {
+                self.settle(at);
+                settled = true;
+            }
+        }
+        // A failed barrier may have lost what any store of the drive wrote: they hear of it in this same turn.
+        while let Some(drive) = self.fenced_now.pop() {
+            self.fence_stores(drive, FenceReason::Drive);
+            for at in 0..self.shards.len() {
+                if self.shards[at].as_ref().is_some_and(|shard| shard.touched) {
+                    self.settle(at);
+                }
+            }
+        }
+        settled
     }
 
     /// Starts the clock when a store has something to do, and stops it when none had for a while: a sleeping core is not woken.
@@ -291,8 +347,7 @@ impl Core {
 
     fn settle(&mut self, at: usize) {
         let Some(shard) = &mut self.shards[at] else { return };
-        shard.touched = false;
-        shard.store.settle(&mut self.memory, &mut shard.fx);
+        shard.settle(&mut self.memory);
         let mut fx = std::mem::take(&mut shard.fx);
         self.carry_out(at, &mut fx);
         fx.clear();
@@ -307,13 +362,17 @@ impl Core {
         for effect in fx.list.drain(..) {
             match effect {
                 Effect::Disk(op) => {
-                    let shard = self.shards[at].as_ref().expect("it was just settled");
+                    let shard = self.shards[at].as_mut().expect("it was just settled");
                     let parts = &fx.parts[op.first_part as usize..(op.first_part + op.part_count) as usize];
                     let token = (at as u64) << 32 | u64::from(op.id.0);
                     shard.send(&op, parts, token, &mut self.memory, &mut self.disks);
                 }
                 Effect::Reply { io, status } => self.on_reply(io, status.into()),
-                Effect::OrderDone { id, result } => (self.report)(Report::OrderDone { id, result }),
+                Effect::OrderDone { id, result } => {
+                    let shard = self.shards[at].as_mut().expect("it was just settled");
+                    shard.orders.retain(|order| *order != id);
+                    (self.report)(Report::OrderDone { id, result });
+                }
                 Effect::Notice(notice) => self.on_notice(at, notice),
             }
         }
@@ -371,7 +430,12 @@ impl Core {
             }
             return;
         }
-        let shard = self.shards[(token >> 32) as usize].as_mut().expect("a store outlives its commands");
+        let at = (token >> 32) as usize;
+        let shard = self.shards[at].as_mut().expect("a store outlives its commands");
+        shard.out -= 1;
+        if shard.quarantined {
+            return self.on_quarantined_done(at);
+        }
         shard.apply(Event::DiskDone { id: DiskId(token as u32), ok }, &mut self.memory);
     }
 
@@ -407,7 +471,7 @@ impl Core {
 
     /// Opens a store; [`Report::Serving`] or [`Report::OpenFailed`] follows.
     pub fn open_store(&mut self, drive: DriveKey, config: StoreConfig, disk: DiskIndex, start: BlockAddr) {
-        let shard = Shard::new(drive, config, disk, start, spdk_rs::app::ticks());
+        let shard = Shard::new(self.shards.len(), drive, config, disk, start, spdk_rs::app::ticks());
         self.shards.push(Some(shard));
         self.waker.wake();
     }
@@ -415,16 +479,14 @@ impl Core {
     /// Forgets a drive's stores, which must have stopped or failed; false while one has not.
     pub fn close_stores(&mut self, drive: DriveKey) -> bool {
         let of_drive = |shard: &Option<Shard>| shard.as_ref().is_some_and(|s| s.drive == drive);
-        if self
-            .shards
-            .iter()
-            .any(|shard| of_drive(shard) && !shard.as_ref().is_some_and(|s| s.is_stopped() && s.store.view().disk_out == 0))
-        {
+        if self.shards.iter().any(|shard| of_drive(shard) && !shard.as_ref().is_some_and(Shard::is_stopped)) {
             return false;
         }
         for (at, shard) in self.shards.iter_mut().enumerate() {
             if of_drive(shard) {
                 *shard = None;
+                // A store that stopped has given all back; one that fell has not.
+                self.memory.take_back(Owner::Store(at as u32));
                 self.volumes.iter_mut().filter(|v| v.shard == at).for_each(|v| v.gone = true);
             }
         }
@@ -433,20 +495,33 @@ impl Core {
 
     /// The drive is not to be written any more: told to each of its stores here.
     pub fn fence_drive(&mut self, drive: DriveKey, reason: FenceReason) {
+        self.guarded(|core| core.fence_stores(drive, reason));
+        self.waker.wake();
+    }
+
+    fn fence_stores(&mut self, drive: DriveKey, reason: FenceReason) {
         for shard in self.shards.iter_mut().flatten().filter(|shard| shard.drive == drive) {
             shard.apply(Event::Fence(reason), &mut self.memory);
         }
-        self.waker.wake();
     }
 
     /// Gives an order to a store; [`Report::OrderDone`] follows.
     pub fn order(&mut self, drive: DriveKey, store: u32, id: OrderId, order: Order) {
         self.counters.orders += 1;
-        let found = self.shards.iter_mut().flatten().find(|s| s.drive == drive && s.store_no == store);
-        match found {
-            Some(shard) => shard.apply(Event::Order { id, order }, &mut self.memory),
-            None => (self.report)(Report::OrderDone { id, result: Err(OrderError::NotServing) }),
+        let found = self.shards.iter().position(|s| s.as_ref().is_some_and(|s| s.drive == drive && s.store_no == store));
+        let Some((at, shard)) = found.and_then(|at| self.shards[at].as_mut().map(|shard| (at, shard))) else {
+            return (self.report)(Report::OrderDone { id, result: Err(OrderError::NotServing) });
+        };
+        if shard.quarantined {
+            return self.order_quarantined(at, id, &order);
         }
+        shard.orders.push(id);
+        let mut order = Some(order);
+        self.guarded(|core| {
+            if let (Some(shard), Some(order)) = (core.shards[at].as_mut(), order.take()) {
+                shard.apply(Event::Order { id, order }, &mut core.memory);
+            }
+        });
         self.waker.wake();
     }
 

@@ -1,16 +1,18 @@
 //! A store as its core holds it: the engine's machine, where it lies on which drive, and what it wants done.
 
-use penstock_engine::{DiskKind, DiskOp, Effects, Event, Part, Stage, Store, StoreConfig};
+use penstock_engine::{DiskKind, DiskOp, Effects, Event, OrderId, Part, Stage, Store, StoreConfig};
 use penstock_wire::BlockAddr;
 
 use crate::disk::{Command, CoreDisks, DiskIndex};
-use crate::memory::NodeMemory;
+use crate::memory::{NodeMemory, Owner};
 
 /// A drive as the app thread numbers those that it has opened. Never reused while the process lives.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct DriveKey(pub u32);
 
 pub struct Shard {
+    /// Its place on the core, by which memory knows it.
+    at: u32,
     pub drive: DriveKey,
     /// Which store of the drive.
     pub store_no: u32,
@@ -26,13 +28,20 @@ pub struct Shard {
     /// Ticks when opening began, and how long it took.
     pub opened_at: u64,
     pub recovery_ms: Option<u64>,
+    /// It fell, and is not run again (see [`super::quarantine`]).
+    pub quarantined: bool,
+    /// Device commands that are out for it.
+    pub out: u32,
+    /// Orders that it has not answered.
+    pub orders: Vec<OrderId>,
 }
 
 impl Shard {
-    pub fn new(drive: DriveKey, config: StoreConfig, disk: DiskIndex, start: BlockAddr, now_ticks: u64) -> Self {
+    pub fn new(at: usize, drive: DriveKey, config: StoreConfig, disk: DiskIndex, start: BlockAddr, now_ticks: u64) -> Self {
         let store_no = config.store;
         let store = Store::new(config);
         Self {
+            at: at as u32,
             drive,
             store_no,
             store,
@@ -43,21 +52,42 @@ impl Shard {
             quiescent: false,
             opened_at: now_ticks,
             recovery_ms: None,
+            quarantined: false,
+            out: 0,
+            orders: Vec::new(),
         }
     }
 
     pub fn apply(&mut self, event: Event, memory: &mut NodeMemory) {
+        if self.quarantined {
+            return;
+        }
         self.touched = true;
         self.quiescent = false;
+        // While the store runs, memory is taken in its name; whoever catches a panic finds there whose it was.
+        memory.owner = Owner::Store(self.at);
         self.store.apply(event, memory, &mut self.fx);
+        memory.owner = Owner::Core;
     }
 
+    pub fn settle(&mut self, memory: &mut NodeMemory) {
+        self.touched = false;
+        memory.owner = Owner::Store(self.at);
+        self.store.settle(memory, &mut self.fx);
+        memory.owner = Owner::Core;
+    }
+
+    /// It runs no more, and no command of it is out.
     pub fn is_stopped(&self) -> bool {
-        matches!(self.store.view().stage, Stage::Stopped | Stage::Failed)
+        if self.quarantined {
+            return self.out == 0;
+        }
+        let view = self.store.view();
+        matches!(view.stage, Stage::Stopped | Stage::Failed) && view.disk_out == 0
     }
 
     /// Sends one of the engine's commands to the drive. `token` names it to the core.
-    pub fn send(&self, op: &DiskOp, parts: &[Part], token: u64, memory: &mut NodeMemory, disks: &mut CoreDisks) {
+    pub fn send(&mut self, op: &DiskOp, parts: &[Part], token: u64, memory: &mut NodeMemory, disks: &mut CoreDisks) {
         let at = self.start.plus(op.at.0);
         let command = match op.kind {
             DiskKind::Read => {
@@ -72,6 +102,7 @@ impl Shard {
             }
             DiskKind::Flush => Command::Flush,
         };
+        self.out += 1;
         disks.submit(self.disk, token, at, u64::from(op.blocks), command);
     }
 }

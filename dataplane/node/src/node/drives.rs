@@ -20,10 +20,12 @@ use crate::label;
 use crate::state::{FenceEntry, fence_text};
 
 /// Where one store of a drive runs.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct StorePlace {
     pub core: CoreIndex,
     pub serving: bool,
+    /// What it said when it panicked; it is not run any more.
+    pub quarantined: Option<String>,
     pub recovery: Option<(RecoveryReport, u64)>,
 }
 
@@ -117,14 +119,9 @@ impl Node {
                 tracing::error!(drive = %id, %error, "the fence could not be recorded: do not restart penstockd before this is put right");
             }
         }
-        {
-            let mut drives = self.drives.borrow_mut();
-            let Some(drive) = drives.get_mut(&id) else { return };
-            // The first reason says what happened; those after it are its echo on the drive's other stores.
-            if drive.state == DriveState::Serving {
-                drive.state = DriveState::Fenced;
-                drive.reason = Some(format!("{}; clear the fence when the drive is known to be good", fence_text(reason)));
-            }
+        // The first reason says what happened; those after it are its echo on the drive's other stores.
+        if self.drives.borrow().get(&id).is_some_and(|d| matches!(d.state, DriveState::Serving | DriveState::Quarantined)) {
+            self.judge_drive(id);
         }
         // A failed barrier may have lost what another store of the drive wrote.
         self.fence_cores(id, key);
@@ -242,7 +239,9 @@ impl Node {
         for (no, place) in stores.into_iter().enumerate() {
             let gate = gate.clone();
             self.order(place.core, key, no as u32, Order::Stop, move |node, result| {
-                if let Err(error) = result {
+                if let Err(error) = result
+                    && place.quarantined.is_none()
+                {
                     tracing::warn!(drive = %id, store = no, ?error, "a store did not stop");
                 }
                 gate.pass(node);
@@ -279,13 +278,17 @@ impl Node {
         let Some((state, spec)) = self.drives.borrow().get(&id).map(|d| (d.state, d.spec.clone())) else {
             return answer(Err(fail(ErrorCode::NotFound, format!("there is no drive {id}"), "`penstock pool ls` shows those there are")));
         };
-        if self.state.borrow().fence(id).is_none() && state != DriveState::Fenced {
+        if self.state.borrow().fence(id).is_none() && !matches!(state, DriveState::Fenced | DriveState::Quarantined) {
             return answer(Ok(Empty {}));
         }
         if self.state.borrow().fence(id) == Some(FenceReason::LogLost) {
             self.accepting.borrow_mut().insert(id);
         }
-        if let Err(error) = self.remember(|state| state.fences.retain(|f| f.drive_id != id)) {
+        let forgotten = self.remember(|state| {
+            state.fences.retain(|f| f.drive_id != id);
+            state.quarantines.retain(|q| q.drive_id != id);
+        });
+        if let Err(error) = forgotten {
             return answer(Err(error));
         }
         // The stores are opened anew, so that what the drive holds is read from it, not from memory.
@@ -422,6 +425,7 @@ impl Drive {
             StoreInfo {
                 store: no as u16,
                 core: cores.get(usize::from(place.core.0)).copied().unwrap_or(0),
+                quarantined: place.quarantined.clone(),
                 oplog_bytes: ByteSize(shard.map_or(0, |s| s.view.ring_blocks * block)),
                 oplog_used: ByteSize(shard.map_or(0, |s| s.view.ring_used * block)),
                 undrained_bytes: ByteSize(shard.map_or(0, |s| s.view.undrained_extents * penstock_wire::EXTENT as u64)),

@@ -59,7 +59,7 @@ impl Node {
                 return answer(Err(fail(ErrorCode::NotReady, format!("volume {id} is being deleted"), "export another")));
             }
             let state = self.drives.borrow().get(&volume.drive).map(|d| d.state);
-            if !matches!(state, Some(DriveState::Serving | DriveState::Fenced)) {
+            if !matches!(state, Some(DriveState::Serving | DriveState::Fenced | DriveState::Quarantined)) {
                 return answer(Err(fail(
                     ErrorCode::NotReady,
                     format!("volume {id} does not serve yet"),

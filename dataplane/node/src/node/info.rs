@@ -205,7 +205,11 @@ impl Node {
                 let labels = &[("volume", id.as_str()), ("name", one.name.as_str())];
                 for (name, help, value) in [
                     ("penstock_volume_size_bytes", "Size of the volume", one.blocks * BLOCK),
-                    ("penstock_volume_allocated_bytes", "Space of extents that are the volume's own", shown.usage.allocated_extents * EXTENT),
+                    (
+                        "penstock_volume_allocated_bytes",
+                        "Space of extents that are the volume's own",
+                        shown.usage.allocated_extents * EXTENT,
+                    ),
                     ("penstock_volume_undrained_bytes", "Data that only the oplog holds yet", shown.usage.undrained_blocks * BLOCK),
                 ] {
                     table.gauge(name, help, labels, value as f64);

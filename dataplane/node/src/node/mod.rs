@@ -7,6 +7,7 @@ mod drives;
 mod exports;
 mod info;
 mod opening;
+mod quarantine;
 mod rpc;
 mod stop;
 mod volumes;
@@ -332,6 +333,7 @@ impl Node {
             Report::Serving { drive, store, report, ms } => self.on_store_serving(drive, store, report, ms),
             Report::OpenFailed { drive, store, why } => self.on_store_failed(drive, store, &why),
             Report::Fenced { drive, store, reason } => self.on_fenced(drive, store, reason),
+            Report::Quarantined { drive, store, panic } => self.on_quarantined(drive, store, panic),
             Report::Replica { drive, store, core, slot, shape, gone } => self.on_replica(drive, store, core, slot, shape, gone),
             Report::Corrupt { drive, store, slot, block } => self.on_corrupt(drive, store, slot, block),
             Report::ScrubDone { drive, store, blocks, corrupt } => {

@@ -19,7 +19,7 @@ use crate::core::{CoreIndex, DriveKey, Job, Outcome, Step};
 use crate::disk::{Backend, DiskIndex, open_bdev, open_file};
 use crate::label::{self, Claim, Decision, Found};
 use crate::placement;
-use crate::state::{DriveEntry, fence_text};
+use crate::state::DriveEntry;
 
 type Opened = Box<dyn FnOnce(&Rc<Node>, Result<Backend, RpcError>)>;
 
@@ -442,16 +442,28 @@ impl Node {
             }
         }
         let cores = placement::place_stores(&mut load, label.stores.len());
+        let fallen: Vec<Option<String>> = {
+            let state = self.state.borrow();
+            (0..label.stores.len() as u32).map(|store| state.quarantine(id, store).map(str::to_owned)).collect()
+        };
         let mut by_core: BTreeMap<CoreIndex, Vec<(StoreConfig, BlockAddr)>> = BTreeMap::new();
         let Some((key, backend)) = ({
             let mut drives = self.drives.borrow_mut();
             drives.get_mut(&id).and_then(|drive| {
                 drive.label = Some(label.clone());
-                drive.stores =
-                    cores.iter().map(|&core| StorePlace { core: CoreIndex(core as u16), serving: false, recovery: None }).collect();
+                let place = |(&core, quarantined): (&usize, &Option<String>)| StorePlace {
+                    core: CoreIndex(core as u16),
+                    serving: false,
+                    quarantined: quarantined.clone(),
+                    recovery: None,
+                };
+                drive.stores = cores.iter().zip(&fallen).map(place).collect();
                 let barrier =
                     if drive.barrier == Barrier::Flush { penstock_engine::Barrier::Flush } else { penstock_engine::Barrier::NotNeeded };
                 for (no, (share, &core)) in label.stores.iter().zip(&cores).enumerate() {
+                    if fallen[no].is_some() {
+                        continue;
+                    }
                     let config = StoreConfig {
                         geometry: Geometry::of(share).expect("checked when the label was read"),
                         incarnation: label.incarnation,
@@ -469,6 +481,12 @@ impl Node {
         }) else {
             return;
         };
+        for (no, panic) in fallen.iter().enumerate().filter_map(|(no, panic)| Some((no, panic.as_ref()?))) {
+            tracing::error!(drive = %id, store = no, panic, "a store is quarantined since an earlier life: it is not run");
+        }
+        if by_core.is_empty() {
+            return self.on_store_settled(id);
+        }
         for (core, stores) in by_core {
             let backend = backend.clone();
             self.ask_core(
@@ -535,32 +553,23 @@ impl Node {
             drive = %id, store, ms, batches = report.batches, entries = report.entries, bytes = report.bytes,
             dropped_batches = report.dropped_batches, lost_blocks = report.lost_blocks, "a store serves"
         );
-        let whole = {
-            let mut drives = self.drives.borrow_mut();
-            let Some(drive) = drives.get_mut(&id) else { return };
-            if let Some(place) = drive.stores.get_mut(store as usize) {
-                place.serving = true;
-                place.recovery = Some((report, ms));
-            }
-            drive.stores.iter().all(|s| s.serving)
-        };
-        if !whole {
+        if let Some(place) = self.drives.borrow_mut().get_mut(&id).and_then(|drive| drive.stores.get_mut(store as usize)) {
+            place.serving = true;
+            place.recovery = Some((report, ms));
+        }
+        self.on_store_settled(id);
+    }
+
+    /// A store of the drive serves, or never will: when that is known of all, the drive is open.
+    pub(super) fn on_store_settled(self: &Rc<Self>, id: DriveId) {
+        let settled = |drive: &Drive| drive.stores.iter().all(|s| s.serving || s.quarantined.is_some());
+        if !self.drives.borrow().get(&id).is_some_and(settled) {
             return;
         }
-        let fence = self.state.borrow().fence(id);
+        self.judge_drive(id);
         let (spec, waiters) = {
             let mut drives = self.drives.borrow_mut();
             let Some(drive) = drives.get_mut(&id) else { return };
-            match fence {
-                Some(reason) => {
-                    drive.state = DriveState::Fenced;
-                    drive.reason = Some(format!("{}; clear the fence when the drive is known to be good", fence_text(reason)));
-                }
-                None => {
-                    drive.state = DriveState::Serving;
-                    drive.reason = None;
-                }
-            }
             (drive.spec.clone(), std::mem::take(&mut drive.waiters))
         };
         if !spec.is_volatile() {

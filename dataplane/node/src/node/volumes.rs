@@ -183,6 +183,10 @@ impl Node {
                 return answer(Err(fail(ErrorCode::NotFound, message, "`penstock pool ls` shows those there are")));
             }
             Some((_, DriveState::Fenced, _)) => return answer(Err(order_error("creating a volume", OrderError::Fenced))),
+            Some((_, DriveState::Quarantined, _)) => {
+                let hint = "make it on another drive, or clear the quarantine (`penstock pool clear-fence`)";
+                return answer(Err(fail(ErrorCode::Fenced, "a store of the drive is quarantined", hint)));
+            }
             Some((_, DriveState::Opening | DriveState::Missing, _)) => {
                 return answer(Err(order_error("creating a volume", OrderError::NotServing)));
             }
@@ -330,9 +334,11 @@ impl Node {
         let usage = view.map(|v| v.usage).unwrap_or_default();
         let drives = self.drives.borrow();
         let drive = drives.get(&volume.drive);
+        let fallen = drive.and_then(|d| d.stores.get(volume.store as usize)).and_then(|place| place.quarantined.clone());
         let (state, reason) = match drive.map(|d| (d.state, d.reason.clone())) {
             _ if volume.deleting => (VolumeState::Deleting, Some("it is being deleted".to_owned())),
-            Some((DriveState::Serving, _)) => (VolumeState::Serving, None),
+            _ if fallen.is_some() => (VolumeState::Unavailable, fallen.map(|panic| format!("its store is quarantined: {panic}"))),
+            Some((DriveState::Serving | DriveState::Quarantined, _)) => (VolumeState::Serving, None),
             Some((DriveState::Opening, why)) => (VolumeState::Opening, why),
             Some((_, why)) => (VolumeState::Unavailable, why),
             None => (VolumeState::Unavailable, Some("its drive is gone".to_owned())),
