@@ -8,7 +8,7 @@ use penstock::process::house::{House, LIMIT, Plan};
 use penstock::process::image::Image;
 use penstock::process::ledger::{End, Ledger, Progress, SECTOR, work_while};
 use penstock::process::program;
-use penstock_api::rpc::{Drain, DrainParams, DriveState, ScrubInfo, VolumeInfo};
+use penstock_api::rpc::{Barrier, Drain, DrainParams, DriveProbe, DriveProbeParams, DriveState, ScrubInfo, VolumeInfo};
 use std::path::Path;
 use std::time::Duration;
 
@@ -392,4 +392,31 @@ fn names_taken_and_volumes_in_use_are_refused_until_forced() {
     house.settle().unwrap();
     house.did(&format!("volume export kept --nvmf=127.0.0.1:{}", house.port()));
     assert_eq!(house.wait_for_door("kept").unwrap().connect().unwrap().read(0, BLOCK as usize).unwrap(), content(3));
+}
+
+#[test]
+fn file_that_memory_would_hold_wants_volatile_and_leaves_nothing_when_refused() {
+    let house = House::new().unwrap();
+    let dir = tempfile::Builder::new().prefix("penstock-").tempdir_in("/dev/shm").unwrap();
+    let path = dir.path().join("d.img");
+    let refused = house.refused(&format!("pool add file:{}?size=64MiB", path.display()));
+    assert!(refused.contains("is volatile") && refused.contains("--volatile"), "{refused}");
+    assert!(!path.exists(), "what is refused is not made");
+    assert_eq!(house.drives().unwrap(), []);
+    let refused = house.refused(&format!("pool add file:{}/no/d.img?size=64MiB", dir.path().display()));
+    assert!(refused.contains("Make its directory first"), "{refused}");
+}
+
+#[test]
+fn power_safe_drive_that_a_flush_reaches_is_flushed_and_says_so_before_and_after() {
+    let house = House::new().unwrap();
+    let spec = format!("file:{}?size=96MiB&power_safe=true", house.path("d0.img").display());
+    let probe = || house.rpc::<DriveProbe>(&DriveProbeParams { spec: spec.parse().unwrap() }).unwrap();
+    assert_eq!(probe().barrier, Barrier::Flush, "before there is a file");
+    house.did(&format!("pool add {spec} --oplog 8MiB"));
+    let drive = || house.drives().unwrap().remove(0);
+    assert_eq!((probe().barrier, drive().barrier), (Barrier::Flush, Barrier::Flush));
+    let flushes = drive().counters.flushes;
+    house.add_volume("v", "4MiB", 4096).connect().unwrap().write(0, &content(0)).unwrap();
+    assert!(drive().counters.flushes > flushes, "an acknowledged write was flushed");
 }

@@ -109,7 +109,7 @@ Drives:
   file:/path/to.img?size=10GiB   a file, made if absent       block:/dev/sdx   a block device
   nvme:0000:00:04.0[/1]          NVMe over PCIe, by SPDK       vfio-user:/dir   NVMe over vfio-user
   malloc:name?size=1GiB          memory, gone with the process bdev:name        an SPDK bdev
-Options of all: power_safe=true (no barrier needed), stores=N (default: one per core). Quote the ?.
+Options of all: power_safe=true (taken though no flush reaches it), stores=N (default: one per core). Quote the ?.
 
 Examples:
   penstock pool add 'file:/var/lib/penstock/d0.img?size=10GiB'

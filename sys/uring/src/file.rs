@@ -69,6 +69,17 @@ pub struct UringFile {
 const SIZE_STEP: u64 = 4096;
 
 impl UringFile {
+    /// Barrier and volatility that a file would have which is made at `path`: those of the file system of its directory.
+    ///
+    /// # Errors
+    /// When the directory is not there or cannot be entered.
+    pub fn prospect(path: impl AsRef<Path>) -> Result<(Barrier, bool), OpenError> {
+        let path = path.as_ref();
+        let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let stat = Stat::of_path(dir).map_err(|errno| os(path, errno, "Make its directory first"))?;
+        Ok(media::of_file(DeviceNumber::of(stat.0.st_dev)))
+    }
+
     /// Opens `path` for direct I/O and locks it. Blocking; for the start of a drive, not for the loop.
     ///
     /// # Errors

@@ -24,6 +24,19 @@ fn absent_file_needs_a_size() {
 }
 
 #[test]
+fn file_that_is_not_there_yet_is_foretold_by_its_directory() {
+    let dir = scratch();
+    let foretold = UringFile::prospect(dir.path().join("drive")).unwrap();
+    let drive = create(dir.path(), MIB);
+    assert_eq!(foretold, (drive.barrier().clone(), drive.is_volatile()));
+    if Path::new("/dev/shm").is_dir() {
+        assert!(UringFile::prospect("/dev/shm/no-such-drive").unwrap().1, "a tmpfs forgets");
+    }
+    let err = UringFile::prospect(dir.path().join("no/where")).unwrap_err();
+    assert!(err.to_string().contains("Make its directory first"), "{err}");
+}
+
+#[test]
 fn created_file_is_what_it_says() {
     let dir = scratch();
     let drive = create(dir.path(), 3 * MIB);

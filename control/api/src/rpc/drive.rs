@@ -52,14 +52,14 @@ pub enum DriveContent {
     },
 }
 
-/// How the drive makes writes durable.
+/// How the drive makes writes durable: what it is used with, when it is probed as when it is added.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub enum Barrier {
     /// A flush reaches it.
     Flush,
-    /// It has no volatile cache, or was declared power-safe.
+    /// It has no volatile cache; or no flush reaches it, and it was declared power-safe or is volatile.
     NoneNeeded,
     /// It has a cache and no flush: refused unless declared power-safe.
     Missing,

@@ -62,11 +62,7 @@ impl Backend {
 
     pub fn barrier(&self) -> Barrier {
         match self {
-            Self::File(file) => match file.barrier() {
-                penstock_uring::Barrier::Flush => Barrier::Flush,
-                penstock_uring::Barrier::NotNeeded => Barrier::NoneNeeded,
-                penstock_uring::Barrier::Missing { .. } => Barrier::Missing,
-            },
+            Self::File(file) => of_uring(file.barrier()),
             Self::Bdev(open) => open.barrier,
         }
     }
@@ -77,6 +73,32 @@ impl Backend {
             Self::File(file) => file.is_volatile(),
             Self::Bdev(open) => open.volatile,
         }
+    }
+}
+
+/// The barrier that a drive is used with. The operator's word that it is power-safe, and that nothing on it is to last, count
+/// where no flush reaches it; one that does is used whatever was said.
+pub fn barrier_in_use(of_drive: Barrier, power_safe: bool, volatile: bool) -> Barrier {
+    match of_drive {
+        Barrier::Missing if power_safe || volatile => Barrier::NoneNeeded,
+        found => found,
+    }
+}
+
+/// What a file would be that is made at `path`.
+///
+/// # Errors
+/// What `penstock_uring` says of its directory.
+pub fn prospect(path: &str) -> Result<(Barrier, bool), BackendError> {
+    let (barrier, volatile) = UringFile::prospect(path)?;
+    Ok((of_uring(&barrier), volatile))
+}
+
+fn of_uring(barrier: &penstock_uring::Barrier) -> Barrier {
+    match barrier {
+        penstock_uring::Barrier::Flush => Barrier::Flush,
+        penstock_uring::Barrier::NotNeeded => Barrier::NoneNeeded,
+        penstock_uring::Barrier::Missing { .. } => Barrier::Missing,
     }
 }
 
@@ -108,4 +130,24 @@ pub fn open_bdev(name: &str, barrier: Barrier, volatile: bool, on_event: impl Fn
         _ => (barrier, volatile),
     };
     Ok(Backend::Bdev(OpenBdev { bdev, barrier, volatile }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn power_safe_stands_in_for_a_barrier_that_is_missing_and_for_no_other() {
+        for (of_drive, power_safe, volatile, in_use) in [
+            (Barrier::Flush, false, false, Barrier::Flush),
+            (Barrier::Flush, true, false, Barrier::Flush),
+            (Barrier::Flush, true, true, Barrier::Flush),
+            (Barrier::NoneNeeded, false, false, Barrier::NoneNeeded),
+            (Barrier::Missing, false, false, Barrier::Missing),
+            (Barrier::Missing, true, false, Barrier::NoneNeeded),
+            (Barrier::Missing, false, true, Barrier::NoneNeeded),
+        ] {
+            assert_eq!(barrier_in_use(of_drive, power_safe, volatile), in_use, "{of_drive:?} {power_safe} {volatile}");
+        }
+    }
 }

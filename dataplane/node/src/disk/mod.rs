@@ -17,7 +17,7 @@ use spdk_rs::bdev::{BdevChannel, Done};
 use spdk_rs::lend::{SourcePart, TargetPart};
 use spdk_rs::thread::Waker;
 
-pub use backend::{Backend, BackendError, open_bdev, open_file};
+pub use backend::{Backend, BackendError, barrier_in_use, open_bdev, open_file, prospect};
 
 /// Pieces of memory of one command, in the order of its bytes. The vectors go round: no allocation per command.
 pub type Sources = Vec<SourcePart>;

@@ -16,7 +16,7 @@ use spdk_rs::nvme::NvmeAddress;
 use super::drives::{Drive, Gate, StorePlace};
 use super::{Answer, Node, fail};
 use crate::core::{CoreIndex, DriveKey, Job, Outcome, Step};
-use crate::disk::{Backend, DiskIndex, open_bdev, open_file};
+use crate::disk::{Backend, DiskIndex, barrier_in_use, open_bdev, open_file, prospect};
 use crate::label::{self, Claim, Decision, Found};
 use crate::placement;
 use crate::state::DriveEntry;
@@ -195,7 +195,10 @@ impl Node {
         match &spec.kind {
             DriveKind::File { path, size } if !std::path::Path::new(path).exists() => {
                 let size = size.unwrap_or(ByteSize(0));
-                return answer(Ok(DriveProbeInfo { size, content: DriveContent::Blank, barrier: Barrier::Flush, volatile: false }));
+                return answer(prospect(path).map_err(unusable).map(|(barrier, volatile)| {
+                    let barrier = barrier_in_use(barrier, spec.power_safe, volatile);
+                    DriveProbeInfo { size, content: DriveContent::Blank, barrier, volatile }
+                }));
             }
             // Made when it is added, so there is nothing to look at.
             DriveKind::Malloc { size, .. } => {
@@ -221,7 +224,7 @@ impl Node {
                     Err(error) => return answer(Err(error)),
                 };
                 let (size, volatile) = (ByteSize(backend.size()), backend.is_volatile());
-                let barrier = if power_safe { Barrier::NoneNeeded } else { backend.barrier() };
+                let barrier = barrier_in_use(backend.barrier(), power_safe, volatile);
                 node.look_and_forget(backend, probed, key, move |_, found| {
                     let content = found.and_then(|found| {
                         Ok(match found {
@@ -310,10 +313,7 @@ impl Node {
                     Ok(backend) => backend,
                     Err(error) => return node.drive_failed(id, error),
                 };
-                let mut barrier = backend.barrier();
-                if barrier == Barrier::Missing && (params.spec.power_safe || backend.is_volatile()) {
-                    barrier = Barrier::NoneNeeded;
-                }
+                let barrier = barrier_in_use(backend.barrier(), params.spec.power_safe, backend.is_volatile());
                 if barrier == Barrier::Missing {
                     let message = format!("{} has no barrier that is known to reach its media: what it acknowledges may be lost", params.spec);
                     let hint = "use another drive; if its operator vouches that it keeps what it acknowledged through power loss, add ?power_safe=true";
