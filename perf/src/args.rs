@@ -120,7 +120,8 @@ pub enum ZeroOrAny {
 
 #[derive(Debug, Args)]
 pub struct RunArgs {
-    /// nvmf:tcp:ADDRESS:PORT:NQN, vhost:SOCKET, vfio-user:DIRECTORY, bdev:NAME, malloc:SIZE or null:SIZE.
+    /// nvmf:tcp:ADDRESS:PORT:NQN, vhost:SOCKET, vfio-user:DIRECTORY, bdev:NAME, volume:NAME@DRIVE (one of ours, in process), volume:SIZE@DRIVE
+    /// (a new one on a blank drive), malloc:SIZE or null:SIZE.
     #[arg(short, long)]
     pub target: Target,
     /// Bytes of one operation.

@@ -18,7 +18,8 @@ use spdk_rs::thread::app_thread;
 
 use crate::rpc::{RpcClient, RpcError};
 use crate::scratch;
-use crate::target::{Reconnect, Target, bdev_name};
+use crate::target::{Reconnect, Target, Which, bdev_name};
+use crate::volume;
 
 /// Longest wait for an attach or create call.
 const CALL_LIMIT: Duration = Duration::from_secs(30);
@@ -40,18 +41,20 @@ pub struct HostOptions {
     pub node: Option<NodeOptions>,
 }
 
-/// A node beside the load, for benchmarks of volumes without a front door.
+/// A node beside the load, for volumes without a front door.
 #[derive(Debug, Clone)]
 pub struct NodeOptions {
     /// Holds its sockets and state.
     pub directory: PathBuf,
+    /// The directory goes when the node has ended.
+    pub is_scratch: bool,
     pub cores: Vec<u32>,
     /// Memory for the engine's buffers, over all cores.
     pub buffer_mib: u32,
 }
 
-/// What SPDK's own pools take; the node reckons with it when it sizes its buffers.
-const SPDK_POOLS_MIB: u32 = 430;
+/// What SPDK's own pools take of the process's memory; the node reckons with it when it sizes its buffers.
+pub const SPDK_POOLS_MIB: u32 = 430;
 
 impl NodeOptions {
     fn config(&self) -> Config {
@@ -93,6 +96,8 @@ pub enum HostError {
         "{0} needs hugepages, since SPDK's initiator shares them by file: reserve and mount some (penstock-hugepages reserve, mount) and give --hugepages"
     )]
     Hugepages(String),
+    #[error("the volume cannot be opened: {0}")]
+    Volume(String),
     #[error("SPDK refuses a method of the node: {0}")]
     Node(spdk_rs::Errno),
     #[error("SPDK is stopping")]
@@ -115,10 +120,11 @@ pub fn run<R: Send + 'static>(options: &HostOptions, work: impl FnOnce(&mut Host
     let (up_tx, up_rx) = bounded::<()>(1);
     let is_stopping = Arc::new(AtomicBool::new(false));
     let node_config = options.node.as_ref().map(NodeOptions::prepare).transpose()?;
+    let has_node = node_config.is_some();
     let steering = {
         let (socket, is_stopping) = (socket.clone(), is_stopping.clone());
         // Before DPDK pins this thread, whose affinity new threads inherit.
-        std::thread::Builder::new().name("steering".into()).spawn(move || steer(&up_rx, &socket, is_stopping, work))
+        std::thread::Builder::new().name("steering".into()).spawn(move || steer(&up_rx, &socket, is_stopping, has_node, work))
     };
     let steering = steering.map_err(HostError::Directory)?;
     let level = if options.is_verbose { LogLevel::Notice } else { LogLevel::Warn };
@@ -158,6 +164,9 @@ pub fn run<R: Send + 'static>(options: &HostOptions, work: impl FnOnce(&mut Host
     });
     is_stopping.store(true, Ordering::SeqCst);
     let _ = std::fs::remove_dir_all(&directory); // where SPDK never came up; else it is gone already
+    if let Some(node) = options.node.as_ref().filter(|node| node.is_scratch) {
+        let _ = std::fs::remove_dir_all(&node.directory);
+    }
     let result = steering.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
     match (outcome, result) {
         // SPDK's own failure explains more than "was not up".
@@ -170,6 +179,7 @@ fn steer<R>(
     up: &Receiver<()>,
     socket: &std::path::Path,
     is_stopping: Arc<AtomicBool>,
+    has_node: bool,
     work: impl FnOnce(&mut Host) -> R,
 ) -> Result<R, HostError> {
     // A failed start drops the closure that would have told us.
@@ -177,13 +187,19 @@ fn steer<R>(
         Ok(()) => {}
         Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => return Err(HostError::NotUp),
     }
-    struct StopApp;
+    struct StopApp {
+        has_node: bool,
+    }
     impl Drop for StopApp {
         fn drop(&mut self) {
-            app::stop(0);
+            if self.has_node {
+                penstock_node::inproc::stop(); // drains, closes its drives, and stops the app
+            } else {
+                app::stop(0);
+            }
         }
     }
-    let _stop = StopApp; // also when `work` panics: else the main thread would never return
+    let _stop = StopApp { has_node }; // also when `work` panics: else the main thread would never return
     let rpc = RpcClient::connect_within(socket, Duration::from_secs(5))?;
     // Nobody else is to connect, and a process that is killed leaves nothing behind.
     let _ = socket.parent().map(std::fs::remove_dir_all);
@@ -199,8 +215,16 @@ impl Host {
 
     /// Makes a bdev of the target and gives its name.
     pub fn attach(&mut self, target: &Target, name: &str, reconnect: Reconnect, block_bytes: u32) -> Result<String, HostError> {
-        if let Target::Bdev { name } = target {
-            return Ok(name.clone());
+        match target {
+            Target::Bdev { name } => return Ok(name.clone()),
+            Target::Volume { which, drive } => {
+                let opened = match which {
+                    Which::Named(name) => volume::open_named(&mut self.rpc, name, drive),
+                    Which::New(size) => volume::open_new(&mut self.rpc, size.0, drive),
+                };
+                return opened.map_err(HostError::Volume);
+            }
+            _ => {}
         }
         let mut last = None;
         for call in target.attach_calls(name, reconnect, block_bytes) {

@@ -31,4 +31,5 @@ pub mod stats;
 pub mod target;
 pub mod units;
 pub mod verify;
+pub mod volume;
 pub mod workload;

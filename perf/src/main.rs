@@ -20,6 +20,7 @@ use penstock_perf::pace::{Pace, fresh_seed};
 use penstock_perf::ratio::{self, RatioOptions};
 use penstock_perf::report::{Report, verify_text};
 use penstock_perf::run::{End, RunOptions, VerifyOptions, run, verify};
+use penstock_perf::scratch;
 use penstock_perf::session::Ending;
 use penstock_perf::target::{Reconnect, Target};
 use penstock_perf::units::{ByteOffset, Nanos};
@@ -62,8 +63,15 @@ fn host_options(args: &HostArgs, target: &Target) -> Result<HostOptions, Failure
         mem_mib: args.mem_mib,
         json_config: json_config.transpose()?,
         is_verbose: args.verbose,
-        node: None,
+        node: matches!(target, Target::Volume { .. }).then(|| node_options(args, core)).transpose()?,
     })
+}
+
+/// A node of this process alone, on the load's core.
+fn node_options(args: &HostArgs, core: u32) -> Result<NodeOptions, Failure> {
+    let directory = scratch::directory(&std::env::temp_dir(), "penstock-perf-node")?;
+    let buffer_mib = args.mem_mib.saturating_sub(host::SPDK_POOLS_MIB) / 2;
+    Ok(NodeOptions { directory, is_scratch: true, cores: vec![core], buffer_mib })
 }
 
 fn run_options(args: &RunArgs) -> RunOptions {
@@ -129,10 +137,12 @@ fn command_run(args: &RunArgs) -> Result<bool, Failure> {
     let options = run_options(args);
     let interrupted = interruption()?;
     let files = (args.json.clone(), args.hgrm.clone(), args.html.clone());
+    let has_node = host_options.node.is_some();
     host::run(&host_options, move |host| {
         let outcome = run(host, &options, &interrupted)?;
         let is_good = publish(&outcome.report, outcome.end, &files)?;
-        if outcome.end != End::Whole || !is_good {
+        // A node of this process always comes to an end, and is to drain.
+        if !has_node && (outcome.end != End::Whole || !is_good) {
             leave(!is_good || outcome.end == End::TargetDead);
         }
         Ok(is_good)
@@ -227,6 +237,7 @@ fn command_agent(args: &AgentArgs) -> Result<bool, Failure> {
         is_verbose: false,
         node: args.node.clone().map(|directory| NodeOptions {
             directory,
+            is_scratch: false,
             cores: args.cores.clone(),
             buffer_mib: NODE_BUFFER_MIB * args.cores.len() as u32,
         }),

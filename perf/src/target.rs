@@ -38,12 +38,27 @@ pub enum Target {
     Null {
         size: ByteCount,
     },
+    /// A volume of ours, opened in this process without a front door: what a store costs by itself.
+    Volume {
+        which: Which,
+        /// As `penstock pool add` takes it.
+        drive: String,
+    },
+}
+
+/// Which volume of a drive.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Which {
+    /// One that is on it.
+    Named(String),
+    /// A new one on a blank drive, of that size.
+    New(ByteCount),
 }
 
 /// Why a target was not understood.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 #[error(
-    "target `{0}` is not understood: use nvmf:tcp:ADDRESS:PORT:NQN, vhost:/path/to/socket, vfio-user:/path/to/directory, bdev:NAME (with --bdev-json), malloc:SIZE or null:SIZE"
+    "target `{0}` is not understood: use nvmf:tcp:ADDRESS:PORT:NQN, vhost:/path/to/socket, vfio-user:/path/to/directory, bdev:NAME (with --bdev-json), volume:NAME@DRIVE, volume:SIZE@DRIVE (a blank drive; as `penstock pool add` takes it), malloc:SIZE or null:SIZE"
 )]
 pub struct TargetError(String);
 
@@ -73,6 +88,17 @@ impl FromStr for Target {
             "vhost" => Ok(Self::Vhost { socket: rest.into() }),
             "vfio-user" => Ok(Self::VfioUser { directory: rest.into() }),
             "bdev" => Ok(Self::Bdev { name: rest.to_owned() }),
+            "volume" => {
+                let (which, drive) =
+                    rest.split_once('@').filter(|(which, drive)| !which.is_empty() && !drive.is_empty()).ok_or_else(bad)?;
+                // Names of volumes begin with a letter.
+                let which = if which.starts_with(|c: char| c.is_ascii_digit()) {
+                    Which::New(which.parse().map_err(|_| bad())?)
+                } else {
+                    Which::Named(which.to_owned())
+                };
+                Ok(Self::Volume { which, drive: drive.to_owned() })
+            }
             "malloc" => Ok(Self::Malloc { size: rest.parse().map_err(|_| bad())? }),
             "null" => Ok(Self::Null { size: rest.parse().map_err(|_| bad())? }),
             _ => Err(bad()),
@@ -90,6 +116,8 @@ impl fmt::Display for Target {
             Self::Bdev { name } => write!(f, "bdev:{name}"),
             Self::Malloc { size } => write!(f, "malloc:{size}"),
             Self::Null { size } => write!(f, "null:{size}"),
+            Self::Volume { which: Which::Named(name), drive } => write!(f, "volume:{name}@{drive}"),
+            Self::Volume { which: Which::New(size), drive } => write!(f, "volume:{size}@{drive}"),
         }
     }
 }
@@ -118,10 +146,10 @@ fn call(method: &'static str, params: Value) -> Call {
 
 impl Target {
     /// The calls that make a bdev of it, named after `name`; the last one answers with the bdev's name or names.
-    /// Empty for a bdev that exists.
+    /// Empty for a bdev that exists, and for volumes, which [`crate::volume`] opens.
     pub fn attach_calls(&self, name: &str, reconnect: Reconnect, block_bytes: u32) -> Vec<Call> {
         match self {
-            Self::Bdev { .. } => Vec::new(),
+            Self::Bdev { .. } | Self::Volume { .. } => Vec::new(),
             Self::NvmfTcp { address, port, nqn } => vec![
                 // Retried without limit while the controller is kept: an acknowledged loss would be the target's, not ours.
                 call("bdev_nvme_set_options", json!({"bdev_retry_count": -1, "keep_alive_timeout_ms": 30_000})),
@@ -180,6 +208,8 @@ mod tests {
             "bdev:Malloc0",
             "malloc:256MiB",
             "null:1GiB",
+            "volume:db-1@file:/data/d0.img",
+            "volume:2GiB@malloc:m?size=4GiB",
         ] {
             assert_eq!(text.parse::<Target>().unwrap().to_string(), text);
         }
@@ -193,7 +223,18 @@ mod tests {
 
     #[test]
     fn target_that_is_not_understood_lists_what_is() {
-        for text in ["", "nvmf:rdma:1.2.3.4:1:n", "nvmf:tcp:1.2.3.4:port:n", "nvmf:tcp:1.2.3.4:1:", "disk:/dev/sda", "bdev:", "malloc:x"] {
+        for text in [
+            "",
+            "nvmf:rdma:1.2.3.4:1:n",
+            "nvmf:tcp:1.2.3.4:port:n",
+            "nvmf:tcp:1.2.3.4:1:",
+            "disk:/dev/sda",
+            "bdev:",
+            "malloc:x",
+            "volume:a",
+            "volume:@file:/x",
+            "volume:1XB@file:/x",
+        ] {
             assert!(text.parse::<Target>().unwrap_err().to_string().contains("vhost:/path"), "{text}");
         }
     }

@@ -9,12 +9,12 @@ use std::rc::Rc;
 use serde_json::{Value, json};
 
 use super::agents::{Agent, AgentOptions};
-use super::arms::{AgentArm, BdevperfArm, Metric, SharedAgent, Upkeep};
+use super::arms::{AgentArm, AgentNode, BdevperfArm, Metric, SharedAgent, Upkeep};
 use super::process::ArmProcess;
-use super::volume::{self, AgentNode, DriveAsk};
 use super::{Bench, Control, Gate, Question, RatioError, TURN, TURN_WARMUP};
 use crate::agent::{LaneAsk, TurnAsk};
 use crate::units::{ByteCount, ByteOffset, Nanos};
+use crate::volume::{self, DriveAsk};
 use crate::workload::{Access, Mix, Workload};
 
 const CORE: u32 = 1;

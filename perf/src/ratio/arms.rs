@@ -4,18 +4,27 @@ use std::cell::RefCell;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::agents::Agent;
 use super::pairs::{Arm, ArmError, Turn};
 use super::process::ArmProcess;
-use super::volume::{self, AgentNode, Node};
 use crate::agent::{LaneAsk, TurnAnswer, TurnAsk};
 use crate::counters::{Counters, CountersError, Counts, cpu_nanos};
 use crate::handicap::HandicapKind;
 use crate::rpc::RpcClient;
 use crate::units::Nanos;
+use crate::volume::{self, Node};
 use crate::workload::Workload;
+
+/// The node in an agent's process.
+pub struct AgentNode(pub SharedAgent);
+
+impl Node for AgentNode {
+    fn call(&mut self, method: &str, params: &Value) -> Result<Value, String> {
+        self.0.borrow_mut().rpc(method, params).map_err(|error| error.to_string())
+    }
+}
 
 /// What a turn's value is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -8,11 +8,11 @@ use std::rc::Rc;
 use serde_json::json;
 
 use super::agents::{Agent, AgentOptions};
-use super::arms::{AgentArm, Metric, SharedAgent, Upkeep};
-use super::volume::{self, AgentNode, DriveAsk};
+use super::arms::{AgentArm, AgentNode, Metric, SharedAgent, Upkeep};
 use super::{Bench, Control, Gate, Question, RatioError, TURN, TURN_WARMUP};
 use crate::agent::{LaneAsk, TurnAsk};
 use crate::units::{ByteCount, ByteOffset, Nanos};
+use crate::volume::{self, DriveAsk};
 use crate::workload::{Access, Mix, Workload};
 
 const CORE: u32 = 1;

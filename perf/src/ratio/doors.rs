@@ -12,12 +12,12 @@ use serde_json::{Value, json};
 use super::agents::{Agent, AgentOptions};
 use super::arms::{AgentArm, Metric, SharedAgent, SharedProcess, Upkeep};
 use super::process::ArmProcess;
-use super::volume::{self, DriveAsk, Node};
 use super::{Bench, Control, Gate, Question, RatioError, TURN, TURN_WARMUP};
 use crate::agent::{LaneAsk, TurnAsk};
 use crate::rpc::RpcClient;
 use crate::target::{Reconnect, Target, bdev_name};
 use crate::units::{ByteCount, ByteOffset, Nanos};
+use crate::volume::{self, DriveAsk, Node};
 use crate::workload::{Access, Mix, Workload};
 
 const TARGET_CORE: &str = "0x1";

@@ -17,7 +17,6 @@ mod own;
 mod pairs;
 mod process;
 mod scaling;
-mod volume;
 
 use std::path::PathBuf;
 

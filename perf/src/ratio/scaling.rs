@@ -9,12 +9,12 @@ use std::rc::Rc;
 use serde_json::json;
 
 use super::agents::{Agent, AgentOptions};
-use super::arms::{AgentArm, Metric, ScalingArm, SharedAgent, Upkeep};
-use super::volume::{self, AgentNode, DriveAsk};
+use super::arms::{AgentArm, AgentNode, Metric, ScalingArm, SharedAgent, Upkeep};
 use super::{Bench, Control, Gate, Question, RatioError, TURN, TURN_WARMUP};
 use crate::agent::{LaneAsk, TurnAsk};
 use crate::handicap::HandicapKind;
 use crate::units::{ByteCount, ByteOffset, Nanos};
+use crate::volume::{self, DriveAsk};
 use crate::workload::{Access, Mix, Workload};
 
 const MIB: u64 = 1 << 20;

@@ -1,10 +1,9 @@
-//! Volumes for our arms, made through `penstock_*` calls: in an agent's own process, or in a penstockd beside it.
+//! Volumes made or opened through `penstock_*` calls: in this process, in an agent's, or in a penstockd beside it.
 
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use super::arms::SharedAgent;
 use crate::rpc::RpcClient;
 
 /// Who answers `penstock_*`.
@@ -18,15 +17,6 @@ impl Node for RpcClient {
     }
 }
 
-/// The node in an agent's process.
-pub struct AgentNode(pub SharedAgent);
-
-impl Node for AgentNode {
-    fn call(&mut self, method: &str, params: &Value) -> Result<Value, String> {
-        self.0.borrow_mut().rpc(method, params).map_err(|error| error.to_string())
-    }
-}
-
 /// An id as penstockd takes it: version 8, of a cluster that exists for the benchmark alone.
 fn id(sequence: u64) -> String {
     format!("00be9c40-0000-8001-8000-{sequence:012x}")
@@ -35,12 +25,15 @@ fn id(sequence: u64) -> String {
 const CLUSTER: u64 = 1;
 const NODE: u64 = 2;
 
-/// Makes the node ours, once it is up. Needed once, before drives.
+/// Makes the node that of the benchmark's own cluster, once it is up. Needed once, before drives.
 pub fn claim(node: &mut dyn Node) -> Result<(), String> {
-    let params = json!({"cluster_id": id(CLUSTER), "node_id": id(NODE)});
+    claim_as(node, &json!({"cluster_id": id(CLUSTER), "node_id": id(NODE)}))
+}
+
+fn claim_as(node: &mut dyn Node, ids: &Value) -> Result<(), String> {
     let deadline = Instant::now() + Duration::from_secs(30);
     loop {
-        match node.call("penstock_node_claim", &params) {
+        match node.call("penstock_node_claim", ids) {
             Ok(_) => return Ok(()),
             Err(error) if error.contains(NOT_READY) && Instant::now() < deadline => std::thread::sleep(Duration::from_millis(20)),
             Err(error) => return Err(error),
@@ -71,23 +64,68 @@ pub fn add_drive(node: &mut dyn Node, ask: &DriveAsk<'_>) -> Result<(), String> 
         "stores": ask.stores, "oplog_bytes": ask.oplog_bytes, "force": true,
     });
     node.call("penstock_drive_add", &params)?;
+    serving(node, &Value::String(drive_id(ask.number)), ask.spec)
+}
+
+fn serving(node: &mut dyn Node, id: &Value, spec: &str) -> Result<(), String> {
     let deadline = Instant::now() + Duration::from_secs(60);
     loop {
-        let drive = drive(node, ask.number)?;
+        let drive = drive(node, id)?;
         if drive["state"] == "serving" {
             return Ok(());
         }
-        if Instant::now() >= deadline {
-            return Err(format!("the drive {} does not serve within 60 s: {drive}", ask.spec));
+        if Instant::now() >= deadline || drive["state"] != "opening" {
+            return Err(format!("the drive {spec} does not serve: {drive}"));
         }
         std::thread::sleep(Duration::from_millis(20));
     }
 }
 
-fn drive(node: &mut dyn Node, number: u64) -> Result<Value, String> {
+/// Opens the volume of that name on a drive that carries a label of ours, in a node that has no drives yet; gives its bdev.
+pub fn open_named(node: &mut dyn Node, name: &str, spec: &str) -> Result<String, String> {
+    let probe = |node: &mut dyn Node| node.call("penstock_drive_probe", &json!({"spec": spec}));
+    let deadline = Instant::now() + Duration::from_secs(30);
+    let found = loop {
+        match probe(node) {
+            Err(error) if error.contains(NOT_READY) && Instant::now() < deadline => std::thread::sleep(Duration::from_millis(20)),
+            other => break other?,
+        }
+    };
+    let label = &found["content"]["label"];
+    if label.is_null() {
+        return Err(format!(
+            "{spec} holds no Penstock drive ({}); name one that does, or make a volume for the run with volume:SIZE@{spec}",
+            found["content"]
+        ));
+    }
+    claim_as(node, &json!({"cluster_id": label["cluster_id"], "node_id": label["node_id"]}))?;
+    let add = json!({
+        "spec": spec, "drive_id": label["drive_id"], "cluster_id": label["cluster_id"], "node_id": label["node_id"], "open_only": true,
+    });
+    node.call("penstock_drive_add", &add)?;
+    serving(node, &label["drive_id"], spec)?;
+    let volumes = node.call("penstock_volume_list", &json!({}))?;
+    let all = volumes.as_array().cloned().unwrap_or_default();
+    let Some(volume) = all.iter().find(|volume| volume["name"] == name) else {
+        let names: Vec<&str> = all.iter().filter_map(|volume| volume["name"].as_str()).collect();
+        return Err(format!("no volume `{name}` on {spec}, which holds: {}", names.join(", ")));
+    };
+    open_local(node, &volume["volume_id"])
+}
+
+/// Makes a volume of `size_bytes` on a blank drive, in a node that has no drives yet; gives its bdev.
+pub fn open_new(node: &mut dyn Node, size_bytes: u64, spec: &str) -> Result<String, String> {
+    claim(node)?;
+    let add = json!({"spec": spec, "drive_id": drive_id(1), "cluster_id": id(CLUSTER), "node_id": id(NODE)});
+    node.call("penstock_drive_add", &add)?;
+    serving(node, &Value::String(drive_id(1)), spec)?;
+    create(node, 1, 1, size_bytes)?;
+    local_bdev(node, 1)
+}
+
+fn drive(node: &mut dyn Node, id: &Value) -> Result<Value, String> {
     let drives = node.call("penstock_drive_list", &json!({}))?;
-    let id = drive_id(number);
-    let found = drives.as_array().and_then(|drives| drives.iter().find(|drive| drive["drive_id"] == id.as_str()));
+    let found = drives.as_array().and_then(|drives| drives.iter().find(|drive| drive["drive_id"] == *id));
     found.cloned().ok_or_else(|| format!("drive {id} is not in {drives}"))
 }
 
@@ -112,7 +150,11 @@ pub fn export(node: &mut dyn Node, number: u64, door: &Value) -> Result<Value, S
 
 /// Opens a volume for this process and gives its bdev.
 pub fn local_bdev(node: &mut dyn Node, number: u64) -> Result<String, String> {
-    let export = self::export(node, number, &json!({"kind": "local"}))?;
+    open_local(node, &Value::String(volume_id(number)))
+}
+
+fn open_local(node: &mut dyn Node, volume: &Value) -> Result<String, String> {
+    let export = node.call("penstock_export_add", &json!({"volume_id": volume, "door": {"kind": "local"}}))?;
     export["address"].as_str().map(str::to_owned).ok_or_else(|| format!("no bdev in {export}"))
 }
 
@@ -123,7 +165,7 @@ pub fn drain(node: &mut dyn Node, drive: u64) -> Result<(), String> {
 
 /// Bytes of a drive's log that are not drained.
 pub fn undrained_bytes(node: &mut dyn Node, number: u64) -> Result<u64, String> {
-    let drive = drive(node, number)?;
+    let drive = drive(node, &Value::String(drive_id(number)))?;
     let stores = drive["stores"].as_array().cloned().unwrap_or_default();
     Ok(stores.iter().filter_map(|store| store["undrained_bytes"].as_u64()).sum())
 }
@@ -140,6 +182,27 @@ mod tests {
             assert_eq!(method, expected);
             Ok(answer)
         }
+    }
+
+    #[test]
+    fn drive_without_a_label_is_refused_with_what_would_be_right() {
+        let mut node = Scripted(vec![("penstock_drive_probe", json!({"content": {"state": "blank"}}))]);
+        let error = open_named(&mut node, "db-1", "file:/x.img").unwrap_err();
+        assert!(error.contains("blank") && error.contains("volume:SIZE@file:/x.img"), "{error}");
+    }
+
+    #[test]
+    fn volume_that_is_not_there_names_those_that_are() {
+        let label = json!({"cluster_id": "c", "node_id": "n", "drive_id": "d"});
+        let mut node = Scripted(vec![
+            ("penstock_drive_probe", json!({"content": {"state": "ours", "label": label}})),
+            ("penstock_node_claim", json!({})),
+            ("penstock_drive_add", json!({})),
+            ("penstock_drive_list", json!([{"drive_id": "d", "state": "serving"}])),
+            ("penstock_volume_list", json!([{"name": "db-1"}, {"name": "db-2"}])),
+        ]);
+        let error = open_named(&mut node, "db-3", "file:/x.img").unwrap_err();
+        assert!(error.contains("db-1, db-2"), "{error}");
     }
 
     #[test]
