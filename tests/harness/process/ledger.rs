@@ -288,7 +288,8 @@ impl Ledger {
         let line = |worker: &Worker| {
             assert!(worker.unanswered.is_none(), "what was left in doubt is verified before more is written");
             let line = Namespace::connect(address, nqn)?;
-            assert_eq!((line.size(), line.block_bytes()), (self.sectors * SECTOR as u64, SECTOR), "the volume that the ledger is of");
+            let fits = line.size() >= self.sectors * SECTOR as u64 && line.block_bytes() == SECTOR;
+            assert!(fits, "{} bytes in blocks of {}: not the volume that the ledger is of", line.size(), line.block_bytes());
             Ok(line)
         };
         self.workers.iter().map(line).collect()
