@@ -106,6 +106,17 @@ impl Out {
         self.blocks().zip(places).map(|(at, (p, i))| (at, p, i))
     }
 
+    /// What a write writes first, so many blocks at most.
+    pub fn first_bytes(&self, blocks: usize, mem: &SimMemory) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        for (_, part, i) in self.each_block().take(blocks) {
+            let mut page: Page = [0; BLOCK];
+            mem.device_read(part, i, &mut page);
+            bytes.extend(page);
+        }
+        bytes
+    }
+
     /// A write takes effect; `mask` says for each of its blocks which sectors do.
     pub fn land(&self, start: u64, drive: &mut Drive, mem: &SimMemory, mut mask: impl FnMut(usize) -> u8) {
         for (n, (at, part, i)) in self.each_block().enumerate() {

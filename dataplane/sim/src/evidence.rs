@@ -3,12 +3,14 @@
 //! With one copy, damage to the newest record cannot be told from a tear: nothing on the drive says that it was whole.
 //! As soon as a later record that says so (`durable_to`) is itself durable, it can. Only blocks that are vouched for may
 //! be damaged on purpose, or the simulator would ask for the impossible. Counts the same way as a store does: a write is
-//! known durable when it and all before it have completed and a flush submitted afterwards has.
-//! Not here: the record format; only the order of commands is looked at.
+//! known durable when it and all before it have completed and a flush submitted afterwards has. A store may know less (it hears
+//! of things later, and one flush of its is not another), so no record is taken to vouch for more than it says.
+//! Not here: what else a record says.
 
 use std::collections::BTreeMap;
 
 use penstock_engine::DiskId;
+use penstock_wire::Seq;
 
 use crate::drive::Moment;
 
@@ -39,6 +41,8 @@ pub struct Evidence {
     vouched_below: Nth,
     /// Who wrote each block of the ring last (blocks of the store).
     writer: BTreeMap<u64, Nth>,
+    /// The newest write of each sequence.
+    by_seq: BTreeMap<Seq, Nth>,
 }
 
 impl Default for Evidence {
@@ -51,6 +55,7 @@ impl Default for Evidence {
             told_below: Nth(1),
             vouched_below: Nth(1),
             writer: BTreeMap::new(),
+            by_seq: BTreeMap::new(),
         }
     }
 }
@@ -61,11 +66,14 @@ impl Evidence {
         self.staged_below = self.known_below;
     }
 
-    pub fn submitted(&mut self, id: DiskId, blocks: std::ops::Range<u64>) {
+    /// A record of sequence `seq` goes out that says that all up to `durable_to` are durable.
+    pub fn submitted(&mut self, id: DiskId, blocks: std::ops::Range<u64>, seq: Seq, durable_to: Seq) {
         let nth = self.next;
         self.next.0 += 1;
         self.writer.extend(blocks.map(|b| (b, nth)));
-        self.open.push((id, RingWrite { nth, vouches_below: self.told_below, completed: None }));
+        self.by_seq.insert(seq, nth);
+        let said_below = self.by_seq.get(&durable_to).map_or(Nth(1), |nth| Nth(nth.0 + 1));
+        self.open.push((id, RingWrite { nth, vouches_below: self.told_below.min(said_below), completed: None }));
     }
 
     /// A write to the ring completed well; `needs_flush` is false for drives whose completion is durable.
@@ -123,14 +131,14 @@ mod tests {
     fn record_is_vouched_for_once_a_later_one_that_knew_is_durable() {
         let mut e = Evidence::default();
         e.turn_begins();
-        e.submitted(DiskId(1), 10..12);
+        e.submitted(DiskId(1), 10..12, Seq(1), Seq(0));
         e.completed(DiskId(1), Moment(5), true);
         e.flushed(Moment(5));
         assert!(!e.is_vouched_for(10), "nothing on the drive says so");
-        e.submitted(DiskId(2), 12..14);
+        e.submitted(DiskId(2), 12..14, Seq(2), Seq(1));
         e.turn_begins();
         e.turn_begins();
-        e.submitted(DiskId(3), 14..15);
+        e.submitted(DiskId(3), 14..15, Seq(3), Seq(2));
         e.completed(DiskId(2), Moment(6), true);
         e.flushed(Moment(6));
         assert!(!e.is_vouched_for(10), "the second was written in the same turn and may not have known");
@@ -143,13 +151,13 @@ mod tests {
     #[test]
     fn what_only_the_dead_process_knew_is_not_vouched_for_by_the_next() {
         let mut e = Evidence::default();
-        e.submitted(DiskId(1), 10..11);
+        e.submitted(DiskId(1), 10..11, Seq(1), Seq(0));
         e.completed(DiskId(1), Moment(1), true);
         e.flushed(Moment(1));
         e.turn_begins();
         e.turn_begins();
         e.died();
-        e.submitted(DiskId(2), 11..12);
+        e.submitted(DiskId(2), 11..12, Seq(2), Seq(1));
         e.completed(DiskId(2), Moment(2), true);
         e.flushed(Moment(2));
         assert!(!e.is_vouched_for(10));
@@ -158,13 +166,13 @@ mod tests {
     #[test]
     fn record_behind_an_unfinished_one_is_not_known() {
         let mut e = Evidence::default();
-        e.submitted(DiskId(1), 10..11);
-        e.submitted(DiskId(2), 11..12);
+        e.submitted(DiskId(1), 10..11, Seq(1), Seq(0));
+        e.submitted(DiskId(2), 11..12, Seq(2), Seq(1));
         e.completed(DiskId(2), Moment(2), true);
         e.flushed(Moment(9));
         e.turn_begins();
         e.turn_begins();
-        e.submitted(DiskId(3), 12..13);
+        e.submitted(DiskId(3), 12..13, Seq(3), Seq(2));
         e.completed(DiskId(3), Moment(10), true);
         e.flushed(Moment(11));
         assert!(!e.is_vouched_for(11));

@@ -204,7 +204,13 @@ impl World {
                 }
                 for other in 0..self.shards.len() {
                     if other != shard && self.shards[other].drive == d {
-                        self.shards[other].command_failed = true;
+                        let s = &mut self.shards[other];
+                        s.command_failed = true;
+                        if s.standing == Standing::Opening {
+                            // It is told of no fence that the node told it of: it comes up fenced, and what is unproven is hidden.
+                            s.opened_fenced = true;
+                            s.fence.get_or_insert(FenceReason::FlushFailed);
+                        }
                         self.feed(other, Event::Fence(FenceReason::FlushFailed));
                     }
                 }

@@ -9,6 +9,7 @@ use penstock_wire::ReplicaShape;
 use crate::content::{bytes_of, payload_of};
 use crate::oracle::{Command, Pieces, pieces_of};
 use crate::orders::Pending;
+use crate::plan::Load;
 use crate::register::Patch;
 use crate::stamp::{BLOCK, SECTOR, ZEROS};
 use crate::world::{Coming, Standing, World};
@@ -89,10 +90,12 @@ impl World {
             self.send_one(volume);
         }
         let (_, hi) = self.plan.drives[self.shards[shard].drive].latency_us;
-        let pause = match self.rng.below(200) {
-            0 => self.rng.within(20_000, 150_000),
-            1..=100 => self.rng.below(hi),
-            _ => self.rng.below(hi * 8),
+        let pause = if self.rng.below(self.plan.host.pause_one_in) == 0 {
+            self.rng.within(20_000, 150_000)
+        } else if self.rng.one_in(2) {
+            self.rng.below(hi)
+        } else {
+            self.rng.below(hi * 8)
         };
         self.after(pause, Coming::Think { volume });
     }
@@ -192,7 +195,7 @@ impl World {
             1
         };
         let mut first = if self.rng.percent(85) { hot } else { self.rng.below(total) };
-        if h.fill && blocks > 1 && self.rng.percent(70) {
+        if matches!(h.load, Load::Fill | Load::Flood) && blocks > 1 && self.rng.percent(70) {
             first = v.cursor % total;
             self.volumes.get_mut(&volume).expect("there").cursor += blocks;
         }

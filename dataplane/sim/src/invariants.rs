@@ -144,6 +144,17 @@ impl World {
         self.tally.check("whole drives read back (1, 3, 13, 24)");
     }
 
+    /// A checkpoint is half way: a power cut now leaves it or the one before, and the log that it needs (5, 9).
+    pub fn check_checkpoint(&mut self, shard: usize) {
+        let cut = self.rng.pick(&[Cut::AllLost, Cut::AllLost, Cut::PerBlock]);
+        let rng = &mut self.rng.fork(9);
+        let twin = self.drives[self.shards[shard].drive].after_cut(cut, rng);
+        let when = "after a power cut in a checkpoint";
+        let Some(mut probe) = self.second_life(shard, twin, when) else { return };
+        self.read_all(shard, &mut probe, when);
+        self.tally.check("checkpoints cut off (5, 9)");
+    }
+
     /// A flush failed, and the process dies before anybody hears of it: what the next life shows must stay (7).
     pub fn check_forgotten(&mut self, shard: usize) {
         let when = "after a failed flush that nobody heard of";

@@ -24,6 +24,7 @@ pub mod orders;
 pub mod plan;
 pub mod probe;
 pub mod register;
+pub mod report;
 pub mod rng;
 pub mod run;
 pub mod stamp;

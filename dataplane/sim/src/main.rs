@@ -10,6 +10,7 @@ use std::time::Instant;
 
 use clap::Parser;
 use penstock_engine::Canary;
+use penstock_sim::report::canary_row;
 use penstock_sim::run::{Outcome, Summary, catch_quietly, run_canaries, run_many, run_seed};
 
 /// Runs the data plane's engine over simulated, faulty drives.
@@ -35,7 +36,7 @@ struct Args {
     #[arg(long, conflicts_with_all = ["seed", "canary"])]
     canaries: bool,
     /// Most seeds that a canary may take.
-    #[arg(long, default_value_t = 600)]
+    #[arg(long, default_value_t = 100)]
     canary_seeds: u64,
     /// Threads; default one per core.
     #[arg(long)]
@@ -78,13 +79,8 @@ fn main() -> ExitCode {
     if args.canaries {
         let start = Instant::now();
         println!("\nseeded bugs");
-        let caught = run_canaries(args.from, args.canary_seeds, threads, &|canary, outcome, seeds| match outcome {
-            Some(o) => {
-                let text =
-                    o.violation.as_deref().unwrap_or_default().lines().next().unwrap_or_default().chars().take(110).collect::<String>();
-                println!("  {:<22} caught in {seeds:>4} seeds, by seed {}: {text}", format!("{canary:?}"), o.seed);
-            }
-            None => println!("  {:<22} NOT caught in {seeds} seeds", format!("{canary:?}")),
+        let caught = run_canaries(args.from, args.canary_seeds, threads, &|canary, outcome, seeds| {
+            println!("{}", canary_row(canary, outcome, seeds));
         });
         let (n, k) = (caught.len(), caught.values().flatten().count());
         println!("canaries caught {k}/{n} in {:.1} s", start.elapsed().as_secs_f64());

@@ -11,6 +11,7 @@ use penstock_engine::{
     Canary, DiskId, DiskKind, DiskOp, Effect, Effects, Event, FenceReason, Millis, Notice, OpenError, Order, OrderError, OrderId,
     ReplicaNo, Store, StoreConfig,
 };
+use penstock_wire::batch::Batch;
 use penstock_wire::label::{Geometry, Label, Share};
 use penstock_wire::{ClusterId, DriveId, Incarnation, NodeId};
 
@@ -379,7 +380,9 @@ impl World {
         let out = Out::take(op, parts, &s.share, &s.geometry, s.out.values(), &mut s.mem, drive);
         self.tally.check("device commands well formed");
         if op.kind == DiskKind::Write && in_ring(&s.geometry, &out.blocks()) {
-            s.evidence.submitted(op.id, out.blocks());
+            let bytes = out.first_bytes(2, &s.mem);
+            let header = Batch::decode(&bytes).expect("what is written to the ring begins with a header").header;
+            s.evidence.submitted(op.id, out.blocks(), header.seq, header.durable_to);
         }
         let occasion = match op.kind {
             DiskKind::Flush => Occasion::Flush,
@@ -388,7 +391,7 @@ impl World {
             _ => Occasion::None,
         };
         s.out.insert(op.id, out);
-        let rare = if occasion == Occasion::Superblock { 4 } else { 40 };
+        let rare = if occasion == Occasion::Superblock { 2 } else { 40 };
         if occasion != Occasion::None
             && occasion == self.plan.faults.occasion
             && self.stormy
@@ -398,6 +401,10 @@ impl World {
             let soon = self.turns + self.rng.within(1, 3);
             self.dies_at = Some(self.dies_at.map_or(soon, |t| t.min(soon)));
         }
+        if occasion == Occasion::Superblock && self.stormy && self.rng.one_in(self.plan.checkpoint_probe_one_in) {
+            self.check_checkpoint(shard);
+        }
+        let s = &self.shards[shard];
         self.drive_commands[s.drive] += 1;
         let (lo, hi) = self.plan.drives[s.drive].latency_us;
         let mut us = self.rng.within(lo, hi) + u64::from(op.blocks) / 4;
@@ -480,6 +487,11 @@ impl World {
                 if self.stormy && self.plan.faults.operator {
                     let soon = self.rng.within(2_000, 100_000);
                     self.after(soon, Coming::Operator);
+                }
+                if self.stormy && self.rng.one_in(2) {
+                    // A fence must outlive the process that met it.
+                    let soon = self.turns + self.rng.within(1, 60);
+                    self.dies_at = Some(self.dies_at.map_or(soon, |t| t.min(soon)));
                 }
             }
             Notice::Corrupt { replica, block, .. } => {
