@@ -426,7 +426,7 @@ fn file_of_a_drive_removed_while_it_serves_is_missed_and_not_made_anew() {
             .unwrap();
     println!("{:?}: {:?}", gone.state, gone.reason);
     assert_eq!(gone.state, DriveState::Missing, "{gone:?}");
-    assert!(gone.reason.is_some_and(|reason| reason.contains("victim.img")), "what to do is said");
+    assert!(gone.reason.is_some_and(|reason| reason.contains("victim.img") && reason.contains("put back")), "what to do is said");
     moment(500); // control tries again meanwhile
     assert!(!path.exists(), "a drive that held data is not made anew");
     witness.look(&mut house, "a file removed").unwrap();

@@ -29,6 +29,15 @@ log_line(int level, const char *file, const int line, const char *func, const ch
 	g_log(level, file, line, text, (size_t)len);
 }
 
+/* exit() calls this before any destructor. */
+static void
+leave_before_destructors(int status, void *arg)
+{
+	(void)arg;
+	fflush(NULL);
+	_exit(status);
+}
+
 int
 ps_app_run(const struct ps_app_opts *o, ps_fn start, void *arg)
 {
@@ -68,6 +77,9 @@ ps_app_run(const struct ps_app_opts *o, ps_fn start, void *arg)
 	if (!g_vhost_used) {
 		/* Unmaps all of DPDK's memory: under that thread it would be a crash (seen). The process ends soon anyhow. */
 		spdk_app_fini();
+	} else {
+		/* A destructor of SPDK's does the same at exit, with the same crash (seen). */
+		on_exit(leave_before_destructors, NULL);
 	}
 	return rc;
 }

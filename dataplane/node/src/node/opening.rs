@@ -53,7 +53,15 @@ impl Node {
         let result = match &spec.kind {
             DriveKind::File { path, size } => {
                 let size = if may_create { size.map(ByteSize::bytes) } else { None };
-                open_file(path, size).map_err(unusable)
+                match open_file(path, size) {
+                    // Whoever reads this has lost a drive: a blank one in its place is the last thing that helps.
+                    Err(_) if !may_create && !std::path::Path::new(path).exists() => Err(fail(
+                        ErrorCode::Invalid,
+                        format!("{path} does not exist: the file has to be put back, or its file system mounted"),
+                        "if it is gone for good, remove the drive: `penstock pool rm`",
+                    )),
+                    opened => opened.map_err(unusable),
+                }
             }
             DriveKind::Block { path } => open_file(path, None).map_err(unusable),
             DriveKind::Malloc { name, size } => {
