@@ -154,7 +154,7 @@ impl App {
         self
     }
 
-    /// One file for all hugepages: what a vfio-user initiator on hugepages needs.
+    /// One file for all hugepages, without a name: what a vfio-user initiator on hugepages needs.
     pub fn single_file_segments(mut self) -> App {
         self.single_file_segments = true;
         self
