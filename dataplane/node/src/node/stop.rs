@@ -12,7 +12,8 @@ use penstock_api::rpc::DriveAddParams;
 use penstock_api::{DriveId, DriveSpec, VolumeId};
 use spdk_rs::thread::{Activity, Poller};
 
-use super::{Later, Node};
+use super::drives::Gate;
+use super::{Later, Node, Replier};
 use crate::label::{self, Found};
 use crate::state::DriveEntry;
 
@@ -134,22 +135,29 @@ impl Node {
 
     fn end_cores(self: &Rc<Self>) {
         let cores = self.cores.borrow().clone();
-        for core in &cores {
-            let sent = core.thread.send(|| {
-                crate::core::end();
-                spdk_rs::thread::exit_current();
-            });
-            if sent.is_err() {
-                tracing::debug!(core = core.core, "a core had ended already");
-            }
-        }
-        // What was sent is carried out before SPDK stops its threads; a moment for the last of it.
-        self.after(Duration::from_millis(50), |node| {
+        // SPDK stops when every core has said that its loop is gone, however long that takes it.
+        let ended = Gate::new(cores.len() + 1, |node| {
             node.pollers.borrow_mut().clear();
             super::NODE.with_borrow_mut(Option::take);
             tracing::info!("penstockd has stopped");
             spdk_rs::app::stop(0);
         });
+        let app = spdk_rs::thread::app_thread().expect("on the app thread");
+        for core in &cores {
+            let gate = ended.clone();
+            let (token, _) = self.continue_with(move |node, ()| gate.pass(node));
+            let replier = Replier::new(token, app.clone());
+            let sent = core.thread.send(move || {
+                crate::core::end();
+                replier.reply(());
+                spdk_rs::thread::exit_current();
+            });
+            if sent.is_err() {
+                tracing::debug!(core = core.core, "a core had ended already");
+                ended.pass(self);
+            }
+        }
+        ended.pass(self);
     }
 
     /// Opens the drives of the config and of the last run.
