@@ -1,6 +1,7 @@
 //! A store over a well-behaved drive: each behaviour in a few lines. Faults and order belong to the simulator.
 
 mod bench;
+mod faults;
 mod forged;
 
 use bench::{Bench, SEGMENT, pattern};
