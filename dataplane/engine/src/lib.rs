@@ -22,6 +22,7 @@ mod orders;
 pub mod port;
 mod read;
 mod recover;
+pub mod replica;
 mod rewrite;
 mod scrub;
 mod store;

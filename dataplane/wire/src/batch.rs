@@ -375,6 +375,25 @@ pub fn decode_ops(bytes: &[u8]) -> Result<Vec<Op>, DecodeError> {
     Ok(ops)
 }
 
+/// Payload blocks that an entry's ops have. Looks no further: for bytes that [`decode_ops`] took before.
+pub fn payload_blocks_of(mut ops: &[u8]) -> u32 {
+    let mut blocks = 0;
+    while let Some((word, rest)) = ops.split_first_chunk::<4>() {
+        let word = u32::from_le_bytes(*word);
+        let (kind, count) = ((word & 0xff) as u8, word >> 8);
+        let after = match kind {
+            OP_WRITE => {
+                blocks += count;
+                4 * count as usize
+            }
+            OP_CREATE => count as usize,
+            _ => 0,
+        };
+        ops = rest.get(OP_HEAD - 4 + after..).unwrap_or(&[]);
+    }
+    blocks
+}
+
 fn take_op(r: &mut Take<'_>) -> Result<Op, DecodeError> {
     let word = r.u32()?;
     let (kind, count) = ((word & 0xff) as u8, word >> 8);
@@ -435,6 +454,20 @@ mod tests {
         assert_eq!(entries[0].ops, [Op::Write { block: 0x0102_0304, crcs }, Op::Zero { block: 7, count: 0x00a0_b0c0 }]);
         assert_eq!(entries[1].ops, [Op::Create(Box::new(shape())), Op::Resize { blocks: 9 }, Op::Delete]);
         assert!(decode_section(batch.prev, 1).is_ok());
+    }
+
+    #[test]
+    fn payload_of_ops_is_counted_as_they_decode() {
+        let mut section = Section::default();
+        section.entry(1, Term(1), Index(1));
+        section.write(1, &[1, 2, 3]);
+        section.zero(5, 9);
+        section.create(&shape());
+        section.write(9, &[4]);
+        section.resize(9);
+        let ops = &section.bytes()[ENTRY_HEAD..];
+        let decoded: u32 = decode_ops(ops).unwrap().iter().map(Op::payload_blocks).sum();
+        assert_eq!((payload_blocks_of(ops), decoded), (4, 4));
     }
 
     #[test]

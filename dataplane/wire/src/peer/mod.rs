@@ -20,7 +20,7 @@ pub use beat::{Beat, Drive, DriveState, Room, Space};
 pub use fetch::{EntriesAnswer, EntriesAsk, EntryState, FetchAnswer, FetchAsk, FetchResult};
 pub use group::{Append, Entry, EntryKind, Install, Message, MessageBody, Round, Verified};
 pub use hello::{Hello, NONCE, PROOF, agree};
-pub use members::{Member, MemberNo, Members, Role};
+pub use members::{MEMBERS_MAX, Member, MemberNo, Members, Role, VOTERS_MAX};
 
 use crate::codec::{PREFIX, Put, Take, crc32c, seal, unseal_versions};
 use crate::{BLOCK, DecodeError};
