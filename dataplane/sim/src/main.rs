@@ -10,8 +10,8 @@ use std::time::Instant;
 
 use clap::Parser;
 use penstock_engine::Canary;
-use penstock_sim::report::canary_row;
-use penstock_sim::run::{Outcome, Summary, catch_quietly, run_canaries, run_many, run_seed};
+use penstock_sim::report::{canary_row, summary_table, violation_rows};
+use penstock_sim::run::{catch_quietly, run_canaries, run_many, run_seed};
 
 /// Runs the data plane's engine over simulated, faulty drives.
 #[derive(Parser)]
@@ -60,7 +60,7 @@ fn main() -> ExitCode {
     if let Some(seed) = args.seed {
         let outcome = run_seed(seed, canary, args.trace);
         println!("seed {seed}: {} events, trace hash {:016x}", outcome.events, outcome.hash);
-        print_violation(&outcome);
+        print!("{}", violation_rows(&outcome));
         return if outcome.violation.is_none() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
     }
     let start = Instant::now();
@@ -74,7 +74,7 @@ fn main() -> ExitCode {
     if live {
         eprintln!();
     }
-    print_summary(&summary, args.from, start);
+    print!("{}", summary_table(&summary, args.from, start.elapsed()));
     let mut fine = summary.violations.is_empty();
     if args.canaries {
         let start = Instant::now();
@@ -94,35 +94,4 @@ fn canary_named(name: &str) -> Result<Canary, String> {
         .into_iter()
         .find(|c| format!("{c:?}").eq_ignore_ascii_case(name))
         .ok_or_else(|| format!("no canary is called {name}; there are {:?}", Canary::ALL))
-}
-
-fn print_violation(outcome: &Outcome) {
-    if let Some(text) = &outcome.violation {
-        println!("VIOLATION, seed {}: {text}\n  replay: {}", outcome.seed, outcome.replay());
-    }
-}
-
-fn print_summary(s: &Summary, from: u64, start: Instant) {
-    for (title, rows) in [
-        ("work done", &s.tally.work),
-        ("faults injected, by class (number in FAULTS)", &s.tally.faults),
-        ("invariants checked (number in FAULTS)", &s.tally.checks),
-    ] {
-        println!("{title}");
-        for (name, n) in rows {
-            println!("  {name:<58} {n:>12}");
-        }
-    }
-    let seconds = start.elapsed().as_secs_f64();
-    println!(
-        "seeds {} from {from}, events {}, hash {:016x}, {seconds:.1} s, {:.0} events/s",
-        s.seeds,
-        s.events,
-        s.hash,
-        s.events as f64 / seconds
-    );
-    println!("violations {}", s.violations.len());
-    for outcome in &s.violations {
-        print_violation(outcome);
-    }
 }

@@ -2,9 +2,43 @@
 //!
 //! Not here: judgement, and what is printed where (`main`, the tests).
 
+use std::fmt::Write;
+use std::time::Duration;
+
 use penstock_engine::Canary;
 
-use crate::run::Outcome;
+use crate::run::{Outcome, Summary};
+
+/// What a run violated and how to see it again; nothing for one that violated nothing.
+pub fn violation_rows(outcome: &Outcome) -> String {
+    match &outcome.violation {
+        Some(text) => format!("VIOLATION, seed {}: {text}\n  replay: {}\n", outcome.seed, outcome.replay()),
+        None => String::new(),
+    }
+}
+
+/// All that many seeds from `from` did, met and checked, and what they violated.
+pub fn summary_table(s: &Summary, from: u64, took: Duration) -> String {
+    let mut text = String::new();
+    for (title, rows) in [
+        ("work done", &s.tally.work),
+        ("faults injected, by class (number in FAULTS)", &s.tally.faults),
+        ("invariants checked (number in FAULTS)", &s.tally.checks),
+    ] {
+        let _ = writeln!(text, "{title}");
+        for (name, n) in rows {
+            let _ = writeln!(text, "  {name:<58} {n:>12}");
+        }
+    }
+    let seconds = took.as_secs_f64();
+    let rate = s.events as f64 / seconds;
+    let _ = writeln!(text, "seeds {} from {from}, events {}, hash {:016x}, {seconds:.1} s, {rate:.0} events/s", s.seeds, s.events, s.hash);
+    let _ = writeln!(text, "violations {}", s.violations.len());
+    for outcome in &s.violations {
+        text += &violation_rows(outcome);
+    }
+    text
+}
 
 /// How many seeds a seeded bug lived, and what caught it.
 pub fn canary_row(canary: Canary, caught: Option<&Outcome>, seeds: u64) -> String {

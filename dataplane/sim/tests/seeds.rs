@@ -2,7 +2,9 @@
 
 #![forbid(unsafe_code)]
 
-use penstock_sim::report::canary_row;
+use std::time::Instant;
+
+use penstock_sim::report::{canary_row, summary_table, violation_rows};
 use penstock_sim::run::{run_canaries, run_many, run_seed};
 
 const SEEDS: u64 = 500;
@@ -15,13 +17,11 @@ fn threads() -> usize {
 
 #[test]
 fn five_hundred_seeds_violate_nothing() {
+    let start = Instant::now();
     let s = run_many(0, SEEDS, threads(), None, 3, &|_| {});
-    let told: Vec<String> = s
-        .violations
-        .iter()
-        .map(|o| format!("seed {}: {}\n  replay: {}", o.seed, o.violation.as_deref().unwrap_or_default(), o.replay()))
-        .collect();
-    assert!(told.is_empty(), "{}", told.join("\n"));
+    // The table is for people: `make test` shows it.
+    println!("{}", summary_table(&s, 0, start.elapsed()));
+    assert!(s.violations.is_empty(), "{}", s.violations.iter().map(violation_rows).collect::<String>());
     assert_eq!(s.seeds, SEEDS);
     // A fault that never strikes tests nothing.
     for class in [
