@@ -147,23 +147,14 @@ pub fn run(bench: &mut Bench<'_>) -> Result<(), RatioError> {
         let program = bench.lab.program("penstock-perf")?;
         let agent = Agent::start(&program, &options, &bench.lab.path("agent.log"))?;
         let agent: SharedAgent = Rc::new(RefCell::new(agent));
-        let spec = match media {
-            Media::Malloc => {
-                let (method, params) = media.create(bench, "ours")?;
-                agent.borrow_mut().rpc(method, &params)?;
-                "bdev:Media?power_safe=true".to_owned()
-            }
-            // Our own io_uring adapter beside SPDK's, each over a file of its own on the same file system.
-            Media::Uring => {
-                let file = bench.lab.full_file("ours.img", DEVICE_BYTES)?;
-                format!("file:{}?power_safe=true", file.display())
-            }
-        };
+        let (method, params) = media.create(bench, "ours")?;
+        agent.borrow_mut().rpc(method, &params)?;
         let mut node = AgentNode(agent.clone());
         let bdev = (|| {
             volume::claim(&mut node)?;
-            // Neither peer nor we send barriers to this device: it stands for a power-loss-protected drive.
-            volume::add_drive(&mut node, &DriveAsk { number: 1, spec: &spec, stores: 1, oplog_bytes: media.oplog_bytes() })?;
+            // Neither device takes barriers, from the peer or from us: they stand for power-loss-protected drives.
+            let spec = "bdev:Media?power_safe=true";
+            volume::add_drive(&mut node, &DriveAsk { number: 1, spec, stores: 1, oplog_bytes: media.oplog_bytes() })?;
             volume::create(&mut node, 1, 1, media.volume_bytes())?;
             volume::local_bdev(&mut node, 1)
         })()

@@ -3,6 +3,7 @@
 //! What is learned here about a barrier is reported, and `drives` decides. Not here: labels.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use penstock_uring::{OpenOpts, UringFile};
 use penstock_wire::BLOCK;
@@ -20,7 +21,15 @@ pub struct OpenBdev {
 
 /// An opened drive, shared by all cores. The last clone closes it.
 #[derive(Clone, Debug)]
-pub enum Backend {
+pub struct Backend {
+    pub(super) medium: Medium,
+    /// Set by the core whose barrier failed. What the drive lost then may be another core's, and a later barrier of that core may be
+    /// answered with success: so none counts on any core any more, though the fence that follows takes its way over the app thread.
+    barrier_failed: Arc<AtomicBool>,
+}
+
+#[derive(Clone, Debug)]
+pub(super) enum Medium {
     File(Arc<UringFile>),
     Bdev(OpenBdev),
 }
@@ -44,6 +53,18 @@ pub enum BackendError {
 }
 
 impl Backend {
+    fn new(medium: Medium) -> Self {
+        Self { medium, barrier_failed: Arc::default() }
+    }
+
+    /// Whether a barrier that was answered so counts.
+    pub(super) fn barrier_counts(&self, ok: bool) -> bool {
+        if !ok {
+            self.barrier_failed.store(true, Ordering::SeqCst);
+        }
+        ok && !self.barrier_failed.load(Ordering::SeqCst)
+    }
+
     /// Whole 4 KiB blocks.
     pub fn blocks(&self) -> u64 {
         self.size() / BLOCK as u64
@@ -51,9 +72,9 @@ impl Backend {
 
     /// Bytes.
     pub fn size(&self) -> u64 {
-        match self {
-            Self::File(file) => file.size(),
-            Self::Bdev(open) => {
+        match &self.medium {
+            Medium::File(file) => file.size(),
+            Medium::Bdev(open) => {
                 let geometry = open.bdev.geometry();
                 geometry.block_count * u64::from(geometry.block_size)
             }
@@ -61,17 +82,17 @@ impl Backend {
     }
 
     pub fn barrier(&self) -> Barrier {
-        match self {
-            Self::File(file) => of_uring(file.barrier()),
-            Self::Bdev(open) => open.barrier,
+        match &self.medium {
+            Medium::File(file) => of_uring(file.barrier()),
+            Medium::Bdev(open) => open.barrier,
         }
     }
 
     /// Everything on it is gone with the process or the machine.
     pub fn is_volatile(&self) -> bool {
-        match self {
-            Self::File(file) => file.is_volatile(),
-            Self::Bdev(open) => open.volatile,
+        match &self.medium {
+            Medium::File(file) => file.is_volatile(),
+            Medium::Bdev(open) => open.volatile,
         }
     }
 }
@@ -107,7 +128,7 @@ fn of_uring(barrier: &penstock_uring::Barrier) -> Barrier {
 /// # Errors
 /// What `penstock_uring` says of it.
 pub fn open_file(path: &str, size: Option<u64>) -> Result<Backend, BackendError> {
-    Ok(Backend::File(UringFile::open(path, &OpenOpts { size, ..Default::default() })?))
+    Ok(Backend::new(Medium::File(UringFile::open(path, &OpenOpts { size, ..Default::default() })?)))
 }
 
 /// Opens a bdev on the app thread. `on_event` runs there.
@@ -129,12 +150,26 @@ pub fn open_bdev(name: &str, barrier: Barrier, volatile: bool, on_event: impl Fn
         "malloc" | "null" => (Barrier::NoneNeeded, true),
         _ => (barrier, volatile),
     };
-    Ok(Backend::Bdev(OpenBdev { bdev, barrier, volatile }))
+    Ok(Backend::new(Medium::Bdev(OpenBdev { bdev, barrier, volatile })))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn barrier_that_failed_on_one_core_counts_on_none_until_the_drive_is_opened_anew() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("d.img");
+        let open = |size| open_file(path.to_str().unwrap(), size).unwrap();
+        let one = open(Some(1 << 20));
+        let other = one.clone();
+        assert!(one.barrier_counts(true) && other.barrier_counts(true));
+        assert!(!one.barrier_counts(false));
+        assert!(!other.barrier_counts(true), "it may not hold what the other core's wrote");
+        drop((one, other));
+        assert!(open(None).barrier_counts(true));
+    }
 
     #[test]
     fn power_safe_stands_in_for_a_barrier_that_is_missing_and_for_no_other() {

@@ -17,6 +17,7 @@ use spdk_rs::bdev::{BdevChannel, Done};
 use spdk_rs::lend::{SourcePart, TargetPart};
 use spdk_rs::thread::Waker;
 
+use backend::Medium;
 pub use backend::{Backend, BackendError, barrier_in_use, open_bdev, open_file, prospect};
 
 /// Pieces of memory of one command, in the order of its bytes. The vectors go round: no allocation per command.
@@ -56,7 +57,14 @@ struct Disk {
     out: u32,
     counters: DiskCounters,
     /// Keeps the drive open.
-    _backend: Backend,
+    backend: Backend,
+}
+
+impl Disk {
+    fn barrier_answered(&mut self, ok: bool) -> bool {
+        self.counters.flush_errors += u64::from(!ok);
+        self.backend.barrier_counts(ok)
+    }
 }
 
 /// Counts of one drive on one core, since it was attached.
@@ -120,8 +128,8 @@ impl CoreDisks {
     /// When the kernel has no io_uring, or SPDK no channel.
     pub fn attach(&mut self, backend: &Backend) -> Result<(DiskIndex, Option<RawFd>), BackendError> {
         let mut fd = None;
-        let queue = match backend {
-            Backend::File(file) => {
+        let queue = match &backend.medium {
+            Medium::File(file) => {
                 if self.ring.is_none() {
                     let mut ring = Ring::new(RingOpts { depth: RING_DEPTH, ..Default::default() }).map_err(BackendError::Ring)?;
                     if spdk_rs::thread::interrupt_mode() {
@@ -131,7 +139,7 @@ impl CoreDisks {
                 }
                 Queue::File(self.ring.as_mut().expect("made above").attach(file.clone()))
             }
-            Backend::Bdev(open) => {
+            Medium::Bdev(open) => {
                 let (done, waker) = (self.bdev_done.clone(), self.waker.clone());
                 let on_read = move |d: Done<Targets>| {
                     done.borrow_mut().reads.push(d);
@@ -151,7 +159,7 @@ impl CoreDisks {
                 }
             }
         };
-        let disk = Disk { queue, waiting: VecDeque::new(), out: 0, counters: DiskCounters::default(), _backend: backend.clone() };
+        let disk = Disk { queue, waiting: VecDeque::new(), out: 0, counters: DiskCounters::default(), backend: backend.clone() };
         let at = match self.disks.iter().position(Option::is_none) {
             Some(at) => {
                 self.disks[at] = Some(disk);
@@ -249,7 +257,7 @@ impl CoreDisks {
         let Self { ring, disks, bdev_done, bdev_taken, spare_sources, spare_targets, .. } = self;
         if let Some(ring) = ring {
             ring.reap(usize::MAX, |done| {
-                let ok = done.result.is_ok();
+                let mut ok = done.result.is_ok();
                 if let Err(fault) = &done.result {
                     tracing::warn!(token = done.token.0, %fault, "a drive failed a command");
                 }
@@ -265,7 +273,8 @@ impl CoreDisks {
                         disk.counters.write_errors += u64::from(!ok);
                         keep(spare_sources, memory);
                     }
-                    Finished::Sync | Finished::Discard => disk.counters.flush_errors += u64::from(!ok),
+                    Finished::Sync => ok = disk.barrier_answered(ok),
+                    Finished::Discard => {}
                 }
                 out.push(DiskDone { token: done.token.0, ok });
             });
@@ -292,7 +301,7 @@ impl CoreDisks {
         }
         for done in bdev_taken.writes.drain(..) {
             let (disk, token) = untag(done.token);
-            let ok = done.result.is_ok();
+            let mut ok = done.result.is_ok();
             if let Err(status) = &done.result {
                 tracing::warn!(token, %status, "a drive failed a write or flush");
             }
@@ -303,7 +312,7 @@ impl CoreDisks {
                     disk.counters.write_errors += u64::from(!ok);
                     keep(spare_sources, memory);
                 }
-                None => disk.counters.flush_errors += u64::from(!ok),
+                None => ok = disk.barrier_answered(ok),
             }
             out.push(DiskDone { token, ok });
         }
