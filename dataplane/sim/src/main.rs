@@ -10,6 +10,7 @@ use std::time::Instant;
 
 use clap::Parser;
 use penstock_engine::Canary;
+use penstock_sim::cluster::{self, Bug};
 use penstock_sim::report::{canary_row, summary_table, violation_rows};
 use penstock_sim::run::{catch_quietly, run_canaries, run_many, run_seed};
 
@@ -26,6 +27,9 @@ struct Args {
     /// Run this one seed.
     #[arg(long)]
     seed: Option<u64>,
+    /// Groups of several nodes instead of one node's store (with --seed).
+    #[arg(long, requires = "seed")]
+    cluster: bool,
     /// Print every event (with --seed).
     #[arg(long, requires = "seed")]
     trace: bool,
@@ -49,6 +53,9 @@ struct Args {
 fn main() -> ExitCode {
     let args = Args::parse();
     catch_quietly();
+    if let Some(seed) = args.seed.filter(|_| args.cluster) {
+        return run_cluster(seed, args.canary.as_deref(), args.trace);
+    }
     let canary = match args.canary.as_deref().map(canary_named).transpose() {
         Ok(canary) => canary,
         Err(text) => {
@@ -87,6 +94,22 @@ fn main() -> ExitCode {
         fine &= k == n;
     }
     if fine { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn run_cluster(seed: u64, bug: Option<&str>, trace: bool) -> ExitCode {
+    let bug = match bug.map(|name| Bug::ALL.into_iter().find(|bug| bug.name().eq_ignore_ascii_case(name)).ok_or(name)).transpose() {
+        Ok(bug) => bug,
+        Err(name) => {
+            eprintln!("no seeded bug of clusters is called {name}; there are {:?}", Bug::ALL.map(Bug::name));
+            return ExitCode::from(2);
+        }
+    };
+    let outcome = cluster::run_seed(seed, bug, trace);
+    println!("seed {seed}: {} events, trace hash {:016x}", outcome.events, outcome.hash);
+    if let Some(text) = &outcome.violation {
+        println!("VIOLATION, seed {seed}: {text}");
+    }
+    if outcome.violation.is_none() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 fn canary_named(name: &str) -> Result<Canary, String> {

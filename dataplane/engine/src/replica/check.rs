@@ -34,6 +34,8 @@ pub enum Refused {
     JustRestarted,
     #[error("it tells to campaign and does not come from the leader of this term")]
     NotTheLeader,
+    #[error("it tells to campaign, and a state is being installed")]
+    Installing,
     #[error("the state to install does not have this member, or is older than what is here")]
     BadInstall,
     #[error("the group has stopped")]

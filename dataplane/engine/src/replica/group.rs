@@ -50,6 +50,8 @@ struct Live {
     idle: u32,
     /// To go out at the next settle, beside raft's.
     notes: Vec<Message>,
+    /// Ticks since each member was sent an install that it has not answered.
+    installing: Vec<(u64, u32)>,
 }
 
 fn timing_error(config: &GroupConfig) -> Option<String> {
@@ -142,6 +144,7 @@ impl Group {
             asleep: false,
             idle: 0,
             notes: Vec::new(),
+            installing: Vec::new(),
         };
         live.set_timeout();
         Ok(Self { config, state: Ok(Box::new(live)) })
@@ -358,15 +361,40 @@ impl Live {
             return;
         }
         self.idle = self.idle.saturating_add(1);
+        // Raft would look for changes of members among entries that the install has replaced.
+        if self.installs() {
+            return;
+        }
         // A sole voter wins the moment that it campaigns, so only with everything persisted; raft asserts that.
         if !self.leads() && !self.pending.is_empty() && self.members.voters().count() == 1 {
             return;
         }
         self.raw.tick();
+        self.offer_again();
         if self.config.timing.lease && self.leads() && self.raw.raft.heartbeat_elapsed() == 0 {
             self.rounds.renew();
         }
         self.consider_sleep();
+    }
+
+    /// A state is being installed: nothing to campaign with until it is durable.
+    fn installs(&self) -> bool {
+        self.pending.iter().any(|pending| pending.installed.is_some())
+    }
+
+    /// An install may be lost on the way, and raft waits for its result for ever: after two timeouts without it is offered anew.
+    fn offer_again(&mut self) {
+        let waits = |progress: &raft::Progress| progress.state == raft::ProgressState::Snapshot;
+        let mut waiting: Vec<_> = self.raw.raft.prs().iter().filter(|(_, progress)| waits(progress)).map(|(id, _)| (*id, 0)).collect();
+        waiting.sort_unstable();
+        for (id, ticks) in &mut waiting {
+            *ticks = self.installing.iter().find(|(other, _)| other == id).map_or(0, |(_, ticks)| ticks + 1);
+            if *ticks >= 2 * self.config.timing.election {
+                self.raw.report_snapshot(*id, SnapshotStatus::Failure);
+                *ticks = 0;
+            }
+        }
+        self.installing = waiting;
     }
 
     fn step(&mut self, message: Message) -> Result<(), Refused> {
@@ -374,6 +402,9 @@ impl Live {
         let checker = Checker { segment: self.config.segment, me: self.config.me, members: &self.members, restarted };
         if !self.canary(Canary::StepUnchecked) {
             checker.check(&self.raw, &message)?;
+        }
+        if matches!(message.body, MessageBody::Campaign) && self.installs() {
+            return Err(Refused::Installing);
         }
         if let MessageBody::Sleep { last } = message.body {
             self.on_sleep(&message, last);

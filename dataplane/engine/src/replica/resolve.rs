@@ -8,14 +8,15 @@
 //! later than ours, for then it takes no append any more that could complete a quorum with the acknowledgement that we forgot;
 //! or if everyone has answered, the leader of our term among them, who has the entry as long as it can count it.
 
+use super::Recovered;
 use penstock_wire::peer::{EntriesAnswer, EntryState, MemberNo};
 use penstock_wire::{Index, Term};
 
 /// What recovery could not judge.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Unknown {
-    /// The first entry that may have been here: of the bad record where its descriptors tell; else the first that is not known committed, since what is
-    /// unknown may have replaced any of those.
+    /// The first entry that is not known committed, even where the bad record's descriptors tell a later one: our own entries before that one
+    /// may be of a leader that lost, and a copy behind them would be a log that nobody else has.
     pub first: Index,
     /// Terms of the member's own good entries from `first` on.
     pub own: Vec<Term>,
@@ -116,6 +117,12 @@ pub fn judge(unknown: &Unknown, others: usize, quorum: usize, answers: &[Answer]
 }
 
 impl Unknown {
+    /// What to ask about. `last`: the last unknown entry and its term, where the bad record's descriptors tell.
+    pub fn of(recovered: &Recovered, last: Option<(Index, Term)>) -> Self {
+        let own = recovered.entries.iter().map(|entry| entry.term).collect();
+        Self { first: Index(recovered.applied.0 + 1), own, last, term: recovered.ballot.term }
+    }
+
     /// That log, unless ours is as good.
     fn take(&self, answer: &Answer) -> Verdict {
         if answer.rank() > (self.own.last().copied(), self.own.len()) {

@@ -601,8 +601,8 @@ fn learner_that_joins_catches_up_and_votes_once_promoted() {
     assert!(bench.propose(second, 2) <= bench.view(second).committed);
 }
 
-#[test]
-fn member_behind_the_trim_point_is_given_an_install() {
+/// A leader, and a member that has to install entry `index` and does not get it onto its drive.
+fn installing() -> (Bench, usize, usize, Index) {
     let mut bench = Bench::new(3);
     let leader = bench.leader();
     let behind = bench.other(leader);
@@ -614,6 +614,71 @@ fn member_behind_the_trim_point_is_given_an_install() {
     bench.linked[behind] = true;
     bench.fast[behind] = false;
     bench.tick(5);
+    (bench, leader, behind, index)
+}
+
+#[test]
+fn member_that_installs_neither_campaigns_nor_breaks() {
+    let (mut bench, leader, behind, index) = installing();
+    let campaign = message(leader as u64 + 1, behind as u64 + 1, bench.view(leader).term.0, MessageBody::Campaign);
+    assert_eq!(bench.groups[behind].step(campaign), Err(Refused::Installing));
+    bench.linked[leader] = false;
+    bench.sent.clear();
+    bench.tick(40);
+    assert_eq!(bench.groups[behind].stopped(), None);
+    assert!(!bench.sent.iter().any(|message| message.from.0 as usize == behind + 1 && matches!(message.body, MessageBody::Vote { .. })));
+    bench.persist(behind);
+    bench.fast[behind] = true;
+    bench.run();
+    assert_eq!(bench.view(behind).applied, index);
+}
+
+#[test]
+fn install_without_a_result_is_offered_again() {
+    let mut bench = Bench::new(3);
+    let leader = bench.leader();
+    let behind = bench.other(leader);
+    bench.linked[behind] = false;
+    let index = (0..5).map(|value| bench.propose(leader, value)).last().unwrap();
+    let term = bench.view(leader).term;
+    bench.groups[leader].trim(index);
+    bench.groups[leader].offer_install(Install { index, index_term: term, digest: [9; 16], members: members(3) });
+    let says = |body| message(behind as u64 + 1, leader as u64 + 1, term.0, body);
+    let offers = |bench: &Bench| {
+        let to = MemberNo(behind as u64 + 1);
+        bench.sent.iter().filter(|message| message.to == to && matches!(message.body, MessageBody::Install(_))).count()
+    };
+    let refused = MessageBody::AppendRefused { index, hint: Index(0), hint_term: Term(0), commit: Index(0) };
+    bench.groups[leader].step(says(refused)).unwrap();
+    bench.run();
+    assert_eq!(offers(&bench), 1);
+    for (ticks, expected) in [(10, 1), (10, 2)] {
+        bench.tick(ticks);
+        bench.groups[leader].step(says(MessageBody::HeartbeatDone { commit: Index(0), round: None })).unwrap();
+        bench.run();
+        assert_eq!(offers(&bench), expected, "the first was lost; it is offered again after two timeouts");
+    }
+    bench.linked[behind] = true;
+    bench.tick(60);
+    assert_eq!(bench.view(behind).applied, bench.view(leader).last);
+}
+
+#[test]
+fn copy_replaces_everything_that_is_not_known_committed() {
+    // Ours are of a leader of term 2 that lost; its entry 4 rotted. The others have term 3's from entry 2 on.
+    let own = vec![entry(1, 1), entry(2, 2), entry(2, 3)];
+    let recovered = Recovered { ballot: Ballot { term: Term(2), vote: MemberNo(0) }, entries: own, ..fresh(3) };
+    let unknown = resolve::Unknown::of(&recovered, Some((Index(4), Term(2))));
+    assert_eq!((unknown.first, unknown.own.len()), (Index(1), 3));
+    let has = [1, 3, 3, 3].map(|term| Some(Term(term))).to_vec();
+    let answers = [2, 3].map(|no| resolve::Answer { from: MemberNo(no), votes: true, term: Term(3), leads: false, has: has.clone() });
+    let verdict = resolve::judge(&unknown, 2, 2, &answers);
+    assert!(matches!(verdict, resolve::Verdict::Copy { count: 4, .. }), "{verdict:?}: only entry 4 would stand behind entries of term 2");
+}
+
+#[test]
+fn member_behind_the_trim_point_is_given_an_install() {
+    let (mut bench, leader, behind, index) = installing();
     let install = bench.out[behind].iter().find_map(|persist| persist.install.clone()).expect("an install is to be persisted");
     assert_eq!((install.index, install.digest), (index, [9; 16]));
     assert!(bench.view(behind).persisted < index, "not before it is durable");

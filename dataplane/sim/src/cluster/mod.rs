@@ -1,0 +1,78 @@
+//! Groups of three or five members from one seed: the engine's `replica` over links that lose, double, delay and cut, and streams
+//! that tear. What is simulated is everything around a group: frames, oplog streams with their barriers, crashes, clients.
+//!
+//! `world` is the loop and the network, `strike` the faults, `node` one machine with its group, `disk` its stream, `doubts` what a member asks before
+//! its group is built, `judge` what must hold.
+//! Not here (yet): payload, extents and the store around the group, which the simulator of one node has; the group stands here for
+//! itself, its ops being "block b becomes v" written as a zero of v blocks.
+
+pub mod disk;
+mod doubts;
+pub mod judge;
+pub mod node;
+mod strike;
+pub mod world;
+
+use crate::run::catch_quietly;
+use crate::tally::Tally;
+use penstock_engine::replica::Canary;
+use std::cell::RefCell;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+/// A seeded bug: in a group, or in what stands around it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Bug {
+    Group(Canary),
+    /// A record that recovery cannot judge is taken for one that never was.
+    UnknownIsAbsent,
+    /// A ballot counts as persisted without a later record that says so, and rots like any newest record.
+    Unsealed,
+}
+
+impl Bug {
+    pub const ALL: [Bug; 12] = [
+        Bug::Group(Canary::AnswerEarly),
+        Bug::Group(Canary::CountUnpersisted),
+        Bug::Group(Canary::ForgetBallot),
+        Bug::Group(Canary::LeaseFromReceive),
+        Bug::Group(Canary::LeaseOverTransfer),
+        Bug::Group(Canary::VoteAtOnce),
+        Bug::Group(Canary::ReuseRound),
+        Bug::Group(Canary::LeaseAsleep),
+        Bug::Group(Canary::ReadUnproven),
+        Bug::Group(Canary::StepUnchecked),
+        Bug::UnknownIsAbsent,
+        Bug::Unsealed,
+    ];
+
+    pub fn name(self) -> String {
+        match self {
+            Bug::Group(canary) => format!("{canary:?}"),
+            other => format!("{other:?}"),
+        }
+    }
+}
+
+/// What a seed came to.
+#[derive(Debug)]
+pub struct Outcome {
+    pub seed: u64,
+    pub hash: u64,
+    pub events: u64,
+    pub tally: Tally,
+    pub violation: Option<String>,
+}
+
+/// Runs one seed to its end or its first violation.
+pub fn run_seed(seed: u64, bug: Option<Bug>, print: bool) -> Outcome {
+    catch_quietly();
+    let world = RefCell::new(world::World::new(seed, bug, print));
+    let ran = catch_unwind(AssertUnwindSafe(|| world.borrow_mut().run()));
+    let world = world.into_inner();
+    let violation = match ran {
+        Ok(Ok(())) => None,
+        Ok(Err(text)) => Some(text),
+        Err(panic) => Some(panic.downcast_ref::<String>().cloned().unwrap_or_else(|| "a panic in the simulator".to_owned())),
+    };
+    Outcome { seed, hash: world.trace.hash(), events: world.trace.events(), tally: world.tally, violation }
+}
