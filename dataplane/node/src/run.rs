@@ -74,7 +74,7 @@ pub(crate) fn launch(config: Config, ready: Ready) -> Result<(), RunError> {
         app = app.no_hugepages().no_pci();
     } else {
         // What drives over vfio-user need: their other end maps our memory by file.
-        app = app.single_file_segments();
+        app = app.single_file_segments().unnamed_hugepages();
     }
     if let Some(mib) = config.mem_mib {
         app = app.memory_mib(mib);

@@ -35,6 +35,7 @@ struct ps_app_opts {
 	bool interrupt_mode;
 	bool lock_cores;
 	bool single_file_segments;
+	bool in_memory;			/* hugepages as files without names */
 	int log_level;
 	ps_log_fn log;			/* NULL: SPDK's own */
 	void (*on_shutdown)(void);	/* app thread: something in SPDK asks the app to stop */

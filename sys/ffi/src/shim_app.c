@@ -57,10 +57,8 @@ ps_app_run(const struct ps_app_opts *o, ps_fn start, void *arg)
 	opts.no_huge = o->no_huge;
 	opts.no_pci = o->no_pci;
 	opts.hugepage_single_segments = o->single_file_segments;
-	if (o->single_file_segments) {
-		/* Hugepages as files without names, which other processes map by descriptor: a process that is killed leaves none behind.
-		 * SPDK unlinks files by itself, but not where there is to be one for many pages: DPDK refuses that, and takes this.
-		 */
+	if (o->in_memory) {
+		/* SPDK unlinks hugepage files by itself, but not where there is to be one for many pages: DPDK refuses that, and takes this. */
 		opts.env_context = (void *)"--in-memory";
 	}
 	opts.interrupt_mode = o->interrupt_mode;

@@ -94,6 +94,7 @@ pub struct App {
     hugepages: bool,
     pci: bool,
     single_file_segments: bool,
+    in_memory: bool,
     interrupt_mode: bool,
     lock_cores: bool,
     rpc_socket: Option<PathBuf>,
@@ -114,6 +115,7 @@ impl App {
             hugepages: true,
             pci: true,
             single_file_segments: false,
+            in_memory: false,
             interrupt_mode: false,
             lock_cores: false,
             rpc_socket: None,
@@ -154,9 +156,16 @@ impl App {
         self
     }
 
-    /// One file for all hugepages, without a name: what a vfio-user initiator on hugepages needs.
+    /// One file for all hugepages: what an initiator on hugepages needs that shares them with another process.
     pub fn single_file_segments(mut self) -> App {
         self.single_file_segments = true;
+        self
+    }
+
+    /// Hugepages as files without names, which other processes map by descriptor: a process that is killed leaves none behind. Not for
+    /// a vhost-user initiator, which finds its own files by their names.
+    pub fn unnamed_hugepages(mut self) -> App {
+        self.in_memory = true;
         self
     }
 
@@ -237,6 +246,7 @@ impl App {
             interrupt_mode: self.interrupt_mode,
             lock_cores: self.lock_cores,
             single_file_segments: self.single_file_segments,
+            in_memory: self.in_memory,
             log_level: self.log_level.to_c(),
             log: has_log.then_some(on_log as _),
             on_shutdown: Some(on_shutdown),
