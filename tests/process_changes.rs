@@ -10,7 +10,6 @@ use penstock::process::ledger::{End, Ledger, Progress, work_while};
 use penstock::process::witness::Witness;
 use penstock::process::{dice, program};
 use penstock_api::rpc::{Drain, DrainParams, DriveInfo, DriveState};
-use std::path::Path;
 use std::time::Duration;
 
 const MIB: u64 = 1 << 20;
@@ -309,17 +308,6 @@ fn stop_cut_short_by_a_second_sigterm_or_a_kill_loses_nothing() {
     house.settle().unwrap();
 }
 
-/// What the node says of the drive at `path`.
-fn drive(house: &House, path: &Path) -> DriveInfo {
-    let place = path.display().to_string();
-    house.drives().unwrap().into_iter().find(|drive| drive.spec.to_string().contains(&place)).expect("the drive is listed")
-}
-
-fn settled_drive(house: &House, path: &Path) -> DriveInfo {
-    wait_for("the drive to be open or given up", LIMIT, || Ok(Some(drive(house, path)).filter(|drive| drive.state != DriveState::Opening)))
-        .unwrap()
-}
-
 fn house_with_victim(dice: &mut penstock::guest::replay::Dice) -> (House, Witness, std::path::PathBuf, Ledger) {
     let mut house = House::new().unwrap();
     house.add_drive("well", "64MiB", "--oplog 8MiB");
@@ -368,7 +356,7 @@ fn file_of_a_drive_cut_short_while_it_serves_gives_errors_and_never_other_bytes(
         let mut line = house.wait_for_door("v").unwrap().connect().unwrap();
         let taken: Vec<u64> =
             (2048..4096).step_by(7).filter(|block| line.try_write(block * BLOCK, &content(round, *block)).unwrap().is_ok()).collect();
-        println!("round {round}: cut at {cut}; {} of 293 writes taken; {:?}", taken.len(), drive(&house, &path).state);
+        println!("round {round}: cut at {cut}; {} of 293 writes taken; {:?}", taken.len(), house.drive_at(&path).state);
         let expect_taken = |line: &mut Namespace, when: &str| {
             let answers = taken.iter().map(|block| (block, line.try_read(block * BLOCK, BLOCK as usize).unwrap()));
             let readable = answers.filter_map(|(block, answer)| answer.ok().map(|bytes| (block, bytes)));
@@ -382,7 +370,7 @@ fn file_of_a_drive_cut_short_while_it_serves_gives_errors_and_never_other_bytes(
         // Too short for its label, it is not opened; given its length again it is, and nothing lies.
         restart(&mut house);
         witness.expect_restarted(&mut house).unwrap();
-        let settled = settled_drive(&house, &path);
+        let settled = house.settled_drive(&path);
         println!("round {round}: after a restart {:?}: {:?}", settled.state, settled.reason);
         assert_eq!(settled.state, DriveState::Missing);
         assert!(settled.reason.is_some_and(|reason| reason.contains("formatted")), "both sizes are said");
@@ -390,7 +378,7 @@ fn file_of_a_drive_cut_short_while_it_serves_gives_errors_and_never_other_bytes(
         file.set_len(64 * MIB).unwrap();
         let settled = wait_for("control to try the drive again", LIMIT, || {
             let again = |drive: &DriveInfo| !drive.reason.as_ref().is_some_and(|reason| reason.contains("formatted"));
-            Ok(Some(drive(&house, &path)).filter(|drive| drive.state != DriveState::Opening && again(drive)))
+            Ok(Some(house.drive_at(&path)).filter(|drive| drive.state != DriveState::Opening && again(drive)))
         })
         .unwrap();
         println!("round {round}: long again {:?}: {:?}", settled.state, settled.reason);
@@ -427,7 +415,7 @@ fn file_of_a_drive_removed_while_it_serves_is_missed_and_not_made_anew() {
     restart(&mut house);
     witness.expect_restarted(&mut house).unwrap();
     let gone =
-        wait_for("the drive to be missed", LIMIT, || Ok(Some(drive(&house, &path)).filter(|drive| drive.state != DriveState::Opening)))
+        wait_for("the drive to be missed", LIMIT, || Ok(Some(house.drive_at(&path)).filter(|drive| drive.state != DriveState::Opening)))
             .unwrap();
     println!("{:?}: {:?}", gone.state, gone.reason);
     assert_eq!(gone.state, DriveState::Missing, "{gone:?}");
@@ -438,7 +426,7 @@ fn file_of_a_drive_removed_while_it_serves_is_missed_and_not_made_anew() {
     // An empty one in its place is not taken for it either.
     std::fs::File::create(&path).unwrap().set_len(64 * MIB).unwrap();
     moment(500);
-    let replaced = drive(&house, &path);
+    let replaced = house.drive_at(&path);
     assert_ne!(replaced.state, DriveState::Serving, "{replaced:?}");
     assert!(std::fs::read(&path).unwrap().iter().all(|byte| *byte == 0), "a blank file in its place is left alone");
     std::fs::rename(&kept, &path).unwrap();

@@ -1,15 +1,13 @@
 //! What lies on drives: data of others, drives of other clusters, labels and superblocks that rot. Nothing of others is ever
 //! overwritten unasked; whatever is unreadable is said by name; the node and its other drives serve on.
 
-use penstock::guest::wait::wait_for;
 use penstock::process::dice;
-use penstock::process::house::{House, LIMIT};
+use penstock::process::house::House;
 use penstock::process::image::Image;
 use penstock::process::ledger::{End, Ledger};
 use penstock::process::witness::Witness;
 use penstock_api::rpc::{
-    Drain, DrainParams, DriveAdd, DriveAddParams, DriveInfo, DriveRemove, DriveRemoveParams, DriveState, Empty, ExportAdd, ExportAddParams,
-    NodeGet,
+    Drain, DrainParams, DriveAdd, DriveAddParams, DriveRemove, DriveRemoveParams, DriveState, Empty, ExportAdd, ExportAddParams, NodeGet,
 };
 use std::collections::hash_map::DefaultHasher;
 use std::hash::{Hash, Hasher};
@@ -101,17 +99,6 @@ fn drive_of_another_cluster_is_refused_naming_both_and_never_touched() {
     house.settle().unwrap();
 }
 
-/// What the node says of the drive at `path`.
-fn drive(house: &House, path: &Path) -> DriveInfo {
-    let place = path.display().to_string();
-    house.drives().unwrap().into_iter().find(|drive| drive.spec.to_string().contains(&place)).expect("the drive is listed")
-}
-
-fn settled_drive(house: &House, path: &Path) -> DriveInfo {
-    wait_for("the drive to be open or given up", LIMIT, || Ok(Some(drive(house, path)).filter(|drive| drive.state != DriveState::Opening)))
-        .unwrap()
-}
-
 #[test]
 fn rotten_labels_and_superblocks_are_healed_from_their_copies_or_named() {
     let mut dice = dice("labels");
@@ -147,7 +134,7 @@ fn rotten_labels_and_superblocks_are_healed_from_their_copies_or_named() {
         damage.iter().for_each(|(at, bytes)| image.write(*at, bytes).unwrap());
         house.start_node().unwrap();
         witness.expect_restarted(&mut house).unwrap();
-        let found = settled_drive(&house, &path);
+        let found = house.settled_drive(&path);
         println!("{deed}: {:?} {:?}", found.state, found.reason);
         if is_healed {
             assert_eq!(found.state, DriveState::Serving, "{deed}: {:?}", found.reason);
@@ -192,7 +179,7 @@ fn random_damage_to_metadata_and_oplog_never_ends_the_node_or_shows_wrong_bytes(
     write(&mut ledger, 50);
     // Cut off in the middle, so that there is a log to redo. Control would open the drive between our damages.
     house.kill_control().unwrap();
-    let known = drive(&house, &path);
+    let known = house.drive_at(&path);
     let exported = house.volume("v").unwrap().exports[0].door.clone();
     let node = house.rpc::<NodeGet>(&Empty {}).unwrap();
     house.kill_node().unwrap();
@@ -201,7 +188,7 @@ fn random_damage_to_metadata_and_oplog_never_ends_the_node_or_shows_wrong_bytes(
     house.start_node().unwrap();
     witness.expect_restarted(&mut house).unwrap();
     let remove = |house: &House| house.rpc::<DriveRemove>(&DriveRemoveParams { drive_id: known.drive_id, force: true });
-    settled_drive(&house, &path);
+    house.settled_drive(&path);
     remove(&house).unwrap();
     let zone = Image::open(&good).unwrap().zones().unwrap()[0].clone();
     // Only where something is: damage to what was never written proves nothing.

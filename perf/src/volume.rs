@@ -31,12 +31,16 @@ pub fn claim(node: &mut dyn Node) -> Result<(), String> {
 }
 
 fn claim_as(node: &mut dyn Node, ids: &Value) -> Result<(), String> {
+    call_when_up(node, "penstock_node_claim", ids).map(drop)
+}
+
+/// A call that a node which is still starting is asked again.
+fn call_when_up(node: &mut dyn Node, method: &str, params: &Value) -> Result<Value, String> {
     let deadline = Instant::now() + Duration::from_secs(30);
     loop {
-        match node.call("penstock_node_claim", ids) {
-            Ok(_) => return Ok(()),
+        match node.call(method, params) {
             Err(error) if error.contains(NOT_READY) && Instant::now() < deadline => std::thread::sleep(Duration::from_millis(20)),
-            Err(error) => return Err(error),
+            outcome => return outcome,
         }
     }
 }
@@ -83,14 +87,7 @@ fn serving(node: &mut dyn Node, id: &Value, spec: &str) -> Result<(), String> {
 
 /// Opens the volume of that name on a drive that carries a label of ours, in a node that has no drives yet; gives its bdev.
 pub fn open_named(node: &mut dyn Node, name: &str, spec: &str) -> Result<String, String> {
-    let probe = |node: &mut dyn Node| node.call("penstock_drive_probe", &json!({"spec": spec}));
-    let deadline = Instant::now() + Duration::from_secs(30);
-    let found = loop {
-        match probe(node) {
-            Err(error) if error.contains(NOT_READY) && Instant::now() < deadline => std::thread::sleep(Duration::from_millis(20)),
-            other => break other?,
-        }
-    };
+    let found = call_when_up(node, "penstock_drive_probe", &json!({"spec": spec}))?;
     let label = &found["content"]["label"];
     if label.is_null() {
         return Err(format!(

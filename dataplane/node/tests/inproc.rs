@@ -1,9 +1,10 @@
 //! A node in this process, without doors: verified writes and reads through the engine on a malloc drive, and what they cost.
 
-use std::cell::RefCell;
+mod load;
+
 use std::sync::mpsc;
 
-use penstock_node::inproc::{self, Activity, HostOp, LendBuf, LocalDone, Options, Poller, Span, Volume};
+use penstock_node::inproc::{self, Activity, HostOp, LendBuf, LocalDone, Span, Volume};
 
 const BLOCK: u64 = 4096;
 const DEPTH: usize = 16;
@@ -19,10 +20,6 @@ struct Outcome {
     miscompares: u64,
     checked: u64,
     out_of_range: bool,
-}
-
-thread_local! {
-    static POLLER: RefCell<Option<Poller>> = const { RefCell::new(None) };
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -137,20 +134,8 @@ impl Load {
 
 #[test]
 fn volume_in_process_keeps_what_was_written() {
-    let scratch = tempfile::tempdir().expect("a scratch directory");
-    let mut options = Options::new("malloc:m0?size=128MiB".parse().expect("a spec"), scratch.path().to_owned());
-    options.volume_bytes = BLOCKS * BLOCK;
-    options.oplog_bytes = Some(16 << 20);
     let (report, outcome) = mpsc::channel();
-    let (trouble, troubles) = mpsc::channel();
-    inproc::run(options, move |ready| {
-        let volume = match ready {
-            Ok(volume) => volume,
-            Err(why) => {
-                let _ = trouble.send(why);
-                return inproc::stop();
-            }
-        };
+    load::run("malloc:m0?size=128MiB", BLOCKS * BLOCK, 16 << 20, move |volume| {
         let free = inproc::buffers(DEPTH, BLOCK as usize).expect("memory");
         let mut load = Load {
             volume,
@@ -163,11 +148,8 @@ fn volume_in_process_keeps_what_was_written() {
             outcome: Outcome::default(),
             report,
         };
-        let poller = Poller::busy("load", move || load.turn()).expect("a poller");
-        POLLER.set(Some(poller));
-    })
-    .expect("the node runs and stops");
-    assert_eq!(troubles.try_recv().ok(), None);
+        move || load.turn()
+    });
     let outcome = outcome.try_recv().expect("the load ran to its end");
     assert_eq!((outcome.failed, outcome.wrong, outcome.checked), (0, 0, BLOCKS), "{outcome:?}");
     assert_eq!((outcome.miscompares, outcome.out_of_range), (1, true), "{outcome:?}");

@@ -1,11 +1,12 @@
 //! A command allocates nothing on its way through the loop, once warm: writes, reads and zeroes from within the process, one at a
 //! time and many. The drain is background work with slices of its own; the oplog is large enough that it does not begin here.
 
+mod load;
+
 use std::alloc::System;
-use std::cell::RefCell;
 use std::sync::mpsc;
 
-use penstock_node::inproc::{self, Activity, HostOp, LendBuf, LocalDone, Options, Poller, Span, Volume};
+use penstock_node::inproc::{self, Activity, HostOp, LendBuf, LocalDone, Span, Volume};
 use stats_alloc::{INSTRUMENTED_SYSTEM, Stats, StatsAlloc};
 
 #[global_allocator]
@@ -27,10 +28,6 @@ enum Kind {
 /// What is done, one after the other. The first of each kind and depth warms up, the second is counted.
 const PHASES: [(Kind, usize); 6] =
     [(Kind::Write, 1), (Kind::Read, 1), (Kind::Zero, 1), (Kind::Write, 32), (Kind::Read, 32), (Kind::Zero, 32)];
-
-thread_local! {
-    static POLLER: RefCell<Option<Poller>> = const { RefCell::new(None) };
-}
 
 struct Load {
     volume: Volume,
@@ -103,20 +100,8 @@ impl Load {
 
 #[test]
 fn command_after_warm_up_allocates_nothing() {
-    let scratch = tempfile::tempdir().expect("a scratch directory");
-    let mut options = Options::new("malloc:m0?size=384MiB".parse().expect("a spec"), scratch.path().to_owned());
-    options.volume_bytes = BLOCKS * BLOCK;
-    options.oplog_bytes = Some(128 << 20);
     let (report, outcome) = mpsc::channel();
-    let (trouble, troubles) = mpsc::channel();
-    inproc::run(options, move |ready| {
-        let volume = match ready {
-            Ok(volume) => volume,
-            Err(why) => {
-                let _ = trouble.send(why);
-                return inproc::stop();
-            }
-        };
+    load::run("malloc:m0?size=384MiB", BLOCKS * BLOCK, 128 << 20, move |volume| {
         let mut load = Load {
             volume,
             phase: 0,
@@ -130,11 +115,8 @@ fn command_after_warm_up_allocates_nothing() {
             found: Vec::with_capacity(PHASES.len()),
             report,
         };
-        let poller = Poller::busy("load", move || load.turn()).expect("a poller");
-        POLLER.set(Some(poller));
-    })
-    .expect("the node runs and stops");
-    assert_eq!(troubles.try_recv().ok(), None);
+        move || load.turn()
+    });
     let found = outcome.try_recv().expect("the load ran to its end");
     for (kind, depth, allocated, failed) in &found {
         println!("{kind:?} at depth {depth}: {allocated} allocations in {COUNT} commands");

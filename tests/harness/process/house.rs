@@ -12,7 +12,7 @@ use crate::guest::target::{Daemon, free_port};
 use crate::guest::wait::wait_for;
 use penstock_api::http::NodeView;
 use penstock_api::rpc::{
-    DriveInfo, DriveList, Empty, Method, NodeGet, Response, RpcError, VolumeInfo, VolumeList, VolumeState, decode_response,
+    DriveInfo, DriveList, DriveState, Empty, Method, NodeGet, Response, RpcError, VolumeInfo, VolumeList, VolumeState, decode_response,
 };
 use serde_json::Value;
 use std::net::SocketAddr;
@@ -265,6 +265,18 @@ impl House {
 
     pub fn drives(&self) -> Result<Vec<DriveInfo>> {
         self.rpc::<DriveList>(&Empty {}).map_err(|e| failed("drives", e.to_string()))
+    }
+
+    /// What the node says of the drive at `path`, which is one of its.
+    pub fn drive_at(&self, path: &Path) -> DriveInfo {
+        let place = path.display().to_string();
+        self.drives().unwrap().into_iter().find(|drive| drive.spec.to_string().contains(&place)).expect("the drive is listed")
+    }
+
+    /// The same, once it is open or given up.
+    pub fn settled_drive(&self, path: &Path) -> DriveInfo {
+        let settled = || Ok(Some(self.drive_at(path)).filter(|drive| drive.state != DriveState::Opening));
+        wait_for("the drive to be open or given up", LIMIT, settled).unwrap()
     }
 
     pub fn volumes(&self) -> Result<Vec<VolumeInfo>> {
