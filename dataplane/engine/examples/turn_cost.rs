@@ -110,6 +110,7 @@ fn main() {
         fenced: None,
         accept_lost_log: false,
         limits: Limits::default(),
+        replication: penstock_engine::Replication::default(),
         canary: None,
     };
     let mem = Mem { block: vec![0x5a; BLOCK], bufs: Vec::new(), free: Vec::new() };

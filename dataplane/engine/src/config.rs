@@ -1,8 +1,9 @@
 //! What a store is opened with, and what it shows of itself.
 
 use crate::port::ReplicaNo;
+use crate::replica;
 use penstock_wire::label::Geometry;
-use penstock_wire::{DecodeError, Incarnation, ReplicaShape};
+use penstock_wire::{DecodeError, Incarnation, NodeId, ReplicaShape};
 use thiserror::Error;
 
 /// What makes the drive's completed writes durable.
@@ -118,6 +119,24 @@ impl Default for Limits {
 /// Most batches that may be out: recovery's look-ahead is sized by it.
 pub const BATCHES_OUT_MAX: u32 = 16;
 
+/// What a store's groups are opened with.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Replication {
+    /// The node that the store is on: tells which member of a group is its own.
+    pub node: NodeId,
+    pub timing: replica::Timing,
+    /// Always `None` outside the simulator; has no effect without feature `canary`.
+    pub canary: Option<replica::Canary>,
+}
+
+impl Default for Replication {
+    /// Elections after 200 to 320 ms, heartbeats every 50 ms, sleep after 5 s without anything to do, a round of proof for the reads of each turn.
+    fn default() -> Self {
+        let timing = replica::Timing { election: 20, heartbeat: 5, stride: 4, tick: 10, sleep: Some(500), lease: false };
+        Self { node: NodeId::default(), timing, canary: None }
+    }
+}
+
 /// What a store is opened with.
 #[derive(Clone, Debug)]
 pub struct StoreConfig {
@@ -131,6 +150,7 @@ pub struct StoreConfig {
     /// The operator has accepted that batches of the log are lost ([`FenceReason::LogLost`]).
     pub accept_lost_log: bool,
     pub limits: Limits,
+    pub replication: Replication,
     /// Always `None` outside the simulator; has no effect without feature `canary`.
     pub canary: Option<Canary>,
 }

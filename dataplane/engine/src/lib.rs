@@ -13,11 +13,16 @@ mod alloc;
 mod audit;
 mod checkpoint;
 mod config;
+// Used by what is being built on it.
+#[expect(dead_code)]
+mod doubt;
 mod drain;
 mod epoch;
 pub mod format;
 mod index;
 mod map;
+#[expect(dead_code)]
+mod member;
 mod orders;
 pub mod port;
 mod read;
@@ -31,7 +36,8 @@ mod write;
 
 pub use audit::AuditError;
 pub use config::{
-    Barrier, Canary, Counters, FenceReason, Limits, OpenError, RecoveryReport, ReplicaUsage, ReplicaView, Stage, StoreConfig, StoreView,
+    Barrier, Canary, Counters, FenceReason, Limits, OpenError, RecoveryReport, ReplicaUsage, ReplicaView, Replication, Stage, StoreConfig,
+    StoreView,
 };
 pub use port::*;
 pub use store::Store;

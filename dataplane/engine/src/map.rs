@@ -53,6 +53,9 @@ pub struct Replica {
     pub allocated: u64,
     /// Blocks whose newest version is in the log alone.
     pub undrained: u64,
+    /// Of a volume with several replicas.
+    #[expect(dead_code)]
+    pub member: Option<Box<crate::member::Member>>,
 }
 
 impl Replica {

@@ -57,6 +57,8 @@ impl Store {
                 replica.limit_blocks = replica.limit_blocks.min(blocks);
                 (no, blocks, What::Resize)
             }
+            Order::CreateMember { .. } => return Some(Err(OrderError::Invalid("groups of several replicas are not served yet"))),
+            Order::Change { .. } | Order::Transfer { .. } => return Some(Err(OrderError::NotLeader(None))),
             Order::Drain | Order::ScrubStart | Order::ScrubStop | Order::Stop => unreachable!("not an order for the log"),
         };
         self.order_out = Some(id);
@@ -82,6 +84,7 @@ impl Store {
             pages: FxHashMap::default(),
             allocated: 0,
             undrained: 0,
+            member: None,
         }));
     }
 

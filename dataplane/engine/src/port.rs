@@ -8,7 +8,9 @@
 //! [`BufId`] from [`Memory::alloc`] until [`Memory::free`]. While a [`DiskOp`] that names them is out, the device owns
 //! their bytes: the engine touches none of them, and the adapter may assert so.
 
-use penstock_wire::BlockAddr;
+use crate::replica::Part as GroupPart;
+use penstock_wire::peer::{EntriesAnswer, EntriesAsk, MemberNo, Members, Message};
+use penstock_wire::{BlockAddr, Incarnation, NodeId, SegmentId, Term};
 
 /// One host command that has not been answered. Chosen by the adapter, dense from 0, reused after the reply.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, PartialOrd, Ord)]
@@ -90,13 +92,30 @@ pub enum Status {
 pub enum Order {
     /// Make an empty replica. Idempotent for the same ids and shape.
     Create(Box<penstock_wire::ReplicaShape>),
+    /// Make an empty replica that is a member of a group: the one of `members` that is on this node. Every first member is made with the
+    /// same membership. Idempotent for the same ids and shape.
+    CreateMember {
+        shape: Box<penstock_wire::ReplicaShape>,
+        members: Box<Members>,
+    },
+    /// The group's membership after one step (see [`crate::replica::Group::change`]). Answered when it is applied here; refused where this
+    /// member does not lead.
+    Change {
+        segment: SegmentId,
+        members: Box<Members>,
+    },
+    /// Step aside for `to`. Answered when it was begun; refused where this member does not lead.
+    Transfer {
+        segment: SegmentId,
+        to: MemberNo,
+    },
     /// Delete a replica and give its space back in the background. Idempotent.
     Delete {
-        segment: penstock_wire::SegmentId,
+        segment: SegmentId,
     },
     /// New size in 4 KiB blocks. What a shrink cuts off reads as zeros if the volume grows again.
     Resize {
-        segment: penstock_wire::SegmentId,
+        segment: SegmentId,
         blocks: u64,
     },
     /// Answered when everything acknowledged before it is drained and checkpointed.
@@ -118,7 +137,47 @@ pub enum OrderError {
     Conflict(Box<penstock_wire::ReplicaShape>),
     NoSpace,
     Invalid(&'static str),
+    /// This member does not lead its group: says which node does, where that is known.
+    NotLeader(Option<NodeId>),
     Stopping,
+}
+
+/// What a replica of one node says to a replica of another, both of one group.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum PeerWord {
+    Group(Message),
+    EntriesAsk(EntriesAsk),
+    EntriesAnswer(EntriesAnswer),
+}
+
+impl PeerWord {
+    pub fn segment(&self) -> SegmentId {
+        match self {
+            Self::Group(message) => message.segment,
+            Self::EntriesAsk(ask) => ask.segment,
+            Self::EntriesAnswer(answer) => answer.segment,
+        }
+    }
+
+    /// Payload blocks that go with it.
+    pub fn payload_blocks(&self) -> u32 {
+        match self {
+            Self::Group(message) => message.payload_blocks(),
+            Self::EntriesAsk(_) => 0,
+            Self::EntriesAnswer(answer) => answer.payload_blocks(),
+        }
+    }
+}
+
+/// A replica's part in its group.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Standing {
+    pub part: GroupPart,
+    pub term: Term,
+    /// Who leads that term, where it is known.
+    pub leader: Option<NodeId>,
+    /// Leads, and has applied what its term begins with: hosts are served here.
+    pub serves: bool,
 }
 
 /// A fact for the engine.
@@ -140,6 +199,26 @@ pub enum Event {
     /// The drive is not to be written any more: another store on it was fenced, or it went away. The loop tells all stores
     /// of the drive in the turn in which it hears of it, since one failed barrier may have lost any store's writes.
     Fence(crate::FenceReason),
+    /// A word for a replica of this store. `payload`: its payload blocks in order, not verified yet, in a buffer that is the store's from
+    /// here on; `None` where the word has none. What does not fit is dropped, whoever said it.
+    Peer {
+        from: NodeId,
+        word: Box<PeerWord>,
+        payload: Option<BufId>,
+    },
+    /// A node can be reached, and shows this incarnation of its process.
+    PeerUp {
+        node: NodeId,
+        incarnation: Incarnation,
+    },
+    /// A node cannot be reached, or was silent for too long.
+    PeerDown {
+        node: NodeId,
+    },
+    /// Words to a node were dropped on this side: its queue was full, or it could not be reached.
+    PeerLost {
+        node: NodeId,
+    },
     /// Time passes: at least every 10 ms while anything is out, none are needed while `StoreView::quiescent`.
     Tick {
         now: Millis,
@@ -208,6 +287,16 @@ pub enum Notice {
         blocks: u64,
         corrupt: u64,
     },
+    /// A replica's part in its group changed.
+    Standing {
+        replica: ReplicaNo,
+        standing: Standing,
+    },
+    /// A group answers nothing any more, in words; the store and its other groups go on.
+    GroupStopped {
+        replica: ReplicaNo,
+        why: String,
+    },
     Stopped,
 }
 
@@ -215,9 +304,24 @@ pub enum Notice {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Effect {
     Disk(DiskOp),
-    Reply { io: IoId, status: Status },
-    OrderDone { id: OrderId, result: Result<(), OrderError> },
+    Reply {
+        io: IoId,
+        status: Status,
+    },
+    OrderDone {
+        id: OrderId,
+        result: Result<(), OrderError>,
+    },
     Notice(Notice),
+    /// `word` to a node. Its payload is `Effects::parts[first_part .. first_part + part_count]`, in order, to be copied out while this effect
+    /// is carried out and not after (a device write of the same memory may be out: nobody changes it meanwhile). A word that cannot go
+    /// is dropped, and said so by [`Event::PeerLost`].
+    Send {
+        node: NodeId,
+        word: Box<PeerWord>,
+        first_part: u32,
+        part_count: u32,
+    },
 }
 
 /// What one turn wants done. Reused from turn to turn: `clear` keeps the capacity.

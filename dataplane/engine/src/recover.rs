@@ -369,6 +369,7 @@ impl Store {
                 pages,
                 allocated,
                 undrained: 0,
+                member: None,
             }));
         }
         self.map.reserve_numbers(directory.next_replica);

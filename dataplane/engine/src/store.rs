@@ -147,6 +147,12 @@ impl Store {
             }
             Event::Fence(reason) => self.fence(reason, mem, fx),
             Event::Tick { now } => self.on_tick(now, mem, fx),
+            Event::Peer { payload, .. } => {
+                if let Some(buf) = payload {
+                    mem.free(buf);
+                }
+            }
+            Event::PeerUp { .. } | Event::PeerDown { .. } | Event::PeerLost { .. } => {}
         }
     }
 

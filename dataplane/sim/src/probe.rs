@@ -157,6 +157,7 @@ impl Probe {
                     }
                 }
                 Effect::Notice(_) => {}
+                Effect::Send { .. } => unreachable!("no volume here has several replicas"),
             }
         }
         self.fx = fx;

@@ -179,6 +179,7 @@ impl World {
                     fenced: None,
                     accept_lost_log: false,
                     limits: plan.limits,
+                    replication: penstock_engine::Replication::default(),
                     canary,
                 };
                 shards.push(Shard {
@@ -371,6 +372,7 @@ impl World {
             Effect::Reply { io, status } => self.replied(shard, *io, *status),
             Effect::OrderDone { id, result } => self.ordered(shard, *id, result),
             Effect::Notice(notice) => self.noticed(shard, notice),
+            Effect::Send { .. } => unreachable!("no volume here has several replicas"),
         }
     }
 
@@ -506,6 +508,7 @@ impl World {
             Notice::Replica { replica, shape, gone } => self.replica_told(shard, *replica, shape, *gone),
             Notice::ScrubDone { .. } => self.tally.did("scrubs", 1),
             Notice::Stopped => s.standing = Standing::Stopped,
+            Notice::Standing { .. } | Notice::GroupStopped { .. } => unreachable!("no volume here has several replicas"),
         }
     }
 
@@ -604,6 +607,7 @@ fn effect_words(e: &Effect) -> [u64; 4] {
         Effect::Reply { io, status } => [12, u64::from(io.0), status_word(*status), 0],
         Effect::OrderDone { id, result } => [13, id.0, u64::from(result.is_ok()), 0],
         Effect::Notice(n) => [14, text_word(&format!("{n:?}")), 0, 0],
+        Effect::Send { .. } => [15, 0, 0, 0],
     }
 }
 

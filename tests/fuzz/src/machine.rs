@@ -92,6 +92,7 @@ impl Machine {
             fenced: None,
             accept_lost_log: true,
             limits: Limits::default(),
+            replication: penstock_engine::Replication::default(),
             canary: canary(),
         };
         let store = Store::new(config);
@@ -118,7 +119,7 @@ impl Machine {
                     Effect::Reply { io, status } => {
                         assert!(self.replies.insert(io.0, *status).is_none(), "command {io:?} is answered twice");
                     }
-                    Effect::OrderDone { .. } | Effect::Notice(_) => {}
+                    Effect::OrderDone { .. } | Effect::Notice(_) | Effect::Send { .. } => {}
                 }
             }
         }

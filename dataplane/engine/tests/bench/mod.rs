@@ -33,6 +33,7 @@ pub fn config(label: &Label) -> StoreConfig {
         fenced: None,
         accept_lost_log: false,
         limits: Limits::default(),
+        replication: penstock_engine::Replication::default(),
         canary: None,
     }
 }
@@ -101,6 +102,7 @@ impl Bench {
                         self.orders.insert(id.0, result.clone());
                     }
                     Effect::Notice(notice) => self.notices.push(notice.clone()),
+                    Effect::Send { .. } => unreachable!("no volume here has several replicas"),
                 }
             }
         }

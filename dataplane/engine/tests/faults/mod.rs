@@ -87,6 +87,7 @@ impl Faulty {
                         self.bench.orders.insert(id.0, result.clone());
                     }
                     Effect::Notice(notice) => self.bench.notices.push(notice.clone()),
+                    Effect::Send { .. } => unreachable!("no volume here has several replicas"),
                 }
             }
         }

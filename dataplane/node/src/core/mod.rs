@@ -374,6 +374,8 @@ impl Core {
                     (self.report)(Report::OrderDone { id, result });
                 }
                 Effect::Notice(notice) => self.on_notice(at, notice),
+                // Nobody is connected yet.
+                Effect::Send { .. } => {}
             }
         }
     }
@@ -397,6 +399,8 @@ impl Core {
             Notice::Corrupt { replica, block, .. } => Report::Corrupt { drive, store, slot: self.slot_of(at, replica), block },
             Notice::ScrubDone { blocks, corrupt } => Report::ScrubDone { drive, store, blocks, corrupt },
             Notice::Stopped => Report::Stopped { drive, store },
+            // No volume has several replicas yet.
+            Notice::Standing { .. } | Notice::GroupStopped { .. } => return,
             Notice::Replica { replica, shape, gone } => {
                 let slot = match self.slot_of(at, replica) {
                     Some(slot) => slot,

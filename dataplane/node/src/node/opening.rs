@@ -479,6 +479,7 @@ impl Node {
                         barrier,
                         fenced,
                         limits: Limits::default(),
+                        replication: penstock_engine::Replication::default(),
                         accept_lost_log,
                         canary: self.config.canary,
                     };

@@ -79,6 +79,9 @@ fn order_error(doing: &str, error: OrderError) -> RpcError {
             format!("{doing}: the drive is fenced"),
             "find out what is wrong with the drive, then clear the fence (`penstock pool clear-fence`)",
         ),
+        OrderError::NotLeader(_) => {
+            fail(ErrorCode::NotReady, format!("{doing}: another node leads the volume's group"), "ask the node that leads it")
+        }
         OrderError::NoSuchSegment => {
             fail(ErrorCode::NotFound, format!("{doing}: the drive has no such segment"), "look at `penstock volume ls`")
         }
