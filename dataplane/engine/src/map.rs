@@ -33,6 +33,8 @@ pub struct PageState {
     pub extents: Option<u8>,
     pub dirty: bool,
     pub loading: bool,
+    /// Was read, and was not what it should be: once may be the path's fault.
+    pub misread: bool,
 }
 
 /// A replica of this store.
@@ -170,7 +172,7 @@ impl Map {
         let replica = self.replicas[no.0 as usize].as_deref_mut().expect("entries change of replicas that stand");
         let page = replica.pages.entry(key.page_no).or_insert_with(|| {
             self.cached += 1;
-            PageState { on_disk: None, cached: Some(Page::empty()), extents: Some(0), dirty: false, loading: false }
+            PageState { on_disk: None, cached: Some(Page::empty()), extents: Some(0), dirty: false, loading: false, misread: false }
         });
         if !page.dirty {
             page.dirty = true;
@@ -201,6 +203,7 @@ impl Map {
     pub fn loaded(&mut self, key: PageKey, page: Option<Box<Page>>) {
         let Some(state) = self.page_mut(key) else { return };
         state.loading = false;
+        state.misread = false;
         if state.cached.is_some() {
             return;
         }

@@ -352,7 +352,7 @@ impl Store {
                 .iter()
                 .map(|page| {
                     let on_disk = Some((SlotNo(page.slot), page.crc));
-                    (page.page_no, PageState { on_disk, cached: None, extents: page.extents, dirty: false, loading: false })
+                    (page.page_no, PageState { on_disk, cached: None, extents: page.extents, dirty: false, loading: false, misread: false })
                 })
                 .collect();
             let allocated = row.pages.iter().map(|page| u64::from(page.extents.unwrap_or(0))).sum();

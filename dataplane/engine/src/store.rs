@@ -367,6 +367,14 @@ impl Store {
                 self.map.page(key).is_none_or(|state| state.cached.is_some()) || self.space.claim_all(places.map(ExtentNo))
             });
         mem.free(buf);
+        if let Some(state) = self.map.page_mut(key)
+            && page.is_none()
+            && !std::mem::replace(&mut state.misread, true)
+        {
+            state.loading = false;
+            self.load_page(key, mem, fx);
+            return;
+        }
         if page.is_none() && self.map.page(key).is_some() {
             self.counters.corrupt_blocks += 1;
             let at = self

@@ -18,6 +18,8 @@ struct Faulty {
     flush_fails: bool,
     /// Reads of these blocks of the store fail so many times more.
     unreadable: BTreeMap<u64, u32>,
+    /// So many reads fail next, whatever they read.
+    reads_fail: u32,
     /// Commands that the drive keeps to itself.
     holds: Option<DiskKind>,
 }
@@ -28,7 +30,7 @@ impl Faulty {
         bench.create(200);
         bench.tick(20);
         let durable = bench.media.clone();
-        Self { bench, durable, cached: BTreeSet::new(), flush_fails: false, unreadable: BTreeMap::new(), holds: None }
+        Self { bench, durable, cached: BTreeSet::new(), flush_fails: false, unreadable: BTreeMap::new(), reads_fail: 0, holds: None }
     }
 
     fn keep(&mut self, blocks: impl IntoIterator<Item = u64>) {
@@ -55,6 +57,8 @@ impl Faulty {
                         let mut ok = true;
                         let start = self.bench.label.stores[0].start.0 + op.at.0;
                         if op.kind == DiskKind::Read {
+                            ok = self.reads_fail == 0;
+                            self.reads_fail = self.reads_fail.saturating_sub(1);
                             for (_, times) in self.unreadable.range_mut(op.at.0..op.at.0 + u64::from(op.blocks)) {
                                 ok &= *times == 0;
                                 *times = times.saturating_sub(1);
@@ -190,6 +194,20 @@ fn newest_batch_with_a_block_that_cannot_be_read_at_first_is_no_tear() {
     faulty.reopen(None);
     assert_eq!(faulty.bench.store.view().recovery.dropped_batches, 0);
     assert_eq!(faulty.read(1).1, pattern(4, 3 * BLOCK)[BLOCK..2 * BLOCK]);
+}
+
+#[test]
+fn map_page_that_cannot_be_read_at_first_is_not_lost() {
+    let mut faulty = Faulty::new();
+    assert_eq!(faulty.write(0, pattern(4, BLOCK)), Some(Status::Ok));
+    faulty.bench.order(Order::Drain).unwrap();
+    faulty.reopen(None);
+    // The first read of a life that finds nothing in the log is of the page.
+    faulty.reads_fail = 1;
+    assert_eq!(faulty.read(0), (Some(Status::Ok), pattern(4, BLOCK)));
+    faulty.reopen(None);
+    faulty.reads_fail = 2;
+    assert_eq!(faulty.read(0).0, Some(Status::Unrecovered), "twice is lost");
 }
 
 #[test]
