@@ -576,6 +576,8 @@ impl Store {
                     }
                     Op::Delete => self.delete_replica(no),
                     Op::Resize { blocks } => self.resize_replica(no, blocks, seq, entry.index.0),
+                    // Of members of groups, which no store has made yet.
+                    Op::Members(_) | Op::Ballot { .. } => {}
                 }
             }
         }

@@ -3,11 +3,13 @@
 //! The header tells its own place and the batch's descriptors, and repeats the descriptors of the batch before it, so that
 //! one rotten header does not hide what was in it. See docs/disk-format.md for how recovery judges what it finds.
 
-use crate::codec::{PREFIX, Put, Take, check_magic, seal, unseal};
+use crate::codec::{PREFIX, Put, Take, check_magic, seal, unseal_versions};
+use crate::peer::{self, EntryKind, MemberNo, Members};
 use crate::{BLOCK, DecodeError, Generation, Incarnation, Index, ReplicaShape, RingPos, Seq, Term};
 
 const MAGIC: &[u8; 8] = b"PENSLOG1";
-const VERSION: u32 = 1;
+/// The version that is written. Version 1 is read too: it has no ops of groups.
+const VERSION: u32 = 2;
 const WHAT: &str = "batch header";
 const WHAT_OPS: &str = "batch descriptors";
 
@@ -151,7 +153,10 @@ impl<'a> Batch<'a> {
             return Err(DecodeError::Short { what: WHAT, need: len, left: bytes.len() });
         }
         let record = &bytes[..len];
-        unseal(record, WHAT, MAGIC, VERSION)?;
+        let version = unseal_versions(record, WHAT, MAGIC)?;
+        if !(1..=VERSION).contains(&version) {
+            return Err(DecodeError::Version { what: WHAT, found: version, known: VERSION });
+        }
         let mut r = Take::new(record, PREFIX, WHAT);
         let incarnation = Incarnation(r.id()?);
         let seq = Seq(r.count("sequence of a batch")?);
@@ -261,6 +266,19 @@ impl Section {
         self.op(OP_ZERO, count, block);
     }
 
+    /// A decoded op, as the bytes that it was decoded from.
+    pub fn push(&mut self, op: &Op) {
+        match op {
+            Op::Write { block, crcs } => self.write(*block, crcs),
+            Op::Zero { block, count } => self.zero(*block, *count),
+            Op::Create(shape) => self.create(shape),
+            Op::Delete => self.delete(),
+            Op::Resize { blocks } => self.resize(*blocks),
+            Op::Members(members) => self.members(members),
+            Op::Ballot { term, vote } => self.ballot(*term, *vote),
+        }
+    }
+
     /// The replica begins.
     pub fn create(&mut self, shape: &ReplicaShape) {
         let len = shape.encoded_len();
@@ -279,13 +297,59 @@ impl Section {
     pub fn resize(&mut self, blocks: u64) {
         self.op(OP_RESIZE, 0, blocks);
     }
+
+    /// The group's members from here on: with `create` at the birth of a member replica, alone in an entry of its log.
+    pub fn members(&mut self, members: &Members) {
+        self.members_bytes(&members.encode());
+    }
+
+    fn members_bytes(&mut self, bytes: &[u8]) {
+        self.op(OP_MEMBERS, bytes.len() as u32, 0);
+        self.bytes.extend_from_slice(bytes);
+    }
+
+    /// The replica's term and vote from here on. `MemberNo(0)` is a vote for nobody.
+    pub fn ballot(&mut self, term: Term, vote: MemberNo) {
+        self.op(OP_BALLOT, 8, term.0);
+        self.bytes.extend_from_slice(&vote.0.to_le_bytes());
+    }
+
+    /// A whole entry of ops that [`decode_ops`] took before.
+    pub fn raw(&mut self, replica: u32, term: Term, index: Index, ops: &[u8]) {
+        self.entry(replica, term, index);
+        let count = RawOps(ops).count() as u16;
+        self.bytes[self.entry_at + 4..self.entry_at + 6].copy_from_slice(&count.to_le_bytes());
+        self.bytes.extend_from_slice(ops);
+    }
+
+    /// A whole entry of a group's log, of either kind; takes [`logged_len`] bytes.
+    pub fn logged(&mut self, replica: u32, entry: &peer::Entry) {
+        match entry.kind {
+            EntryKind::Ops => self.raw(replica, entry.term, entry.index, &entry.bytes),
+            EntryKind::Members => {
+                self.entry(replica, entry.term, entry.index);
+                self.members_bytes(&entry.bytes);
+            }
+        }
+    }
 }
+
+/// Bytes that an entry of a group's log takes in a section.
+pub fn logged_len(entry: &peer::Entry) -> usize {
+    let op_head = if entry.kind == EntryKind::Members { OP_HEAD } else { 0 };
+    ENTRY_HEAD + op_head + entry.bytes.len()
+}
+
+/// Bytes that an entry with a ballot alone takes in a section.
+pub const BALLOT_LEN: usize = ENTRY_HEAD + OP_HEAD + 8;
 
 const OP_WRITE: u8 = 1;
 const OP_ZERO: u8 = 2;
 const OP_CREATE: u8 = 3;
 const OP_DELETE: u8 = 4;
 const OP_RESIZE: u8 = 5;
+const OP_MEMBERS: u8 = 6;
+const OP_BALLOT: u8 = 7;
 
 /// A decoded op.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -304,6 +368,13 @@ pub enum Op {
     Resize {
         blocks: u64,
     },
+    /// The group's membership from here on.
+    Members(Box<Members>),
+    /// The replica's term and vote from here on.
+    Ballot {
+        term: Term,
+        vote: MemberNo,
+    },
 }
 
 impl Op {
@@ -316,13 +387,49 @@ impl Op {
     }
 }
 
-/// A decoded entry.
+/// A decoded entry. Index 0 (of term 0) is none of a log, but the store's own word on the replica: its birth, ballot or end.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Entry {
     pub replica: u32,
     pub term: Term,
     pub index: Index,
     pub ops: Vec<Op>,
+}
+
+impl Entry {
+    /// The entry as members of a group have it.
+    ///
+    /// # Errors
+    /// When it is none that a group's log may hold.
+    pub fn logged(&self) -> Result<peer::Entry, DecodeError> {
+        let mut section = Section::default();
+        section.entry(0, Term(0), Index(0));
+        let (kind, bytes) = match &self.ops[..] {
+            [Op::Members(members)] => (EntryKind::Members, members.encode()),
+            ops => {
+                ops.iter().for_each(|op| section.push(op));
+                (EntryKind::Ops, section.bytes.split_off(ENTRY_HEAD))
+            }
+        };
+        let payload_blocks = self.ops.iter().map(Op::payload_blocks).sum();
+        let entry = peer::Entry { term: self.term, index: self.index, kind, bytes, payload_blocks };
+        entry.check()?;
+        Ok(entry)
+    }
+
+    /// Whether its ops may stand in an entry of its index.
+    fn check(&self) -> Result<(), DecodeError> {
+        let own = |op: &Op| matches!(op, Op::Create(_) | Op::Members(_) | Op::Ballot { .. } | Op::Delete);
+        let fits = match self.index.0 {
+            0 => self.term.0 == 0 && self.ops.iter().all(own),
+            _ => self.ops.iter().all(|op| match op {
+                Op::Ballot { .. } => false,
+                Op::Members(_) => self.ops.len() == 1,
+                _ => true,
+            }),
+        };
+        if fits { Ok(()) } else { Err(DecodeError::Value { what: "index of an entry, by its term and ops", found: self.index.0 }) }
+    }
 }
 
 /// Decodes a section and checks that its writes account for exactly `payload_blocks`.
@@ -345,7 +452,9 @@ pub fn decode_section(bytes: &[u8], payload_blocks: u32) -> Result<Vec<Entry>, D
             payload += op.payload_blocks();
             ops.push(op);
         }
-        entries.push(Entry { replica, term, index, ops });
+        let entry = Entry { replica, term, index, ops };
+        entry.check()?;
+        entries.push(entry);
     }
     if payload != payload_blocks {
         return Err(DecodeError::Value { what: "payload blocks by the descriptors", found: u64::from(payload) });
@@ -375,23 +484,29 @@ pub fn decode_ops(bytes: &[u8]) -> Result<Vec<Op>, DecodeError> {
     Ok(ops)
 }
 
-/// Payload blocks that an entry's ops have. Looks no further: for bytes that [`decode_ops`] took before.
-pub fn payload_blocks_of(mut ops: &[u8]) -> u32 {
-    let mut blocks = 0;
-    while let Some((word, rest)) = ops.split_first_chunk::<4>() {
+/// Kind and count of each op. Looks no further: for bytes that [`decode_ops`] took before.
+struct RawOps<'a>(&'a [u8]);
+
+impl Iterator for RawOps<'_> {
+    type Item = (u8, u32);
+
+    fn next(&mut self) -> Option<(u8, u32)> {
+        let (word, rest) = self.0.split_first_chunk::<4>()?;
         let word = u32::from_le_bytes(*word);
         let (kind, count) = ((word & 0xff) as u8, word >> 8);
         let after = match kind {
-            OP_WRITE => {
-                blocks += count;
-                4 * count as usize
-            }
-            OP_CREATE => count as usize,
+            OP_WRITE => 4 * count as usize,
+            OP_CREATE | OP_MEMBERS | OP_BALLOT => count as usize,
             _ => 0,
         };
-        ops = rest.get(OP_HEAD - 4 + after..).unwrap_or(&[]);
+        self.0 = rest.get(OP_HEAD - 4 + after..).unwrap_or(&[]);
+        Some((kind, count))
     }
-    blocks
+}
+
+/// Payload blocks that an entry's ops have. Looks no further: for bytes that [`decode_ops`] took before.
+pub fn payload_blocks_of(ops: &[u8]) -> u32 {
+    RawOps(ops).map(|(kind, count)| if kind == OP_WRITE { count } else { 0 }).sum()
 }
 
 fn take_op(r: &mut Take<'_>) -> Result<Op, DecodeError> {
@@ -426,8 +541,24 @@ fn take_op(r: &mut Take<'_>) -> Result<Op, DecodeError> {
             }
             Op::Resize { blocks: block }
         }
+        OP_MEMBERS => {
+            zero_block(block)?;
+            Op::Members(Box::new(Members::decode(r.bytes(count as usize)?)?))
+        }
+        OP_BALLOT => {
+            let vote = MemberNo(r.count("vote of a ballot")?);
+            if count != 8 || block >= crate::COUNT_LIMIT || block == 0 {
+                return Err(DecodeError::Value { what: "term of a ballot", found: block });
+            }
+            Op::Ballot { term: Term(block), vote }
+        }
         other => return Err(DecodeError::Value { what: "kind of an op", found: u64::from(other) }),
     })
+}
+
+/// The block number of an op that has no use for one.
+fn zero_block(block: u64) -> Result<(), DecodeError> {
+    if block == 0 { Ok(()) } else { Err(DecodeError::Value { what: "block of an op without one", found: block }) }
 }
 
 fn check_range(block: u64, count: u32) -> Result<(), DecodeError> {
@@ -440,7 +571,7 @@ fn check_range(block: u64, count: u32) -> Result<(), DecodeError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sample::{batch, shape};
+    use crate::sample::{batch, group_batch, peer::entries, peer::members, shape};
     use proptest::prelude::*;
 
     #[test]
@@ -471,6 +602,87 @@ mod tests {
     }
 
     #[test]
+    fn entries_of_a_group_come_back_as_they_were_put() {
+        let decoded = decode_section(group_batch().own.bytes(), 3).unwrap();
+        let (mut again, mut logged) = (Section::default(), Vec::new());
+        for entry in &decoded {
+            again.entry(entry.replica, entry.term, entry.index);
+            entry.ops.iter().for_each(|op| again.push(op));
+            logged.extend(entry.logged());
+        }
+        assert_eq!(again.bytes(), group_batch().own.bytes());
+        assert_eq!(logged, entries());
+        for entry in &entries() {
+            let mut one = Section::default();
+            one.logged(7, entry);
+            assert_eq!(one.bytes().len(), logged_len(entry));
+        }
+        let mut ballot = Section::default();
+        ballot.entry(7, Term(0), Index(0));
+        ballot.ballot(Term(1), MemberNo(0));
+        assert_eq!(ballot.bytes().len(), BALLOT_LEN);
+    }
+
+    #[test]
+    fn op_where_it_may_not_stand_is_refused() {
+        type Build = fn(&mut Section);
+        let ballot: Build = |section| section.ballot(Term(3), MemberNo(1));
+        let membership: Build = |section| section.members(&members());
+        let zero: Build = |section| section.zero(1, 1);
+        let table: [(u64, u64, &[Build], bool); 8] = [
+            (0, 0, &[membership, ballot], true),
+            (0, 0, &[zero], false),
+            (1, 0, &[ballot], false), // the store's own word has no term
+            (3, 5, &[membership], true),
+            (3, 5, &[membership, membership], false),
+            (3, 5, &[zero, membership], false),
+            (3, 5, &[ballot], false),
+            (3, 5, &[zero, zero], true),
+        ];
+        for (row, (term, index, ops, stands)) in table.into_iter().enumerate() {
+            let mut section = Section::default();
+            section.entry(7, Term(term), Index(index));
+            ops.iter().for_each(|op| op(&mut section));
+            assert_eq!(decode_section(section.bytes(), 0).is_ok(), stands, "row {row}");
+        }
+    }
+
+    #[test]
+    fn ballot_or_members_among_the_ops_of_an_entry_between_nodes_is_refused() {
+        let mut section = Section::default();
+        section.entry(0, Term(0), Index(0));
+        section.ballot(Term(3), MemberNo(1));
+        let ballot = section.bytes()[ENTRY_HEAD..].to_vec();
+        section.clear();
+        section.entry(0, Term(0), Index(0));
+        section.members(&members());
+        let membership = section.bytes()[ENTRY_HEAD..].to_vec();
+        for bytes in [ballot, membership] {
+            assert!(decode_ops(&bytes).is_ok());
+            let entry = peer::Entry { term: Term(3), index: Index(5), kind: EntryKind::Ops, bytes, payload_blocks: 0 };
+            assert!(entry.check().is_err());
+        }
+    }
+
+    #[test]
+    fn ballot_with_a_bad_term_vote_or_length_is_refused() {
+        let good = |change: fn(&mut Vec<u8>)| {
+            let mut section = Section::default();
+            section.entry(7, Term(0), Index(0));
+            section.ballot(Term(3), MemberNo(1));
+            let mut bytes = section.bytes().to_vec();
+            change(&mut bytes);
+            decode_section(&bytes, 0)
+        };
+        assert!(good(|_| ()).is_ok());
+        assert!(good(|bytes| bytes[ENTRY_HEAD + 4] = 0).is_err(), "term 0");
+        assert!(good(|bytes| bytes[ENTRY_HEAD + 11] = 0x40).is_err(), "a term beyond the limit");
+        assert!(good(|bytes| bytes[ENTRY_HEAD + 19] = 0x40).is_err(), "a vote beyond the limit");
+        assert!(good(|bytes| bytes[ENTRY_HEAD + 1] = 9).is_err(), "another length");
+        assert!(good(|bytes| bytes.truncate(ENTRY_HEAD + 19)).is_err(), "cut");
+    }
+
+    #[test]
     fn section_that_counts_other_payload_is_refused() {
         assert!(decode_section(batch().own.bytes(), 4).is_err());
     }
@@ -493,7 +705,7 @@ mod tests {
             bytes[65] = 1;
             bytes[68..70].copy_from_slice(&own.to_le_bytes());
             bytes[70..72].copy_from_slice(&prev.to_le_bytes());
-            seal(&mut bytes, MAGIC, VERSION);
+            seal(&mut bytes, MAGIC, 1 + u32::from(own % 2 == 0));
             if let Ok(batch) = Batch::decode(&bytes) {
                 let _ = decode_section(batch.own, batch.header.payload_blocks);
             }
@@ -505,11 +717,15 @@ mod tests {
         }
 
         #[test]
-        fn mutated_section_decodes_or_fails_cleanly(at in 0usize..200, byte: u8) {
-            let mut bytes = batch().own.bytes().to_vec();
-            let at = at % bytes.len();
-            bytes[at] = byte;
-            let _ = decode_section(&bytes, 3);
+        fn mutated_section_decodes_or_fails_cleanly(at in 0usize..1000, byte: u8) {
+            for batch in [batch(), group_batch()] {
+                let mut bytes = batch.own.bytes().to_vec();
+                let at = at % bytes.len();
+                bytes[at] = byte;
+                for entry in decode_section(&bytes, 3).iter().flatten() {
+                    let _ = entry.logged();
+                }
+            }
         }
     }
 }

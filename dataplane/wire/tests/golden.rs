@@ -60,12 +60,28 @@ fn superblock_v1_with_and_without_a_checkpoint() {
 }
 
 #[test]
-fn batch_v1_of_each_kind_and_both_sizes() {
+fn batch_v1_of_each_kind_and_both_sizes_is_still_read() {
     for (name, batch) in [
         ("batch-v1-data.bin", sample::batch()),
         ("batch-v1-data-two-blocks.bin", sample::long_batch()),
         ("batch-v1-seal.bin", sample::seal()),
         ("batch-v1-open.bin", sample::open()),
+    ] {
+        let bytes = older(name, batch.encode().len());
+        let read = Batch::decode(&bytes).unwrap();
+        assert_eq!((read.header, read.own, read.prev), (batch.header, batch.own.bytes(), batch.prev.bytes()), "{name}");
+        decode_section(read.own, batch.header.payload_blocks).unwrap();
+    }
+}
+
+#[test]
+fn batch_v2_of_each_kind_and_both_sizes() {
+    for (name, batch) in [
+        ("batch-v2-data.bin", sample::batch()),
+        ("batch-v2-group.bin", sample::group_batch()),
+        ("batch-v2-data-two-blocks.bin", sample::long_batch()),
+        ("batch-v2-seal.bin", sample::seal()),
+        ("batch-v2-open.bin", sample::open()),
     ] {
         let encoded = batch.encode();
         let bytes = golden(name, &encoded);
@@ -77,6 +93,13 @@ fn batch_v1_of_each_kind_and_both_sizes() {
     let entries = decode_section(sample::batch().own.bytes(), 3).unwrap();
     assert_eq!(entries[0].ops[1], Op::Zero { block: 7, count: 0x00a0_b0c0 });
     assert_eq!(entries[1].ops, [Op::Create(Box::new(sample::shape())), Op::Resize { blocks: 9 }, Op::Delete]);
+    let entries = decode_section(sample::group_batch().own.bytes(), 3).unwrap();
+    let members = Box::new(sample::peer::members());
+    assert_eq!(entries[0].ops, [Op::Create(Box::new(sample::shape())), Op::Members(members.clone())]);
+    assert_eq!(entries[1].ops, [Op::Ballot { term: Term(0x0102_0304_0506), vote: peer::MemberNo(0x0708_090a) }]);
+    assert_eq!(entries[4].ops, [Op::Members(members)]);
+    let logged: Vec<_> = entries[2..5].iter().map(|entry| entry.logged().unwrap()).collect();
+    assert_eq!(logged, sample::peer::entries());
 }
 
 #[test]

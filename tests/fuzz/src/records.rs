@@ -4,7 +4,7 @@
 use crate::bytes::Choices;
 use crate::damage::reseal;
 use crate::sample::{self, DIRECTORY_EXTENTS, PAGE_EXTENTS};
-use penstock_wire::batch::{Batch, Section, decode_section, header_blocks};
+use penstock_wire::batch::{Batch, Section, decode_section, header_blocks, logged_len};
 use penstock_wire::directory::{Directory, Part, VERSION};
 use penstock_wire::label::{Geometry, Label};
 use penstock_wire::superblock::Superblock;
@@ -76,17 +76,18 @@ fn section(bytes: &[u8], payload_blocks: u32) {
     let mut section = Section::default();
     for entry in &entries {
         section.entry(entry.replica, entry.term, entry.index);
-        for op in &entry.ops {
-            match op {
-                batch::Op::Write { block, crcs } => section.write(*block, crcs),
-                batch::Op::Zero { block, count } => section.zero(*block, *count),
-                batch::Op::Create(shape) => section.create(shape),
-                batch::Op::Delete => section.delete(),
-                batch::Op::Resize { blocks } => section.resize(*blocks),
-            }
+        entry.ops.iter().for_each(|op| section.push(op));
+    }
+    assert_eq!(decode_section(section.bytes(), payload_blocks).as_ref(), Ok(&entries));
+    // What a group's log may hold comes back from both of its shapes.
+    for entry in &entries {
+        if let Ok(logged) = entry.logged() {
+            let mut section = Section::default();
+            section.logged(entry.replica, &logged);
+            assert_eq!(section.bytes().len(), logged_len(&logged));
+            assert_eq!(decode_section(section.bytes(), logged.payload_blocks).as_deref(), Ok(std::slice::from_ref(entry)));
         }
     }
-    assert_eq!(decode_section(section.bytes(), payload_blocks), Ok(entries));
 }
 
 fn map_page(bytes: &[u8]) {
@@ -133,7 +134,7 @@ pub fn seeds() -> Vec<Vec<u8>> {
         superblock.encode_into(&mut block);
         seed(1, &block);
     }
-    for batch in [sample::batch(), sample::seal(), sample::open()] {
+    for batch in [sample::batch(), sample::group_batch(), sample::seal(), sample::open()] {
         seed(2, &batch.encode());
     }
     seed(3, &sample::long_batch().encode());
@@ -142,6 +143,7 @@ pub fn seeds() -> Vec<Vec<u8>> {
     let stream = sample::directory().encode();
     seed(6, &stream);
     seed(6, sample::batch().own.bytes());
+    seed(6, sample::group_batch().own.bytes());
     let mut extent = vec![0; EXTENT];
     sample::part(&stream).encode_into(&mut extent, &stream);
     seed(5, &extent);

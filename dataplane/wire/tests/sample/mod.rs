@@ -8,6 +8,7 @@ use penstock_wire::batch::{Header, Kind, Prev, Section, header_blocks};
 use penstock_wire::directory::{Directory, PageRow, Part, ReplicaRow};
 use penstock_wire::label::{Label, Share};
 use penstock_wire::page::{BlockState, Page, PageName};
+use penstock_wire::peer::MemberNo;
 use penstock_wire::superblock::{NO_EXTENT, Superblock};
 use penstock_wire::*;
 
@@ -130,6 +131,22 @@ pub fn batch() -> SampleBatch {
     own.entry(5, Term(1), Index(1));
     own.create(&shape());
     own.resize(9);
+    own.delete();
+    SampleBatch { header: header(Kind::Data, 3, before()), own, prev: section_before() }
+}
+
+/// What stores write of replicas that are members of groups: a birth, a ballot, entries of a log of each kind, an end.
+pub fn group_batch() -> SampleBatch {
+    let mut own = Section::default();
+    own.entry(5, Term(0), Index(0));
+    own.create(&shape());
+    own.members(&peer::members());
+    own.entry(7, Term(0), Index(0));
+    own.ballot(Term(0x0102_0304_0506), MemberNo(0x0708_090a));
+    for entry in peer::entries() {
+        own.logged(7, &entry);
+    }
+    own.entry(8, Term(0), Index(0));
     own.delete();
     SampleBatch { header: header(Kind::Data, 3, before()), own, prev: section_before() }
 }
