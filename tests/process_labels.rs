@@ -226,7 +226,8 @@ fn random_damage_to_metadata_and_oplog_never_ends_the_node_or_shows_wrong_bytes(
                 opened += 1;
                 // A volume that is gone with what was damaged serves none.
                 if let Ok(volume) = house.volume("v") {
-                    house.rpc::<ExportAdd>(&ExportAddParams { volume_id: volume.volume_id, door: exported.clone() }).unwrap();
+                    let params = ExportAddParams { volume_id: volume.volume_id, door: exported.clone(), controllers: None };
+                    house.rpc::<ExportAdd>(&params).unwrap();
                     let mut line = door.connect().unwrap();
                     verified += 1;
                     if let Err(found) = ledger.clone().verify(&mut line).unwrap() {

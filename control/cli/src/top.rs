@@ -138,6 +138,7 @@ mod tests {
             connections: 0,
             counters: VolumeCounters { writes, write_bytes: writes * 4096, ..VolumeCounters::default() },
             latency: VolumeLatency::default(),
+            group: None,
         };
         VolumeView {
             volume_id,

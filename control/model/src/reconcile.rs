@@ -236,7 +236,7 @@ fn plan_volume(desired: &Desired, observed: &Observed, volume_id: VolumeId, volu
     for desired in &volume.doors {
         match desired.phase {
             Phase::Present if !seen.doors.contains(&desired.door) && seen.state == VolumeState::Serving => {
-                let params = ExportAddParams { volume_id, door: desired.door.clone() };
+                let params = ExportAddParams { volume_id, door: desired.door.clone(), controllers: None };
                 plan.steps.push(Step::Node(NodeStep::AddExport(params)));
             }
             Phase::Removing { .. } if !seen.doors.contains(&desired.door) => {

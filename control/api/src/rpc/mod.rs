@@ -10,6 +10,7 @@
 mod drive;
 mod error;
 mod frame;
+mod group;
 mod metrics;
 mod node;
 mod volume;
@@ -17,6 +18,7 @@ mod volume;
 pub use drive::*;
 pub use error::*;
 pub use frame::*;
+pub use group::*;
 pub use metrics::*;
 pub use node::*;
 pub use volume::*;
@@ -82,6 +84,15 @@ methods! {
     Scrub = "penstock_scrub", false, ScrubParams => ScrubInfo;
     /// Waits, bounded by the node, until all is drained and checkpointed; NotReady if the bound passed first.
     Drain = "penstock_drain", false, DrainParams => DrainInfo;
+    /// The replica that is on this node, of a volume with several. Idempotent as `penstock_volume_create`; deleted and resized as any
+    /// volume, where a resize is NotReady on a node that does not lead.
+    MemberCreate = "penstock_member_create", false, MemberCreateParams => VolumeInfo;
+    /// One step of a group's membership, taken by the leader's node; NotReady elsewhere. Idempotent.
+    GroupChange = "penstock_group_change", false, GroupChangeParams => Empty;
+    /// The leader steps aside for another node's member; answered when it has begun. NotReady on a node that does not lead.
+    GroupTransfer = "penstock_group_transfer", false, GroupTransferParams => Empty;
+    /// Where the other nodes are. Idempotent.
+    PeersSet = "penstock_peers_set", false, PeersSetParams => Empty;
     MetricsGet = "penstock_metrics_get", true, Empty => MetricsInfo;
 }
 

@@ -1,7 +1,10 @@
 //! The node itself.
 
+use std::net::SocketAddr;
+
 use serde::{Deserialize, Serialize};
 
+use super::PeerInfo;
 use crate::id::{ClusterId, NodeId};
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -26,6 +29,13 @@ pub struct NodeInfo {
     pub spdk: SpdkInfo,
     pub drives: u32,
     pub volumes: u32,
+    /// Where it listens for other nodes; absent where it does not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<String>, example = "127.0.0.1:7700"))]
+    pub peer_address: Option<SocketAddr>,
+    /// The other nodes that it was told of.
+    #[serde(default)]
+    pub peers: Vec<PeerInfo>,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
+use super::GroupInfo;
 use crate::id::{DriveId, ReplicaId, SegmentId, VolumeId};
 use crate::name::{Nqn, VolumeName};
 use crate::size::ByteSize;
@@ -107,6 +108,9 @@ pub struct VolumeInfo {
     pub connections: u32,
     pub counters: VolumeCounters,
     pub latency: VolumeLatency,
+    /// Of a volume with several replicas: how the one on this node stands.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub group: Option<GroupInfo>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -212,6 +216,19 @@ impl fmt::Display for Door {
 pub struct ExportAddParams {
     pub volume_id: VolumeId,
     pub door: Door,
+    /// Ids of NVMe controllers that this node may give for this volume; all if absent. Nodes that export the same volume have ranges that do
+    /// not meet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub controllers: Option<ControllerRange>,
+}
+
+/// Controller ids (NVMe's CNTLID) from `first` to `last`, both in 1 to 0xFFEF.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct ControllerRange {
+    pub first: u16,
+    pub last: u16,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

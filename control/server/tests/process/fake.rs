@@ -220,6 +220,8 @@ impl Inner {
             spdk: SpdkInfo { version: "none".to_owned(), tree: "none".to_owned() },
             drives: self.open.len() as u32,
             volumes: self.volumes().len() as u32,
+            peer_address: None,
+            peers: vec![],
         }
     }
 
@@ -339,6 +341,7 @@ impl Inner {
             connections: 0,
             counters: VolumeCounters::default(),
             latency: VolumeLatency::default(),
+            group: None,
         };
         let Some(medium) = self.medium_of(p.drive_id) else { return refuse(ErrorCode::NotFound, "no such drive") };
         match medium.volumes.get(&p.volume_id) {

@@ -45,7 +45,7 @@ fn of_export(error: &ExportError, door: &Door) -> RpcError {
 
 impl Node {
     pub(super) fn export_add(self: &Rc<Self>, params: ExportAddParams, answer: Answer<ExportInfo>) {
-        let ExportAddParams { volume_id: id, door } = params;
+        let ExportAddParams { volume_id: id, door, controllers: _ } = params;
         if self.stop.is_stopping() {
             return answer(Err(fail(ErrorCode::NotReady, "penstockd is stopping", "try again when it runs again")));
         }
@@ -198,7 +198,7 @@ impl Node {
         };
         for entry in wanted {
             let (id, door) = (entry.volume_id, entry.door.clone());
-            let params = ExportAddParams { volume_id: id, door };
+            let params = ExportAddParams { volume_id: id, door, controllers: None };
             self.export_add(
                 params,
                 Box::new(move |result| {

@@ -81,6 +81,8 @@ impl Node {
                 spdk: SpdkInfo { version: SPDK_VERSION.to_owned(), tree: spdk_rs::SPDK_TREE.to_owned() },
                 drives: node.drives.borrow().len() as u32,
                 volumes: volumes.len() as u32,
+                peer_address: None,
+                peers: Vec::new(),
             }));
         });
     }

@@ -364,6 +364,7 @@ impl Node {
             exports,
             counters: view.map(|v| v.counters).unwrap_or_default(),
             latency: view.map(|v| v.latency).unwrap_or_default(),
+            group: None,
         })
     }
 }

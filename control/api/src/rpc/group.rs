@@ -1,0 +1,159 @@
+//! Volumes with several replicas: who is a member, where the nodes reach each other, and how a member stands.
+//!
+//! Members are numbered from 1 in the order in which they joined; a number is never used again. A group has one member a node.
+
+use std::net::SocketAddr;
+
+use serde::{Deserialize, Serialize};
+
+use super::BlockSize;
+use crate::id::{DriveId, NodeId, ReplicaId, SegmentId, VolumeId};
+use crate::name::VolumeName;
+use crate::size::ByteSize;
+
+/// What a member counts for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub enum MemberRole {
+    #[default]
+    Voter,
+    /// Takes the log, counts in no quorum.
+    Learner,
+    /// A voter that keeps the log and no extents.
+    LogOnly,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct GroupMember {
+    /// From 1.
+    pub member: u64,
+    pub role: MemberRole,
+    pub replica_id: ReplicaId,
+    pub node_id: NodeId,
+}
+
+/// The whole membership, in order of number.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct GroupMembers {
+    /// The number that the next one to join gets.
+    pub next: u64,
+    pub list: Vec<GroupMember>,
+}
+
+/// As [`super::VolumeCreateParams`], for the one replica of the group that is on this node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MemberCreateParams {
+    pub volume_id: VolumeId,
+    pub segment_id: SegmentId,
+    /// The one of `members` that is on this node.
+    pub replica_id: ReplicaId,
+    pub name: VolumeName,
+    /// A multiple of 4096, more than 0.
+    pub size_bytes: ByteSize,
+    pub block_size: BlockSize,
+    pub drive_id: DriveId,
+    /// The same for all first members.
+    pub members: GroupMembers,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GroupChangeParams {
+    pub volume_id: VolumeId,
+    /// After the change, which is one step: a learner more, a learner promoted, or a member less.
+    pub members: GroupMembers,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GroupTransferParams {
+    pub volume_id: VolumeId,
+    pub to: NodeId,
+}
+
+/// Where a node listens for the others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PeerAddress {
+    pub node_id: NodeId,
+    pub address: SocketAddr,
+}
+
+/// Replaces what the node knew; its own row, if there, is no peer. Kept by the node through restarts.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PeersSetParams {
+    pub peers: Vec<PeerAddress>,
+}
+
+/// Another node, as a node sees it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct PeerInfo {
+    pub node_id: NodeId,
+    #[cfg_attr(feature = "openapi", schema(value_type = String, example = "127.0.0.1:7700"))]
+    pub address: SocketAddr,
+    pub connected: bool,
+    /// Why not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
+/// A member's part in its group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub enum GroupPart {
+    Leader,
+    Follower,
+    Candidate,
+    Learner,
+    /// It found what it cannot judge alone and asks the others; it does not vote yet.
+    Doubtful,
+    /// It answers nothing any more.
+    Stopped,
+}
+
+impl GroupPart {
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Leader => "leader",
+            Self::Follower => "follower",
+            Self::Candidate => "candidate",
+            Self::Learner => "learner",
+            Self::Doubtful => "doubtful",
+            Self::Stopped => "stopped",
+        }
+    }
+}
+
+/// How the member on this node stands. Positions are indices of log entries.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct GroupInfo {
+    /// Its number.
+    pub member: u64,
+    pub part: GroupPart,
+    /// Why, where it is doubtful or stopped.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    pub term: u64,
+    /// Who leads that term, where it is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub leader: Option<NodeId>,
+    /// Hosts are served here.
+    pub serves: bool,
+    pub asleep: bool,
+    pub last: u64,
+    pub persisted: u64,
+    pub committed: u64,
+    pub applied: u64,
+    /// As of what is applied here.
+    pub members: GroupMembers,
+}
