@@ -208,5 +208,7 @@ fn penstockd_in_a_guest_with_barriers_off_is_caught() {
     let program = std::env::var_os("PENSTOCK_CANARY_PENSTOCKD").expect("PENSTOCK_CANARY_PENSTOCKD names a build with feature canary");
     let flags = vec!["--canary".to_owned(), "count-before-barrier".to_owned()];
     let tally = judge_penstockd("nvme-penstock-canary", program.into(), flags, Reach::Kernel);
-    assert!(tally.losing() > 0, "barriers were off and none of {} images lost a block", tally.judged);
+    // Whether a block is missing or the volume says that its log is lost depends on what else was written meanwhile: either way it is
+    // not what was acknowledged.
+    assert!(tally.findings.len() * 10 > tally.judged * 9, "{} of {} images; nearly all must lose", tally.findings.len(), tally.judged);
 }

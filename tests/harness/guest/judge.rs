@@ -94,13 +94,6 @@ pub struct Tally {
     pub findings: Vec<Finding>,
 }
 
-impl Tally {
-    /// Images in which single acknowledged writes are missing; refused ones not counted.
-    pub fn losing(&self) -> usize {
-        self.findings.iter().filter_map(Finding::verdict).filter(|verdict| !verdict.lost.is_empty()).count()
-    }
-}
-
 /// Judges `images`, ascending by cut. `recover` gives the first `blocks` blocks of the volume that an image holds.
 pub fn judge(
     log: &WriteLog,
