@@ -81,6 +81,7 @@ void ps_malloc_delete(const char *name, ps_status_fn done, void *arg);
 /* ---- NVMe drives as bdevs (shim_bdev.c); app thread ---- */
 /* Makes flushes reach drives; SPDK's default answers them itself. Before the first attach. */
 int ps_nvme_enable_flush(void);
+int ps_nvme_poll_every(uint64_t period_us);
 /* The names are valid during the call. */
 typedef void (*ps_nvme_attached_fn)(void *arg, const char *const *names, size_t count, int rc);
 int ps_nvme_attach(const char *transport, const char *address, const char *service, const char *subsystem_nqn,

@@ -77,6 +77,17 @@ ps_nvme_enable_flush(void)
 	return spdk_bdev_nvme_set_opts(&opts);
 }
 
+int
+ps_nvme_poll_every(uint64_t period_us)
+{
+	struct spdk_bdev_nvme_opts opts;
+
+	opts.opts_size = sizeof(opts);
+	spdk_bdev_nvme_get_opts(&opts, sizeof(opts));
+	opts.nvme_ioq_poll_period_us = period_us;
+	return spdk_bdev_nvme_set_opts(&opts);
+}
+
 #define NVME_NAMES_MAX 128
 
 struct nvme_attach {

@@ -29,6 +29,17 @@ pub fn enable_flush() -> Result<(), Errno> {
     Errno::check(unsafe { spdk_sys::ps_nvme_enable_flush() })
 }
 
+/// Looks for completions every so many microseconds; 0, the default, is all the time. In interrupt mode a thread sleeps in between, and
+/// controllers that raise no events (bound to uio_pci_generic, or over vfio-user) can be attached only with a period (our patch 0004).
+///
+/// # Errors
+/// `EPERM` after the first attach. App thread.
+pub fn poll_every(period_us: u64) -> Result<(), Errno> {
+    thread::assert_app_thread("NVMe options");
+    // SAFETY: reads and writes SPDK's options, on their thread.
+    Errno::check(unsafe { spdk_sys::ps_nvme_poll_every(period_us) })
+}
+
 type Attached = Box<dyn FnOnce(Result<Vec<String>, Errno>)>;
 
 extern "C" fn on_attached(arg: *mut c_void, names: *const *const c_char, count: usize, rc: c_int) {

@@ -131,7 +131,7 @@ pub fn export(line: &mut dyn Line, kind: DoorKind, port: u16) -> Result<()> {
         DoorKind::NvmfTcp => ApiDoor::Nvmf { address: IpAddr::V4(Ipv4Addr::LOCALHOST), port, nqn: None },
         DoorKind::VhostUserBlk => ApiDoor::Vhost { name: None },
     };
-    call::<ExportAdd>(line, &ExportAddParams { volume_id: TestIds::new().volume, door }).map(drop)
+    call::<ExportAdd>(line, &ExportAddParams { volume_id: TestIds::new().volume, door, controllers: None }).map(drop)
 }
 
 /// Waits until the drive's recovery has brought the volume back; an error as soon as it is over without one.

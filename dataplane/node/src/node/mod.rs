@@ -90,6 +90,9 @@ pub(crate) fn current() -> Option<Rc<Node>> {
     NODE.with_borrow(Clone::clone)
 }
 
+/// How long an adaptive core sleeps at most between looks at an NVMe drive, which may have no event to wake it.
+const NVME_POLL_US: u64 = 1000;
+
 /// Bytes of buffers that a node takes for the engine, over all cores.
 fn buffer_bytes(config: &Config) -> usize {
     match config.mem_mib {
@@ -142,6 +145,11 @@ impl Node {
             tracing::error!(%errno, "SPDK does not let flushes reach NVMe drives");
             spdk_rs::app::stop(1);
             return Ok(());
+        }
+        if spdk_rs::thread::interrupt_mode()
+            && let Err(errno) = spdk_rs::nvme::poll_every(NVME_POLL_US)
+        {
+            tracing::warn!(%errno, "NVMe drives that raise no events cannot be used");
         }
         node.watch_signals();
         *node.on_ready.borrow_mut() = Some(ready);
