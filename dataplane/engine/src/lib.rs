@@ -20,6 +20,7 @@ mod drain;
 mod epoch;
 pub mod format;
 mod index;
+mod look;
 mod map;
 #[expect(dead_code)]
 mod member;
@@ -39,5 +40,6 @@ pub use config::{
     Barrier, Canary, Counters, FenceReason, Limits, OpenError, RecoveryReport, ReplicaUsage, ReplicaView, Replication, Stage, StoreConfig,
     StoreView,
 };
+pub use look::{Contents, MemberLook};
 pub use port::*;
 pub use store::Store;

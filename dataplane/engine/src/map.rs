@@ -56,7 +56,6 @@ pub struct Replica {
     /// Blocks whose newest version is in the log alone.
     pub undrained: u64,
     /// Of a volume with several replicas.
-    #[expect(dead_code)]
     pub member: Option<Box<crate::member::Member>>,
 }
 

@@ -117,6 +117,12 @@ impl Evidence {
         self.writer.get(&block).is_some_and(|nth| *nth < self.vouched_below)
     }
 
+    /// Blocks of the newest record that the store knows durable, if no durable record vouches for it.
+    pub fn newest_known(&self) -> Vec<u64> {
+        let Some(newest) = self.known_below.0.checked_sub(1).map(Nth).filter(|nth| *nth >= self.vouched_below) else { return Vec::new() };
+        self.writer.iter().filter(|(_, nth)| **nth == newest).map(|(block, _)| *block).collect()
+    }
+
     /// Whether the block is not part of a record that is still waiting for its evidence.
     pub fn is_free_or_vouched_for(&self, block: u64) -> bool {
         self.writer.get(&block).is_none_or(|nth| *nth < self.vouched_below)

@@ -16,7 +16,7 @@ use crate::stamp::{BLOCK, block_of};
 use crate::world::{Standing, World};
 
 /// What lies on a block of a drive.
-enum Lying {
+pub enum Lying {
     /// Never written.
     Nothing,
     /// Zeros that were written: they do not say whose they are, so nothing is done to them.
@@ -25,7 +25,7 @@ enum Lying {
     Metadata,
 }
 
-fn lying(page: Option<&Rc<Page>>) -> Lying {
+pub fn lying(page: Option<&Rc<Page>>) -> Lying {
     match page {
         None => Lying::Nothing,
         Some(p) if p.iter().all(|b| *b == 0) => Lying::Zeros,

@@ -1,4 +1,5 @@
-//! One node on one thread from one seed: the real engine over drives that lie, hosts that meddle and power that goes.
+//! One node on one thread from one seed: the real engine over drives that lie, hosts that meddle and power that goes; and fleets of nodes
+//! ([`fleet`]), and groups without stores ([`cluster`]).
 //!
 //! The engine is driven by the daemon's own loop (`world`); what is simulated is everything around it. An oracle says what
 //! hosts may expect (`oracle`, `register`), copies of the drives are opened to see whether promises hold (`probe`,
@@ -15,6 +16,7 @@ pub mod device;
 pub mod drive;
 pub mod evidence;
 pub mod faults;
+pub mod fleet;
 pub mod hosts;
 pub mod invariants;
 pub mod life;

@@ -163,6 +163,22 @@ impl SimMemory {
         }
     }
 
+    /// Appends a part's bytes to what leaves for a peer: a device may be reading them meanwhile, but nothing may be changing them.
+    pub fn copy_out(&self, part: Part, out: &mut Vec<u8>) {
+        let len = part.blocks() as usize * BLOCK;
+        match part {
+            Part::Buf { buf, first, .. } => {
+                let from = first as usize * BLOCK;
+                out.extend_from_slice(&self.bytes(buf)[from..from + len]);
+            }
+            Part::Host { io, offset, .. } => {
+                let (from, p) = (offset as usize, self.look(io));
+                assert!(p.direct, "{part:?}: guest memory sent to a peer");
+                out.extend_from_slice(&p.data.borrow()[from..from + len]);
+            }
+        }
+    }
+
     pub fn device_fill(&mut self, part: Part, block: u32, page: &[u8; BLOCK]) {
         match part {
             Part::Buf { buf, first, .. } => {

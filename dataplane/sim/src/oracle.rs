@@ -242,6 +242,34 @@ impl Oracle {
         Ok(())
     }
 
+    /// The node of one volume died.
+    pub fn crashed_volume(&mut self, volume: u32) -> Result<(), Wrong> {
+        let now = self.tick();
+        let Some(v) = self.volumes.get_mut(&volume) else { return Ok(()) };
+        v.blocks.iter_mut().try_for_each(|(block, r)| r.crashed(now).map_err(|c| at(volume, *block, c)))
+    }
+
+    /// Nobody will ever answer the command, or what it was answered tells nothing: it may have taken effect by now, and will not later.
+    pub fn lapsed(&mut self, c: &Command) -> Result<(), Wrong> {
+        let now = self.tick();
+        let (Some(v), Some((_, acts))) = (self.volumes.get_mut(&c.volume), acts_of(c)) else { return Ok(()) };
+        for (block, _) in acts {
+            let r = v.blocks.get_mut(&block).expect("begun");
+            r.uncertain(c.serial, now).map_err(|why| at(c.volume, block, why))?;
+        }
+        Ok(())
+    }
+
+    /// The command changed nothing, or saw nothing that anyone heard of.
+    pub fn withdrawn(&mut self, c: &Command) -> Result<(), Wrong> {
+        let (Some(v), Some((_, acts))) = (self.volumes.get_mut(&c.volume), acts_of(c)) else { return Ok(()) };
+        for (block, _) in acts {
+            let r = v.blocks.get_mut(&block).expect("begun");
+            r.withdrawn(c.serial).map_err(|why| at(c.volume, block, why))?;
+        }
+        Ok(())
+    }
+
     /// Reads what a host was given: every sector must be whole, of this place, and of a write that was sent.
     fn seen(&self, volume: u32, span: Span, payload: &[u8]) -> Result<Pieces, Wrong> {
         let mut pieces = pieces_of(span, 0);

@@ -5,14 +5,12 @@
 use std::fmt::Write;
 use std::time::Duration;
 
-use penstock_engine::Canary;
-
 use crate::run::{Outcome, Summary};
 
 /// What a run violated and how to see it again; nothing for one that violated nothing.
 pub fn violation_rows(outcome: &Outcome) -> String {
     match &outcome.violation {
-        Some(text) => format!("VIOLATION, seed {}: {text}\n  replay: {}\n", outcome.seed, outcome.replay()),
+        Some(text) => format!("VIOLATION, seed {}: {text}\n  replay: {}\n", outcome.seed, outcome.replay),
         None => String::new(),
     }
 }
@@ -41,8 +39,7 @@ pub fn summary_table(s: &Summary, from: u64, took: Duration) -> String {
 }
 
 /// How many seeds a seeded bug lived, and what caught it.
-pub fn canary_row(canary: Canary, caught: Option<&Outcome>, seeds: u64) -> String {
-    let name = format!("{canary:?}");
+pub fn canary_row(name: &str, caught: Option<&Outcome>, seeds: u64) -> String {
     match caught {
         Some(outcome) => {
             let text = outcome.violation.as_deref().unwrap_or_default();

@@ -17,20 +17,13 @@ use crate::world::World;
 #[derive(Clone, Debug)]
 pub struct Outcome {
     pub seed: u64,
-    pub canary: Option<Canary>,
     pub hash: u64,
     pub events: u64,
     pub tally: Tally,
     /// What was violated, and where the check stands.
     pub violation: Option<String>,
-}
-
-impl Outcome {
     /// The command line that shows this run again.
-    pub fn replay(&self) -> String {
-        let canary = self.canary.map_or(String::new(), |c| format!(" --canary {c:?}"));
-        format!("penstock-sim --seed {}{canary} --trace", self.seed)
-    }
+    pub replay: String,
 }
 
 thread_local! {
@@ -50,6 +43,11 @@ pub fn catch_quietly() {
     });
 }
 
+/// What the last panic of this thread said, and where.
+pub fn last_panic() -> String {
+    LAST_PANIC.with(|p| p.borrow().clone())
+}
+
 /// Runs one seed to its end or its first violation.
 pub fn run_seed(seed: u64, canary: Option<Canary>, print: bool) -> Outcome {
     catch_quietly();
@@ -63,7 +61,8 @@ pub fn run_seed(seed: u64, canary: Option<Canary>, print: bool) -> Outcome {
     let world = world.into_inner();
     let (hash, events, mut tally) = world.map_or((0, 0, Tally::default()), |w| (w.trace.hash(), w.trace.events(), w.tally));
     tally.did("events", events);
-    Outcome { seed, canary, hash, events, tally, violation }
+    let replay = format!("penstock-sim --seed {seed}{} --trace", canary.map_or(String::new(), |c| format!(" --canary {c:?}")));
+    Outcome { seed, hash, events, tally, violation, replay }
 }
 
 /// What many seeds came to.
@@ -82,8 +81,8 @@ pub fn run_many(
     from: u64,
     count: u64,
     threads: usize,
-    canary: Option<Canary>,
     violations_limit: usize,
+    run: &(dyn Fn(u64) -> Outcome + Sync),
     progress: &(dyn Fn(&Summary) + Sync),
 ) -> Summary {
     let next = AtomicU64::new(from);
@@ -97,7 +96,7 @@ pub fn run_many(
                     if seed >= from + count {
                         return;
                     }
-                    let outcome = run_seed(seed, canary, false);
+                    let outcome = run(seed);
                     let mut s = summary.lock().expect("no thread panics while it holds this");
                     s.seeds += 1;
                     s.events += outcome.events;
@@ -117,18 +116,28 @@ pub fn run_many(
     summary.into_inner().expect("threads are joined")
 }
 
-/// For each canary the seeds that it took to catch it, `None` where `limit` did not.
+/// A seeded bug by its name, and how one seed runs with it.
+pub type Seeded = (String, Box<dyn Fn(u64) -> Outcome + Sync>);
+
+/// The seeded bugs of a single node.
+pub fn canaries() -> Vec<Seeded> {
+    let run = |canary| Box::new(move |seed| run_seed(seed, Some(canary), false)) as Box<dyn Fn(u64) -> Outcome + Sync>;
+    Canary::ALL.into_iter().map(|canary| (format!("{canary:?}"), run(canary))).collect()
+}
+
+/// For each seeded bug the seeds that it took to catch it, `None` where `limit` did not.
 pub fn run_canaries(
     from: u64,
     limit: u64,
     threads: usize,
-    progress: &(dyn Fn(Canary, Option<&Outcome>, u64) + Sync),
+    canaries: &[Seeded],
+    progress: &(dyn Fn(&str, Option<&Outcome>, u64) + Sync),
 ) -> BTreeMap<String, Option<u64>> {
     let mut caught = BTreeMap::new();
-    for canary in Canary::ALL {
-        let s = run_many(from, limit, threads, Some(canary), 1, &|_| {});
-        progress(canary, s.violations.first(), s.seeds);
-        caught.insert(format!("{canary:?}"), (!s.violations.is_empty()).then_some(s.seeds));
+    for (name, run) in canaries {
+        let s = run_many(from, limit, threads, 1, &**run, &|_| {});
+        progress(name, s.violations.first(), s.seeds);
+        caught.insert(name.clone(), (!s.violations.is_empty()).then_some(s.seeds));
     }
     caught
 }

@@ -13,8 +13,7 @@ pub mod node;
 mod strike;
 pub mod world;
 
-use crate::run::catch_quietly;
-use crate::tally::Tally;
+use crate::run::{Outcome, Seeded, catch_quietly};
 use penstock_engine::replica::Canary;
 use std::cell::RefCell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -53,14 +52,9 @@ impl Bug {
     }
 }
 
-/// What a seed came to.
-#[derive(Debug)]
-pub struct Outcome {
-    pub seed: u64,
-    pub hash: u64,
-    pub events: u64,
-    pub tally: Tally,
-    pub violation: Option<String>,
+/// The seeded bugs of groups.
+pub fn canaries() -> Vec<Seeded> {
+    Bug::ALL.into_iter().map(|bug| (bug.name(), Box::new(move |seed| run_seed(seed, Some(bug), false)) as _)).collect()
 }
 
 /// Runs one seed to its end or its first violation.
@@ -74,5 +68,7 @@ pub fn run_seed(seed: u64, bug: Option<Bug>, print: bool) -> Outcome {
         Ok(Err(text)) => Some(text),
         Err(panic) => Some(panic.downcast_ref::<String>().cloned().unwrap_or_else(|| "a panic in the simulator".to_owned())),
     };
-    Outcome { seed, hash: world.trace.hash(), events: world.trace.events(), tally: world.tally, violation }
+    let replay =
+        format!("penstock-sim --cluster --seed {seed}{} --trace", bug.map_or(String::new(), |bug| format!(" --canary {}", bug.name())));
+    Outcome { seed, hash: world.trace.hash(), events: world.trace.events(), tally: world.tally, violation, replay }
 }

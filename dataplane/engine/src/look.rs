@@ -1,0 +1,104 @@
+//! What a member of a group holds and what its volume's blocks are, for those who judge it from outside: the simulator, and tests.
+//!
+//! Not here: what people are shown ([`Store::view`]). Nothing of this is cheap, and nothing of the store uses it.
+
+use crate::audit::AuditError;
+use crate::index::Version;
+use crate::member::MemberStage;
+use crate::port::ReplicaNo;
+use crate::replica::{Ballot, GroupView};
+use crate::store::Store;
+use penstock_wire::page::{BlockState, EXTENTS_PER_PAGE};
+use penstock_wire::peer::{Entry, MemberNo};
+use penstock_wire::{BLOCK, BlockAddr, EXTENT_BLOCKS, Index, Term};
+use std::collections::BTreeMap;
+
+/// A member from outside.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct MemberLook {
+    pub me: MemberNo,
+    /// `None` while it is doubtful, and once it has stopped.
+    pub view: Option<GroupView>,
+    pub doubtful: bool,
+    pub applied: Index,
+    pub applied_term: Term,
+    /// Newest that went into the stream.
+    pub ballot: Ballot,
+    /// The entry before the first of its log.
+    pub start: Index,
+    pub last: Index,
+}
+
+/// Checksum of each block of a volume that is not zeros; `None` for one that is lost.
+pub type Contents = BTreeMap<u64, Option<u32>>;
+
+impl Store {
+    /// The member that a replica is, if it is one.
+    pub fn look(&self, no: ReplicaNo) -> Option<MemberLook> {
+        let replica = self.map.get(no)?;
+        let member = replica.member.as_ref()?;
+        let view = if let MemberStage::Up(group) = &member.stage { group.view() } else { None };
+        Some(MemberLook {
+            me: member.me,
+            view,
+            doubtful: matches!(member.stage, MemberStage::Doubtful(_)),
+            applied: replica.applied,
+            applied_term: member.applied_term,
+            ballot: member.ballot,
+            start: member.start,
+            last: member.last(),
+        })
+    }
+
+    /// What a member's log has of the entries from `first` to `last`.
+    pub fn logged(&self, no: ReplicaNo, first: Index, last: Index) -> Vec<Entry> {
+        let member = self.map.get(no).and_then(|replica| replica.member.as_ref());
+        let entries = member.map(|member| (first.0..=last.0).filter_map(|index| member.get(Index(index))));
+        entries.map(|entries| entries.map(|logged| logged.entry.clone()).collect()).unwrap_or_default()
+    }
+
+    /// What a volume's blocks are as of what is applied. `read` gives blocks of the store, for map pages that are not loaded.
+    ///
+    /// # Errors
+    /// When a page cannot be read.
+    pub fn contents(&self, no: ReplicaNo, mut read: impl FnMut(BlockAddr) -> [u8; BLOCK]) -> Result<Contents, AuditError> {
+        let mut contents = Contents::new();
+        let Some(replica) = self.map.get(no) else { return Ok(contents) };
+        for (page_no, state) in &replica.pages {
+            let loaded;
+            let page = match (&state.cached, state.on_disk) {
+                (Some(page), _) => page,
+                (None, Some((slot, _))) => {
+                    let key = crate::map::PageKey { replica: no, page_no: *page_no };
+                    let block = read(self.extent_block(0, u64::from(slot.0)));
+                    loaded = penstock_wire::page::decode(&block, &self.page_name(key), self.space.extents())
+                        .map_err(|error| AuditError::Other(format!("page {key:?}: {error}")))?;
+                    &loaded
+                }
+                (None, None) => continue,
+            };
+            for (i, entry) in page.extents.iter().enumerate() {
+                let first = (u64::from(*page_no) * EXTENTS_PER_PAGE as u64 + i as u64) * EXTENT_BLOCKS;
+                for at in 0..EXTENT_BLOCKS as usize {
+                    match entry.state(at) {
+                        BlockState::Data => contents.insert(first + at as u64, Some(entry.crcs[at])),
+                        BlockState::Lost => contents.insert(first + at as u64, None),
+                        BlockState::Inherit | BlockState::Zero => None,
+                    };
+                }
+            }
+        }
+        for group in self.index.iter().filter(|group| group.key.replica == no) {
+            for (at, slot) in group.slots.iter().enumerate() {
+                let block = u64::from(group.key.extent) * EXTENT_BLOCKS + at as u64;
+                match slot.map(|slot| slot.version) {
+                    Some(Version::Log { crc, .. }) => contents.insert(block, Some(crc)),
+                    Some(Version::Lost) => contents.insert(block, None),
+                    Some(Version::Zero) => contents.remove(&block),
+                    None => None,
+                };
+            }
+        }
+        Ok(contents)
+    }
+}

@@ -1,0 +1,273 @@
+//! What must hold between members at every turn, whoever fails: one leader a term, one history, nothing promised before it is durable, nothing that
+//! leaves unverified, and the same state at the same applied index. Numbers are those of FAULTS's invariants.
+//!
+//! Promises are checked where they count: on a copy of the drive as a power cut at that moment would leave it, opened by a fresh store.
+//! Not here: what hosts see ([`crate::oracle`]).
+
+use std::collections::BTreeMap;
+
+use penstock_engine::replica::Part as GroupPart;
+use penstock_engine::{PeerWord, ReplicaNo, Standing, StoreConfig};
+use penstock_wire::peer::{Entry, EntryState, MemberNo, Message, MessageBody, Verified};
+use penstock_wire::{Index, NodeId, Term, crc32c};
+
+use super::node::{Phase, member_no, node_id};
+use super::world::World;
+use crate::drive::Cut;
+use crate::orders::volume_of;
+use crate::probe::Probe;
+use crate::rng::mix;
+
+/// What a member has shown in its present life.
+#[derive(Clone, Copy, Default)]
+struct Shown {
+    life: u64,
+    applied: Index,
+    term: Term,
+    committed: Index,
+}
+
+#[derive(Default)]
+pub struct Judge {
+    /// Who leads each term of a volume.
+    leaders: BTreeMap<(u32, Term), usize>,
+    /// Whom each node gave its vote of a term.
+    votes: BTreeMap<(u32, usize, Term), MemberNo>,
+    /// The newest term that each node has spoken in.
+    spoken: BTreeMap<(u32, usize), Term>,
+    /// What an entry of an index and a term is, wherever it is seen.
+    entries: BTreeMap<(u32, Index, Term), u64>,
+    /// The one history: what was applied anywhere.
+    history: BTreeMap<(u32, Index), (Term, u64)>,
+    shown: BTreeMap<(u32, usize), Shown>,
+    /// Digest of the state at an applied index, and who showed it first.
+    digests: BTreeMap<(u32, Index), (u64, usize)>,
+}
+
+fn digest_of(entry: &Entry) -> u64 {
+    mix(u64::from(crc32c(&entry.bytes)) ^ (entry.bytes.len() as u64) << 32 ^ u64::from(entry.payload_blocks) << 48 ^ entry.kind as u64)
+}
+
+impl World {
+    pub fn judge_standing(&mut self, node: usize, volume: u32, standing: Standing) {
+        if standing.part == GroupPart::Leader {
+            self.leads(volume, standing.term, node);
+        }
+    }
+
+    fn leads(&mut self, volume: u32, term: Term, node: usize) {
+        let first = *self.judge.leaders.entry((volume, term)).or_insert(node);
+        assert_eq!(first, node, "invariant 7: nodes {first} and {node} both lead volume {volume} in {term:?}");
+        self.tally.check("a term has one leader (7)");
+    }
+
+    /// Before a word leaves: what it says is true, and what it promises is durable (7, 9, 10, 14).
+    pub fn judge_word(&mut self, node: usize, to: NodeId, word: &PeerWord, payload: &[u8]) {
+        assert_ne!(to, node_id(node), "a word to oneself: {word:?}");
+        let volume = volume_of(&word.segment());
+        match word {
+            PeerWord::Group(message) => self.judge_message(node, volume, message, payload),
+            PeerWord::EntriesAsk(ask) => assert_eq!(ask.from, member_no(node), "{ask:?} comes from node {node}"),
+            PeerWord::EntriesAnswer(answer) => {
+                assert_eq!(answer.from, member_no(node), "{answer:?} comes from node {node}");
+                answer.check(payload).unwrap_or_else(|error| panic!("invariant 14: node {node} answers with bad payload: {error}"));
+                for state in &answer.entries {
+                    if let EntryState::Whole(entry) = state {
+                        self.seen(volume, entry, node);
+                    }
+                }
+                self.tally.check("payload is right when it leaves (14)");
+            }
+        }
+    }
+
+    fn judge_message(&mut self, node: usize, volume: u32, message: &Message, payload: &[u8]) {
+        assert_eq!(message.from, member_no(node), "{message:?} comes from node {node}");
+        Verified::all(vec![message.clone()], payload)
+            .unwrap_or_else(|error| panic!("invariant 14: node {node} sends bad payload to {:?}: {error}", message.to));
+        self.tally.check("payload is right when it leaves (14)");
+        let pre = matches!(message.body, MessageBody::Vote { pre: true, .. } | MessageBody::Voted { pre: true, .. });
+        if !pre {
+            let spoken = self.judge.spoken.entry((volume, node)).or_default();
+            *spoken = (*spoken).max(message.term);
+        }
+        match &message.body {
+            MessageBody::Append(append) => {
+                self.leads(volume, message.term, node);
+                for entry in &append.entries {
+                    self.seen(volume, entry, node);
+                }
+            }
+            MessageBody::Heartbeat { .. } => self.leads(volume, message.term, node),
+            MessageBody::Voted { pre: false, granted: true, .. } => self.votes(node, volume, message.term, message.to),
+            MessageBody::Vote { pre: false, .. } => self.votes(node, volume, message.term, message.from),
+            MessageBody::Appended { index, .. } if self.rng.one_in(self.plan.probe_one_in) => self.check_appended(node, volume, *index),
+            _ => {}
+        }
+    }
+
+    /// An entry is the same wherever it is seen (10).
+    fn seen(&mut self, volume: u32, entry: &Entry, node: usize) {
+        let digest = digest_of(entry);
+        let first = *self.judge.entries.entry((volume, entry.index, entry.term)).or_insert(digest);
+        assert_eq!(
+            first, digest,
+            "invariant 10: node {node} has entry {} of {:?} of volume {volume} otherwise than it was seen before",
+            entry.index.0, entry.term
+        );
+    }
+
+    /// A member votes for one in a term, and does not forget it (7).
+    fn votes(&mut self, node: usize, volume: u32, term: Term, to: MemberNo) {
+        let first = *self.judge.votes.entry((volume, node, term)).or_insert(to);
+        assert_eq!(first, to, "invariant 7: node {node} votes for {first:?} and for {to:?} in {term:?} of volume {volume}");
+        self.tally.check("a member has one vote a term (7)");
+        if !self.rng.one_in((self.plan.probe_one_in / 10).max(1)) {
+            return;
+        }
+        let Some(probe) = self.after_cut(node, "a vote") else { return };
+        let look = replica_in(&probe, volume).and_then(|no| probe.store().look(no));
+        let look = look
+            .unwrap_or_else(|| panic!("invariant 7: after a power cut node {node} would have no member of volume {volume}, and it votes"));
+        let ballot = look.ballot;
+        assert!(
+            look.doubtful || ballot.term > term || ballot.term == term && ballot.vote == to,
+            "invariant 7: node {node} votes for {to:?} in {term:?} of volume {volume}; after a power cut it would know {ballot:?}"
+        );
+        self.tally.check("a vote is durable when it is sent (7)");
+    }
+
+    /// What a member acknowledges is on its drive (9).
+    fn check_appended(&mut self, node: usize, volume: u32, index: Index) {
+        let live = self.nodes[node].replica_of(volume).and_then(|no| self.term_of(node, no, index));
+        let Some(probe) = self.after_cut(node, "an acknowledged entry") else { return };
+        let found = replica_in(&probe, volume).and_then(|no| probe.store().look(no).map(|look| (no, look)));
+        let (no, look) =
+            found.unwrap_or_else(|| panic!("invariant 9: after a power cut node {node} would have no member of volume {volume}"));
+        if look.doubtful {
+            return;
+        }
+        let term = probe.store().logged(no, index, index).first().map(|entry| entry.term);
+        assert!(
+            look.applied >= index || look.last >= index && (term == live || live.is_none()),
+            "invariant 9: node {node} acknowledges entry {} of volume {volume} as of {live:?}; after a power cut it would have {term:?}, {look:?}",
+            index.0
+        );
+        self.tally.check("an entry is durable before it is acknowledged (9)");
+    }
+
+    fn term_of(&self, node: usize, no: ReplicaNo, index: Index) -> Option<Term> {
+        let store = self.nodes[node].store.as_ref()?;
+        store.logged(no, index, index).first().map(|entry| entry.term)
+    }
+
+    /// A store opened over the node's drive as a power cut at this moment would leave it. `None` where it would know of a fence.
+    fn after_cut(&mut self, node: usize, when: &str) -> Option<Probe> {
+        let cut = self.rng.pick(&[Cut::AllLost, Cut::AllLost, Cut::PerBlock]);
+        let rng = &mut self.rng.fork(3);
+        let it = &self.nodes[node];
+        if it.fence.is_some() || it.command_failed || it.phase != Phase::Serving {
+            return None;
+        }
+        let twin = it.drive.after_cut(cut, rng);
+        let config = StoreConfig { fenced: None, ..it.config.clone() };
+        let probe = Probe::open(twin, it.share, config, rng.fork(4)).unwrap_or_else(|stuck| panic!("{when}: {stuck}"));
+        assert!(probe.failed.is_none(), "{when}: after a power cut node {node} would not open: {:?}", probe.failed);
+        Some(probe)
+    }
+
+    /// After each turn: what each member of the node holds (6, 7, 10).
+    pub fn look_over(&mut self, node: usize) {
+        let (life, phase) = (self.nodes[node].life, self.nodes[node].phase);
+        let replicas: Vec<(ReplicaNo, u32)> = self.nodes[node].replicas.iter().map(|(no, volume)| (*no, *volume)).collect();
+        self.check_view(node);
+        let mut whole = phase == Phase::Serving;
+        for (no, volume) in replicas {
+            let it = &self.nodes[node];
+            let store = it.store.as_ref().expect("alive");
+            let Some(look) = store.look(no) else {
+                assert!(!self.volumes[&volume].replicated, "node {node} has no member of volume {volume}");
+                continue;
+            };
+            assert_eq!(look.me, member_no(node), "node {node} is another member");
+            let Some(view) = look.view else {
+                whole = false;
+                continue;
+            };
+            let before = self.judge.shown.get(&(volume, node)).copied().unwrap_or_default();
+            let fresh = before.life != life || before.term == Term(0);
+            if fresh {
+                let spoken = self.judge.spoken.get(&(volume, node)).copied().unwrap_or_default();
+                assert!(
+                    view.term >= spoken,
+                    "invariant 10: node {node} restarts in {:?} of volume {volume}, it has spoken in {spoken:?}",
+                    view.term
+                );
+                self.tally.check("a term does not go back (10)");
+            }
+            assert!(
+                view.applied <= view.committed && view.applied <= view.persisted,
+                "invariant 10: node {node}, volume {volume}: {view:?}"
+            );
+            assert!(
+                view.committed <= view.last && look.start <= look.applied,
+                "invariant 10: node {node}, volume {volume}: {view:?}, {look:?}"
+            );
+            let back = !fresh && (view.term < before.term || view.committed < before.committed || look.applied < before.applied);
+            assert!(!back, "invariant 10: node {node}, volume {volume} goes back to {view:?}, {look:?}");
+            let from = if fresh { look.start } else { before.applied };
+            if look.applied > from || fresh {
+                for entry in store.logged(no, Index(from.0 + 1), look.applied) {
+                    self.seen(volume, &entry, node);
+                    let (term, digest) = *self.judge.history.entry((volume, entry.index)).or_insert((entry.term, digest_of(&entry)));
+                    assert!(
+                        (term, digest) == (entry.term, digest_of(&entry)),
+                        "invariant 1: entry {} of volume {volume} was applied of {term:?}, and node {node} applies one of {:?}",
+                        entry.index.0,
+                        entry.term
+                    );
+                    self.tally.check("applied entries are the same everywhere (1, 6)");
+                }
+                if self.rng.one_in(24) {
+                    self.check_state(node, volume, no, look.applied);
+                }
+            }
+            self.judge.shown.insert((volume, node), Shown { life, applied: look.applied, term: view.term, committed: view.committed });
+        }
+        if whole {
+            self.nodes[node].rotten = false;
+        }
+    }
+
+    fn check_view(&mut self, node: usize) {
+        let it = &self.nodes[node];
+        let view = it.store.as_ref().expect("alive").view();
+        assert!(view.ring_used <= view.ring_blocks, "{} of {} blocks of the log are in use", view.ring_used, view.ring_blocks);
+        assert!(view.extents_free <= view.extents, "{} of {} extents are free", view.extents_free, view.extents);
+        assert_eq!(view.disk_out, it.out.len() as u64, "the store counts {} device commands, {} are out", view.disk_out, it.out.len());
+        assert!(view.held >= it.ios.len() as u64, "the store holds {} commands, {} were not answered", view.held, it.ios.len());
+        assert!(!view.quiescent || it.out.is_empty() && it.ios.is_empty(), "a store with work calls itself quiescent: {view:?}");
+        self.tally.check("cheap, after each turn");
+    }
+
+    /// The same applied index, the same state (6).
+    fn check_state(&mut self, node: usize, volume: u32, no: ReplicaNo, applied: Index) {
+        let it = &self.nodes[node];
+        let start = it.share.start.0;
+        let contents = it.store.as_ref().expect("alive").contents(no, |at| it.drive.bytes(start + at.0));
+        let contents = contents.unwrap_or_else(|error| panic!("node {node}, volume {volume}: {error}"));
+        if contents.values().any(Option::is_none) {
+            return;
+        }
+        let digest = contents.iter().fold(0, |h, (block, crc)| mix(h ^ block << 32 ^ u64::from(crc.expect("none is lost"))));
+        let (first, by) = *self.judge.digests.entry((volume, applied)).or_insert((digest, node));
+        assert_eq!(first, digest, "invariant 6: as of entry {} nodes {by} and {node} have different states of volume {volume}", applied.0);
+        if by != node {
+            self.tally.check("same applied index, same state (6)");
+        }
+    }
+}
+
+fn replica_in(probe: &Probe, volume: u32) -> Option<ReplicaNo> {
+    probe.replicas.iter().find(|(_, shape)| volume_of(&shape.segment) == volume).map(|(no, _)| *no)
+}

@@ -1,0 +1,159 @@
+//! The faults of a fleet: what strikes, where, and for how long.
+//!
+//! Not here: what drives do by themselves (`drives`) and what the network does to each frame (`net`).
+
+use super::node::Phase;
+use super::plan::Strike;
+use super::world::{Coming, World};
+
+impl World {
+    /// Who leads some group, by its own account.
+    fn leader(&self) -> Option<usize> {
+        let leads = |node: &usize| self.nodes[*node].alive() && self.nodes[*node].standings.values().any(|standing| standing.serves);
+        (0..self.nodes.len()).find(leads)
+    }
+
+    pub fn strike(&mut self) {
+        if self.calm {
+            return;
+        }
+        let wait = self.rng.within(10_000, 2 * self.plan.every_us);
+        self.after(wait, Coming::Strike);
+        if self.plan.strikes.is_empty() {
+            return;
+        }
+        let count = self.nodes.len() as u64;
+        let (node, other) = (self.rng.below(count) as usize, self.rng.below(count) as usize);
+        let node = if self.rng.one_in(2) { self.leader().unwrap_or(node) } else { node };
+        let length = self.rng.within(30_000, 1_200_000);
+        let until = self.now + length;
+        let strikes = self.plan.strikes.clone();
+        let what = self.rng.pick(&strikes);
+        self.trace.note(self.now, &[8, node as u64, what as u64], || format!("{what:?} strikes {node}, other {other}, for {length} us"));
+        match what {
+            Strike::Kill => self.doom(node, false),
+            Strike::PowerCut => self.doom(node, true),
+            Strike::PowerCutOfAll => {
+                self.tally.fault("power cut at every node (14)");
+                for node in 0..self.nodes.len() {
+                    self.die(node, true);
+                }
+            }
+            Strike::Isolate => {
+                self.tally.fault("node isolated (8)");
+                for peer in 0..self.nodes.len() {
+                    self.cut[node][peer] = until;
+                    self.cut[peer][node] = until;
+                }
+                self.insist_until(node, length);
+            }
+            Strike::OneWay => {
+                self.tally.fault("one-way partition (9)");
+                self.cut[node][other] = until;
+            }
+            Strike::Deaf => {
+                self.tally.fault("node hears nobody (9)");
+                for peer in 0..self.nodes.len() {
+                    self.cut[peer][node] = until;
+                }
+                self.insist_until(node, length);
+            }
+            Strike::Bridge => {
+                self.tally.fault("bridge partition (9)");
+                self.cut_between(node, other, until);
+            }
+            Strike::Pause => {
+                if self.nodes[node].alive() {
+                    self.tally.fault("process paused (11)");
+                    self.nodes[node].paused = until;
+                    // Hosts go on sending: what waits in its sockets comes first when it wakes.
+                    self.insist(node);
+                    self.after(length, Coming::Insist { node });
+                }
+            }
+            Strike::SlowDrive => {
+                self.tally.fault("slow drive (12)");
+                self.nodes[node].slow = until;
+            }
+            Strike::SlowLink => {
+                self.tally.fault("slow link (12)");
+                self.nodes[node].lag = until;
+            }
+            Strike::Transfer => {
+                self.transfer(node, other);
+                if self.rng.one_in(2) {
+                    // The old leader hears no more of what follows.
+                    for peer in 0..self.nodes.len() {
+                        self.cut[peer][node] = self.now + 300_000;
+                    }
+                    self.insist_until(node, 300_000);
+                }
+            }
+            Strike::CutOff => {
+                if let Some(leader) = self.leader().filter(|leader| *leader != other) {
+                    // First nothing passes between a leader and one other; what follows makes that one its rival.
+                    self.cut_between(leader, other, self.now + 900_000);
+                    let wait = self.rng.within(140_000, 330_000);
+                    self.after(wait, Coming::CutOff { node: leader, other });
+                }
+            }
+        }
+    }
+
+    /// The node dies in its next turn, in the middle of what that does.
+    fn doom(&mut self, node: usize, power: bool) {
+        let it = &mut self.nodes[node];
+        if it.alive() {
+            if it.paused > self.now {
+                self.die(node, power);
+            } else {
+                it.dies = Some(power);
+                let now = it.clock(self.now);
+                self.feed(node, penstock_engine::Event::Tick { now });
+            }
+        }
+    }
+
+    fn cut_between(&mut self, a: usize, b: usize, until: u64) {
+        self.cut[a][b] = until;
+        self.cut[b][a] = until;
+    }
+
+    /// Hosts go on with a node that others do not reach.
+    fn insist_until(&mut self, node: usize, length: u64) {
+        (1..=length / 40_000).for_each(|turn| self.after(turn * 40_000, Coming::Insist { node }));
+    }
+
+    /// The leader is cut off and everyone who answered it restarts at once: nobody remembers its lease but by withholding votes.
+    pub fn cut_off(&mut self, leader: usize, other: usize) {
+        if self.calm {
+            return;
+        }
+        self.tally.fault("leader cut off while its followers restart (8, 13)");
+        (1..=25).for_each(|turn| self.after(turn * 10_000, Coming::Insist { node: leader }));
+        for node in (0..self.nodes.len()).filter(|node| *node != leader) {
+            self.cut_between(leader, node, self.now + 500_000);
+            if node != other && self.nodes[node].phase == Phase::Serving {
+                self.die(node, false);
+                self.after(1_000, Coming::Start { node });
+            }
+        }
+    }
+
+    /// Faults stop.
+    pub fn heal(&mut self) {
+        self.calm = true;
+        self.cut.iter_mut().for_each(|row| row.fill(0));
+        for node in 0..self.nodes.len() {
+            let it = &mut self.nodes[node];
+            (it.paused, it.slow, it.lag, it.dies) = (0, 0, 0, None);
+            it.mem.calm();
+            if it.turn_due {
+                // It may wait for the end of a pause that is over.
+                let life = it.life;
+                self.after(0, Coming::Turn { node, life });
+            }
+        }
+        self.nap_until = 0;
+    }
+}
