@@ -9,12 +9,15 @@
 use crate::alloc::{ExtentNo, SlotNo};
 use crate::config::{Barrier, Canary, FenceReason, Stage};
 use crate::map::PageKey;
+use crate::member::{Member, MemberStage};
 use crate::port::*;
+use crate::replica::Stop;
 use crate::store::{Owner, Store};
-use penstock_wire::directory::{Directory, PART_PAYLOAD, PageRow, ReplicaRow};
+use penstock_wire::directory::{Directory, MemberRow, PART_PAYLOAD, PageRow, ReplicaRow};
 use penstock_wire::label::Geometry;
 use penstock_wire::superblock::{NO_EXTENT, Superblock};
-use penstock_wire::{BLOCK, EXTENT, EXTENT_BLOCKS, Seq};
+use penstock_wire::{BLOCK, EXTENT, EXTENT_BLOCKS, Index, Seq, Term};
+use rustc_hash::FxHashMap;
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 enum CheckpointStage {
@@ -36,8 +39,11 @@ const OUT_MAX: usize = 32;
 #[derive(Debug, Default)]
 pub(crate) struct Checkpoint {
     stage: CheckpointStage,
-    /// The log up to here is covered.
+    /// Everything that was applied of the log up to here is in the extents, and the log is kept from `first` on.
     covers: Seq,
+    first: Seq,
+    /// Members of groups, as of the beginning: what is applied later may lie in batches up to `covers` and not be drained.
+    members: FxHashMap<ReplicaNo, (Index, Term, MemberRow)>,
     out: usize,
     bufs: Vec<BufId>,
     pages: Vec<PageKey>,
@@ -65,12 +71,33 @@ impl Checkpoint {
     }
 }
 
+/// What the directory says of a member. Its ballot may be newer than what is durable of it in the log: then it was not spoken yet.
+fn member_row(member: &Member) -> MemberRow {
+    let doubt = if let MemberStage::Doubtful(doubts) = &member.stage { Some(doubts.unknown.last) } else { None };
+    MemberRow {
+        vote: member.ballot.vote,
+        applied_term: member.applied_term,
+        members: member.members.clone(),
+        doubt,
+        stopped: matches!(member.stage, MemberStage::Stopped(Stop::Quarantined(_))),
+    }
+}
+
 impl Store {
-    pub(crate) fn begin_checkpoint<M: Memory>(&mut self, covers: Seq, mem: &mut M, fx: &mut Effects) {
+    /// `covers`: up to here nothing in the index needs the log. `first`: from here on somebody else does, or will.
+    pub(crate) fn begin_checkpoint<M: Memory>(&mut self, covers: Seq, first: Seq, mem: &mut M, fx: &mut Effects) {
         assert!(self.checkpoint.is_idle() && self.drain.is_idle());
+        assert!(first <= covers.next(), "the log is kept from {first:?}, the extents have it up to {covers:?}");
         self.counters.checkpoints += 1;
         self.drain.unsaved = false;
         self.checkpoint.covers = covers;
+        self.checkpoint.first = first.max(self.stream.first_kept());
+        self.checkpoint.members.clear();
+        for replica in self.map.iter() {
+            if let Some(member) = &replica.member {
+                self.checkpoint.members.insert(replica.no, (replica.applied, member.ballot.term, member_row(member)));
+            }
+        }
         self.checkpoint.pages = self.map.take_dirty();
         self.checkpoint.pages.reverse();
         self.checkpoint.stage = CheckpointStage::Pages;
@@ -212,7 +239,8 @@ impl Store {
     /// Everything that the directory says is settled now: places for its chains, the bitmap with them in it.
     fn plan_directory(&mut self) {
         let bitmap_len = self.space.extents().div_ceil(8) as usize;
-        let mut directory = Directory { next_replica: self.map.next_no(), replicas: Vec::new(), taken: vec![0; bitmap_len] };
+        let covered = self.checkpoint.covers;
+        let mut directory = Directory { next_replica: self.map.next_no(), covered, replicas: Vec::new(), taken: vec![0; bitmap_len] };
         for replica in self.map.iter() {
             let mut pages: Vec<PageRow> = replica
                 .pages
@@ -222,14 +250,21 @@ impl Store {
                 })
                 .collect();
             pages.sort_unstable_by_key(|row| row.page_no);
+            // A member that was born meanwhile has nothing in the batches that are covered.
+            let member = replica.member.as_ref().map(|member| {
+                let now = || (replica.applied, member.ballot.term, member_row(member));
+                self.checkpoint.members.get(&replica.no).cloned().unwrap_or_else(now)
+            });
+            let (applied, term, member) =
+                member.map_or((replica.applied, replica.term, None), |(applied, term, row)| (applied, term, Some(row)));
             directory.replicas.push(ReplicaRow {
                 no: replica.no.0,
                 deleting: replica.deleting,
-                term: replica.term,
-                voted_for: replica.voted_for,
-                applied: replica.applied,
+                term,
+                applied,
                 shape: replica.shape.clone(),
                 pages,
+                member,
             });
         }
         let parts = directory.encode().len().div_ceil(PART_PAYLOAD);
@@ -277,7 +312,7 @@ impl Store {
         let Some(buf) = mem.alloc(1) else { return false };
         let copy = usize::from(self.checkpoint.stage == CheckpointStage::SuperCopy);
         let write_count = self.checkpoint.write_count + 1;
-        let first = self.checkpoint.covers.next();
+        let first = self.checkpoint.first;
         let superblock = Superblock {
             incarnation: self.config.incarnation,
             store: self.config.store,
@@ -311,7 +346,7 @@ impl Store {
         self.space.release_slots(&mut dropped);
         self.checkpoint.dropped = dropped;
         self.checkpoint.directory.clear();
-        let first = self.checkpoint.covers.next();
+        let first = self.checkpoint.first;
         if first > self.stream.first_kept() {
             self.stream.trim(first, &mut self.epochs);
         }

@@ -114,7 +114,7 @@ impl Store {
         if self.drain.unsaved
             && (gain * 4 >= limit || room == 0 || over && (self.drain.deletions == 0 || self.index.queued() > 0) || nothing_left)
         {
-            self.begin_checkpoint(drained, mem, fx);
+            self.begin_checkpoint(drained, drained.next(), mem, fx);
         } else if self.index.queued() > 0 && !over {
             self.begin_slice(room, mem, fx);
         } else if self.drain.deletions > 0 {

@@ -1,7 +1,7 @@
 //! Undrained blocks: for each, where in the log its newest version lies. Grouped by extent, since the drain moves extents.
 //!
 //! Groups queue in the order in which they were first written since they were last drained; so the front of the queue
-//! tells how far the log is needed.
+//! tells how far the log is needed. What a group of several replicas commits late is applied late, and queues where its batch belongs.
 
 use crate::port::ReplicaNo;
 use penstock_wire::{EXTENT_BLOCKS, Seq};
@@ -84,6 +84,8 @@ pub struct Index {
     groups: Vec<Group>,
     free: Vec<GroupId>,
     queue: VecDeque<GroupId>,
+    /// The queue is not in order: see [`Self::any_order`].
+    unordered: bool,
 }
 
 impl Index {
@@ -139,9 +141,37 @@ impl Index {
         if !group.queued {
             group.queued = true;
             group.first_seq = seq;
-            self.queue.push_back(id);
+            self.enqueue(id);
+        } else if seq < group.first_seq {
+            // Applied late, into a group that a later batch of another of its blocks had queued.
+            group.first_seq = seq;
+            self.queue.retain(|queued| *queued != id);
+            self.enqueue(id);
         }
         id
+    }
+
+    /// Puts a group into the queue where its batch belongs: nearly always at the end.
+    fn enqueue(&mut self, id: GroupId) {
+        let seq = self.groups[id.0 as usize].first_seq;
+        let older = |id: &GroupId| self.groups[id.0 as usize].first_seq <= seq;
+        if self.unordered || self.queue.back().is_none_or(older) {
+            self.queue.push_back(id);
+        } else {
+            let at = self.queue.partition_point(older);
+            self.queue.insert(at, id);
+        }
+    }
+
+    /// While a log is redone, groups come in any order; nobody asks for the oldest before [`Self::put_in_order`].
+    pub fn any_order(&mut self) {
+        self.unordered = true;
+    }
+
+    pub fn put_in_order(&mut self) {
+        self.unordered = false;
+        let groups = &self.groups;
+        self.queue.make_contiguous().sort_by_key(|id| groups[id.0 as usize].first_seq);
     }
 
     /// Puts a newer version over whatever is there; returns the undrained one that was absorbed.
@@ -175,7 +205,7 @@ impl Index {
         Some(id)
     }
 
-    /// Puts a group back that was popped and not drained: it is still the oldest.
+    /// Puts a group back that was popped and not drained, to where it was.
     pub fn unpop(&mut self, id: GroupId) {
         let group = &mut self.groups[id.0 as usize];
         group.draining = false;
@@ -186,7 +216,7 @@ impl Index {
         group.queued = true;
         let oldest = group.slots.iter().flatten().map(|slot| slot.seq).min().unwrap_or(group.first_seq);
         group.first_seq = oldest.min(group.first_seq);
-        self.queue.push_front(id);
+        self.enqueue(id);
     }
 
     /// The drain is done with a group: it goes when nothing newer came.
@@ -266,6 +296,31 @@ mod tests {
         index.unpop(id);
         assert_eq!(index.needed_from(), Some(Seq(1)));
         assert_eq!(index.queued(), 2);
+    }
+
+    #[test]
+    fn version_applied_late_queues_where_its_batch_belongs() {
+        let mut index = Index::default();
+        index.put(ReplicaNo(1), 5, log(7, 10), 1);
+        index.put(ReplicaNo(1), 99, log(9, 11), 2);
+        index.put(ReplicaNo(2), 5, log(8, 12), 1);
+        index.put(ReplicaNo(2), 99, log(3, 13), 2);
+        assert_eq!(index.needed_from(), Some(Seq(3)));
+        let order: Vec<_> = std::iter::from_fn(|| index.pop().map(|id| index.group(id).first_seq)).collect();
+        assert_eq!(order, [Seq(3), Seq(7), Seq(8), Seq(9)]);
+    }
+
+    #[test]
+    fn groups_redone_in_any_order_are_drained_in_theirs() {
+        let mut index = Index::default();
+        index.any_order();
+        for (block, seq) in [(5, 9), (50, 4), (100, 6), (150, 4)] {
+            index.put(ReplicaNo(1), block, log(seq, 10), 1);
+        }
+        index.put_in_order();
+        index.put(ReplicaNo(1), 200, log(5, 10), 1);
+        let order: Vec<_> = std::iter::from_fn(|| index.pop().map(|id| index.group(id).first_seq.0)).collect();
+        assert_eq!(order, [4, 4, 5, 6, 9]);
     }
 
     #[test]

@@ -46,7 +46,6 @@ pub struct Replica {
     pub limit_blocks: u64,
     pub deleting: bool,
     pub term: Term,
-    pub voted_for: [u8; 16],
     /// Raft index of the last entry proposed, and of the last applied.
     pub proposed: RaftIndex,
     pub applied: RaftIndex,

@@ -78,7 +78,6 @@ impl Store {
             shape,
             deleting: false,
             term: Term(1),
-            voted_for: [0; 16],
             proposed: RaftIndex(1),
             applied: RaftIndex(1),
             pages: FxHashMap::default(),

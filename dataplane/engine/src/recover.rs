@@ -74,6 +74,8 @@ pub(crate) struct Recovery {
     /// Of the chain's parts, which are all of one.
     version: u32,
     chains: [Vec<u32>; 2],
+    /// The checkpoint has what is applied of batches up to here: the log is kept from before for others.
+    covered: Seq,
     // Log.
     pos: RingPos,
     seq: Seq,
@@ -262,6 +264,8 @@ impl Store {
         self.checkpoint.count = superblock.checkpoint;
         self.checkpoint.write_count = superblock.write_count;
         rec.seq = superblock.log_seq;
+        rec.covered = Seq(superblock.log_seq.0 - 1);
+        self.index.any_order();
         rec.pos = superblock.log_at;
         rec.extent = superblock.directory[0];
         rec.step = if superblock.checkpoint == 0 { Step::Walk } else { Step::Directory };
@@ -363,7 +367,6 @@ impl Store {
                 shape: row.shape,
                 deleting: row.deleting,
                 term: row.term,
-                voted_for: row.voted_for,
                 proposed: row.applied,
                 applied: row.applied,
                 pages,
@@ -373,6 +376,7 @@ impl Store {
             }));
         }
         self.map.reserve_numbers(directory.next_replica);
+        rec.covered = directory.covered.max(rec.covered);
         Ok(())
     }
 
@@ -517,8 +521,10 @@ impl Store {
         // Neither copy: skip to the first batch after it that can be read.
         let first = rec.found.iter().filter(|found| Some(found.header.generation) == newest).min_by_key(|found| found.header.seq);
         let first = first.map(|found| found.header).expect("something said that it was durable");
-        rec.report.lost_batches += first.seq.0 - rec.seq.0;
-        rec.log_lost = true;
+        // What the checkpoint covers is lost to those who lag alone.
+        let lost = first.seq.0 - first.seq.0.min(rec.seq.0.max(rec.covered.0 + 1));
+        rec.report.lost_batches += lost;
+        rec.log_lost |= lost > 0;
         for _ in rec.seq.0..first.seq.0 {
             rec.places.push_back(rec.pos);
         }
@@ -545,9 +551,21 @@ impl Store {
     /// Makes a batch take effect once more. `bad` are the payload blocks that are lost.
     fn redo(&mut self, rec: &mut Recovery, place: Prev, generation: Generation, entries: Vec<Entry>, payload_at: u32, bad: &[u32]) {
         rec.report.batches += 1;
-        rec.report.lost_blocks += bad.len() as u64;
-        self.drain.unsaved |= !entries.is_empty();
         let seq = place.seq;
+        if seq > rec.covered {
+            rec.report.lost_blocks += bad.len() as u64;
+            self.drain.unsaved |= !entries.is_empty();
+            self.redo_entries(rec, seq, entries, payload_at, bad);
+        }
+        while rec.places.len() as u64 <= seq.0 - rec.superblock().log_seq.0 {
+            rec.places.push_back(place.at);
+        }
+        rec.generation = rec.generation.max(generation);
+        rec.seq = seq.next();
+        rec.pos = RingPos(place.at.0 + u64::from(place.header_blocks + place.payload_blocks));
+    }
+
+    fn redo_entries(&mut self, rec: &mut Recovery, seq: Seq, entries: Vec<Entry>, payload_at: u32, bad: &[u32]) {
         let mut block_at = 0u32;
         for entry in entries {
             rec.report.entries += 1;
@@ -577,16 +595,10 @@ impl Store {
                     Op::Delete => self.delete_replica(no),
                     Op::Resize { blocks } => self.resize_replica(no, blocks, seq, entry.index.0),
                     // Of members of groups, which no store has made yet.
-                    Op::Members(_) | Op::Ballot { .. } => {}
+                    Op::Members(_) | Op::Ballot { .. } | Op::Doubt { .. } | Op::Resolved => {}
                 }
             }
         }
-        while rec.places.len() as u64 <= seq.0 - rec.superblock().log_seq.0 {
-            rec.places.push_back(place.at);
-        }
-        rec.generation = rec.generation.max(generation);
-        rec.seq = seq.next();
-        rec.pos = RingPos(place.at.0 + u64::from(place.header_blocks + place.payload_blocks));
     }
 
     fn redo_block(&mut self, no: ReplicaNo, block: u64, slot: Slot, index: RaftIndex) {
@@ -607,6 +619,7 @@ impl Store {
         let superblock = rec.superblock();
         let generation = Generation(rec.generation.max(superblock.generation).0 + 1);
         self.report = rec.report;
+        self.index.put_in_order();
         self.stream.resume(superblock.log_seq, std::mem::take(&mut rec.places), rec.seq, rec.pos, superblock.log_at, generation);
         self.stream.proven = rec.durable_to.max(Seq(superblock.log_seq.0 - 1));
         rec.rewrite.proven(self.stream.proven);

@@ -276,6 +276,8 @@ impl Section {
             Op::Resize { blocks } => self.resize(*blocks),
             Op::Members(members) => self.members(members),
             Op::Ballot { term, vote } => self.ballot(*term, *vote),
+            Op::Doubt { last } => self.doubt(*last),
+            Op::Resolved => self.resolved(),
         }
     }
 
@@ -314,6 +316,19 @@ impl Section {
         self.bytes.extend_from_slice(&vote.0.to_le_bytes());
     }
 
+    /// What the replica's log held from here on cannot be judged here: others must be asked. `last`: the last entry of it and its term, where that is
+    /// known.
+    pub fn doubt(&mut self, last: Option<(Index, Term)>) {
+        let (index, term) = last.unwrap_or_default();
+        self.op(OP_DOUBT, 8, index.0);
+        self.bytes.extend_from_slice(&term.0.to_le_bytes());
+    }
+
+    /// All doubt about the replica before this is settled.
+    pub fn resolved(&mut self) {
+        self.op(OP_RESOLVED, 0, 0);
+    }
+
     /// A whole entry of ops that [`decode_ops`] took before.
     pub fn raw(&mut self, replica: u32, term: Term, index: Index, ops: &[u8]) {
         self.entry(replica, term, index);
@@ -340,7 +355,7 @@ pub fn logged_len(entry: &peer::Entry) -> usize {
     ENTRY_HEAD + op_head + entry.bytes.len()
 }
 
-/// Bytes that an entry with a ballot alone takes in a section.
+/// Bytes that an entry with a ballot alone takes in a section, or one with a doubt alone.
 pub const BALLOT_LEN: usize = ENTRY_HEAD + OP_HEAD + 8;
 
 const OP_WRITE: u8 = 1;
@@ -350,6 +365,11 @@ const OP_DELETE: u8 = 4;
 const OP_RESIZE: u8 = 5;
 const OP_MEMBERS: u8 = 6;
 const OP_BALLOT: u8 = 7;
+const OP_DOUBT: u8 = 8;
+const OP_RESOLVED: u8 = 9;
+
+/// A doubt of this replica is one of every replica that is a member of a group: there were too many to name.
+pub const EVERY_MEMBER: u32 = u32::MAX;
 
 /// A decoded op.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -375,6 +395,12 @@ pub enum Op {
         term: Term,
         vote: MemberNo,
     },
+    /// Recovery could not judge what the replica's log held after what stands before this.
+    Doubt {
+        last: Option<(Index, Term)>,
+    },
+    /// All doubt about the replica is settled.
+    Resolved,
 }
 
 impl Op {
@@ -419,11 +445,15 @@ impl Entry {
 
     /// Whether its ops may stand in an entry of its index.
     fn check(&self) -> Result<(), DecodeError> {
-        let own = |op: &Op| matches!(op, Op::Create(_) | Op::Members(_) | Op::Ballot { .. } | Op::Delete);
+        let own = |op: &Op| match op {
+            Op::Doubt { .. } => true,
+            Op::Create(_) | Op::Members(_) | Op::Ballot { .. } | Op::Delete | Op::Resolved => self.replica != EVERY_MEMBER,
+            Op::Write { .. } | Op::Zero { .. } | Op::Resize { .. } => false,
+        };
         let fits = match self.index.0 {
             0 => self.term.0 == 0 && self.ops.iter().all(own),
             _ => self.ops.iter().all(|op| match op {
-                Op::Ballot { .. } => false,
+                Op::Ballot { .. } | Op::Doubt { .. } | Op::Resolved => false,
                 Op::Members(_) => self.ops.len() == 1,
                 _ => true,
             }),
@@ -496,7 +526,7 @@ impl Iterator for RawOps<'_> {
         let (kind, count) = ((word & 0xff) as u8, word >> 8);
         let after = match kind {
             OP_WRITE => 4 * count as usize,
-            OP_CREATE | OP_MEMBERS | OP_BALLOT => count as usize,
+            OP_CREATE | OP_MEMBERS | OP_BALLOT | OP_DOUBT => count as usize,
             _ => 0,
         };
         self.0 = rest.get(OP_HEAD - 4 + after..).unwrap_or(&[]);
@@ -551,6 +581,17 @@ fn take_op(r: &mut Take<'_>) -> Result<Op, DecodeError> {
                 return Err(DecodeError::Value { what: "term of a ballot", found: block });
             }
             Op::Ballot { term: Term(block), vote }
+        }
+        OP_DOUBT => {
+            let (index, term) = (Index(block), Term(r.count("term of a doubt")?));
+            if count != 8 || block >= crate::COUNT_LIMIT || (block == 0) != (term.0 == 0) {
+                return Err(DecodeError::Value { what: "last entry of a doubt", found: block });
+            }
+            Op::Doubt { last: (block != 0).then_some((index, term)) }
+        }
+        OP_RESOLVED => {
+            zero_block(block)?;
+            Op::Resolved
         }
         other => return Err(DecodeError::Value { what: "kind of an op", found: u64::from(other) }),
     })
@@ -629,8 +670,13 @@ mod tests {
         let ballot: Build = |section| section.ballot(Term(3), MemberNo(1));
         let membership: Build = |section| section.members(&members());
         let zero: Build = |section| section.zero(1, 1);
-        let table: [(u64, u64, &[Build], bool); 8] = [
+        let doubt: Build = |section| section.doubt(Some((Index(4), Term(3))));
+        let resolved: Build = |section| section.resolved();
+        let table: [(u64, u64, &[Build], bool); 11] = [
             (0, 0, &[membership, ballot], true),
+            (0, 0, &[doubt, resolved], true),
+            (3, 5, &[doubt], false),
+            (3, 5, &[resolved], false),
             (0, 0, &[zero], false),
             (1, 0, &[ballot], false), // the store's own word has no term
             (3, 5, &[membership], true),
@@ -644,6 +690,16 @@ mod tests {
             section.entry(7, Term(term), Index(index));
             ops.iter().for_each(|op| op(&mut section));
             assert_eq!(decode_section(section.bytes(), 0).is_ok(), stands, "row {row}");
+        }
+    }
+
+    #[test]
+    fn word_on_every_member_is_a_doubt_and_nothing_else() {
+        for (of_doubt, build) in [(true, Section::doubt as fn(&mut Section, _)), (false, |section: &mut Section, _| section.delete())] {
+            let mut section = Section::default();
+            section.entry(EVERY_MEMBER, Term(0), Index(0));
+            build(&mut section, None);
+            assert_eq!(decode_section(section.bytes(), 0).is_ok(), of_doubt);
         }
     }
 

@@ -5,11 +5,12 @@
 
 use crate::codec::{PREFIX, Put, Take, seal, unseal_versions};
 use crate::page::EXTENTS_PER_PAGE;
-use crate::{DecodeError, EXTENT, Incarnation, Index, ReplicaShape, Term};
+use crate::peer::{MemberNo, Members};
+use crate::{DecodeError, EXTENT, Incarnation, Index, ReplicaShape, Seq, Term};
 
 const MAGIC: &[u8; 8] = b"PENSDIR1";
-/// The version that is written. Version 1 is read too: its pages do not say how many extents they hold.
-pub const VERSION: u32 = 2;
+/// The version that is written. Read too are version 1, whose pages do not say how many extents they hold, and 2, which knows no members of groups.
+pub const VERSION: u32 = 3;
 const WHAT: &str = "directory part";
 const HEAD: usize = 64;
 /// Bytes of the stream that one part carries.
@@ -99,11 +100,27 @@ pub struct ReplicaRow {
     /// Deleted, its space not all given back yet.
     pub deleting: bool,
     pub term: Term,
-    pub voted_for: [u8; 16],
-    /// Highest index that the checkpoint covers.
+    /// Highest index that was applied when the checkpoint was taken.
     pub applied: Index,
     pub shape: ReplicaShape,
     pub pages: Vec<PageRow>,
+    /// Of a member of a group of several.
+    pub member: Option<MemberRow>,
+}
+
+/// What a member of a group is beside a replica. Its ballot's term is the row's.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct MemberRow {
+    /// `MemberNo(0)` for nobody.
+    pub vote: MemberNo,
+    /// Of the entry `applied`.
+    pub applied_term: Term,
+    /// As of `applied`.
+    pub members: Members,
+    /// Others are asked what its log held, as far as this entry where that is known; not resolved yet.
+    pub doubt: Option<Option<(Index, Term)>>,
+    /// It answers nothing any more, for good: what it holds cannot be vouched for.
+    pub stopped: bool,
 }
 
 /// The whole directory.
@@ -111,6 +128,9 @@ pub struct ReplicaRow {
 pub struct Directory {
     /// Number that the next replica gets.
     pub next_replica: u32,
+    /// Batches up to here are in the extents and pages as far as the rows say applied; the log may begin before it, for those who lag. 0
+    /// in versions before 3, where the log begins after it.
+    pub covered: Seq,
     pub replicas: Vec<ReplicaRow>,
     /// One bit an extent, set when taken, lowest bit first.
     pub taken: Vec<u8>,
@@ -119,20 +139,39 @@ pub struct Directory {
 impl Directory {
     /// The stream, in version [`VERSION`].
     pub fn encode(&self) -> Vec<u8> {
-        let rows: usize = self.replicas.iter().map(|r| 52 + r.shape.encoded_len() + r.pages.len() * row_bytes(VERSION)).sum();
-        let mut bytes = vec![0; 16 + rows + self.taken.len()];
+        let members = |row: &ReplicaRow| row.member.as_ref().map(|member| member.members.encode()).unwrap_or_default();
+        let rows: usize =
+            self.replicas.iter().map(|r| 72 + r.shape.encoded_len() + members(r).len() + r.pages.len() * row_bytes(VERSION)).sum();
+        let mut bytes = vec![0; 24 + rows + self.taken.len()];
         let mut w = Put::new(&mut bytes, 0);
         w.u32(self.next_replica);
         w.u32(self.replicas.len() as u32);
+        w.u64(self.covered.0);
         for replica in &self.replicas {
+            let member = replica.member.as_ref();
+            let doubt = member.and_then(|member| member.doubt);
+            let flag = |set: bool, flag: u32| if set { flag } else { 0 };
             w.u32(replica.no);
-            w.u32(u32::from(replica.deleting));
+            w.u32(
+                flag(replica.deleting, DELETING)
+                    | flag(member.is_some_and(|member| member.stopped), STOPPED)
+                    | flag(doubt.is_some(), DOUBTFUL),
+            );
             w.u64(replica.term.0);
-            w.bytes(&replica.voted_for);
+            w.u64(member.map_or(0, |member| member.vote.0));
+            w.u64(member.map_or(0, |member| member.applied_term.0));
             w.u64(replica.applied.0);
             w.u32(0); // layers above the base, none until snapshots come
             w.u32(replica.shape.encoded_len() as u32);
             replica.shape.put(&mut w);
+            let members = members(replica);
+            w.u32(members.len() as u32);
+            w.bytes(&members);
+            if doubt.is_some() {
+                let (index, term) = doubt.flatten().unwrap_or_default();
+                w.u64(index.0);
+                w.u64(term.0);
+            }
             w.u32(replica.pages.len() as u32);
             for page in &replica.pages {
                 w.u32(page.page_no);
@@ -157,6 +196,7 @@ impl Directory {
         let mut r = Take::new(bytes, 0, "directory");
         let next_replica = r.u32()?;
         let count = r.u32()? as usize;
+        let covered = Seq(if version < 3 { 0 } else { r.count("covered sequence of a directory")? });
         if next_replica > REPLICA_NO_LIMIT {
             return Err(DecodeError::Limit {
                 what: "number of the next replica",
@@ -173,9 +213,10 @@ impl Directory {
             if no >= next_replica || replicas.last().is_some_and(|last| last.no >= no) {
                 return Err(DecodeError::Value { what: "number of a replica", found: u64::from(no) });
             }
-            let deleting = r.u32()? != 0;
+            let flags = r.u32()?;
             let term = Term(r.count("term of a replica")?);
-            let voted_for = r.id()?;
+            let vote = MemberNo(r.count("vote of a replica")?);
+            let applied_term = Term(r.count("term of a replica's entry")?);
             let applied = Index(r.count("index of a replica")?);
             let layers = r.u32()?;
             if layers != 0 {
@@ -183,6 +224,7 @@ impl Directory {
             }
             let shape_len = r.u32()? as usize;
             let shape = ReplicaShape::take(&mut Take::new(r.bytes(shape_len)?, 0, "replica"))?;
+            let member = take_member(&mut r, version, flags, vote, applied_term)?;
             let pages = r.u32()? as usize;
             if pages > r.left() / row_bytes {
                 return Err(DecodeError::Short { what: "pages of a replica", need: pages.saturating_mul(row_bytes), left: r.left() });
@@ -207,7 +249,7 @@ impl Directory {
                 }
                 rows.push(row);
             }
-            replicas.push(ReplicaRow { no, deleting, term, voted_for, applied, shape, pages: rows });
+            replicas.push(ReplicaRow { no, deleting: flags & DELETING != 0, term, applied, shape, pages: rows, member });
         }
         let len = r.u64()?;
         if len != extents.div_ceil(8) {
@@ -217,8 +259,35 @@ impl Directory {
         if r.left() != 0 {
             return Err(DecodeError::Value { what: "bytes after the directory", found: r.left() as u64 });
         }
-        Ok(Self { next_replica, replicas, taken })
+        Ok(Self { next_replica, covered, replicas, taken })
     }
+}
+
+const DELETING: u32 = 1;
+const STOPPED: u32 = 2;
+const DOUBTFUL: u32 = 4;
+
+fn take_member(r: &mut Take<'_>, version: u32, flags: u32, vote: MemberNo, applied_term: Term) -> Result<Option<MemberRow>, DecodeError> {
+    let len = if version < 3 { 0 } else { r.u32()? as usize };
+    if len == 0 {
+        if flags & !DELETING != 0 || vote.0 != 0 || applied_term.0 != 0 {
+            return Err(DecodeError::Value { what: "flags, vote or term of a replica of no group, flags", found: flags.into() });
+        }
+        return Ok(None);
+    }
+    let members = Members::decode(r.bytes(len)?)?;
+    if flags & !(DELETING | STOPPED | DOUBTFUL) != 0 {
+        return Err(DecodeError::Value { what: "flags of a replica", found: flags.into() });
+    }
+    let mut doubt = None;
+    if flags & DOUBTFUL != 0 {
+        let (index, term) = (Index(r.count("last entry of a doubt")?), Term(r.count("term of a doubt")?));
+        if (index.0 == 0) != (term.0 == 0) {
+            return Err(DecodeError::Value { what: "last entry of a doubt", found: index.0 });
+        }
+        doubt = Some((index.0 != 0).then_some((index, term)));
+    }
+    Ok(Some(MemberRow { vote, applied_term, members, doubt, stopped: flags & STOPPED != 0 }))
 }
 
 #[cfg(test)]
@@ -241,6 +310,16 @@ mod tests {
     }
 
     #[test]
+    fn replica_of_no_group_with_a_members_flag_or_vote_is_refused() {
+        // The first row: number, flags, term, vote.
+        for at in [16 + 4, 16 + 16, 16 + 24] {
+            let mut bytes = directory().encode();
+            bytes[at] |= 2;
+            assert!(Directory::decode(&bytes, VERSION, DIRECTORY_EXTENTS).is_err(), "byte {at}");
+        }
+    }
+
+    #[test]
     fn part_round_trips_and_any_payload_bit_counts() {
         let payload: Vec<u8> = (0..1000u32).map(|i| i as u8).collect();
         let part = part(&payload);
@@ -258,14 +337,14 @@ mod tests {
             let at = usize::from(at) % bytes.len();
             bytes[at] = byte;
             bytes.truncate(bytes.len() - usize::from(cut) % 8);
-            for version in [1, VERSION] {
+            for version in 1..=VERSION {
                 let _ = Directory::decode(&bytes, version, DIRECTORY_EXTENTS);
             }
         }
 
         #[test]
         fn any_bytes_as_a_directory_decode_or_fail_cleanly(bytes in proptest::collection::vec(any::<u8>(), 0..400)) {
-            for version in [1, VERSION] {
+            for version in 1..=VERSION {
                 let _ = Directory::decode(&bytes, version, 40);
             }
         }

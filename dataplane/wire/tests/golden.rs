@@ -113,26 +113,30 @@ fn page_v1() {
 }
 
 #[test]
-fn directory_v1_and_its_part_are_still_read() {
-    let mut directory = sample::directory();
-    directory.replicas.iter_mut().flat_map(|replica| &mut replica.pages).for_each(|page| page.extents = None);
-    let bytes = older("directory-part-v1.bin", EXTENT);
-    let (part, stream) = Part::decode(&bytes).unwrap();
-    assert_eq!(part, Part { version: 1, ..sample::part(stream) });
-    assert_eq!(Directory::decode(stream, part.version, sample::DIRECTORY_EXTENTS), Ok(directory));
+fn directories_v1_and_v2_and_their_parts_are_still_read() {
+    let mut directory = sample::older_directory();
+    for version in [2, 1] {
+        if version == 1 {
+            directory.replicas.iter_mut().flat_map(|replica| &mut replica.pages).for_each(|page| page.extents = None);
+        }
+        let bytes = older(&format!("directory-part-v{version}.bin"), EXTENT);
+        let (part, stream) = Part::decode(&bytes).unwrap();
+        assert_eq!(part, Part { version, ..sample::part(stream) });
+        assert_eq!(Directory::decode(stream, part.version, sample::DIRECTORY_EXTENTS).as_ref(), Ok(&directory));
+    }
 }
 
 #[test]
-fn directory_v2_and_its_part() {
+fn directory_v3_and_its_part() {
     let directory = sample::directory();
     let stream = directory.encode();
     let part = sample::part(&stream);
     let mut encoded = vec![0; EXTENT];
     part.encode_into(&mut encoded, &stream);
-    let bytes = golden("directory-part-v2.bin", &encoded);
+    let bytes = golden("directory-part-v3.bin", &encoded);
     assert_eq!(Part::decode(&bytes), Ok((part, &stream[..])));
-    assert_eq!(Directory::decode(&stream, 2, sample::DIRECTORY_EXTENTS), Ok(directory));
-    same("directory-part-v2.bin", &bytes, &encoded);
+    assert_eq!(Directory::decode(&stream, 3, sample::DIRECTORY_EXTENTS), Ok(directory));
+    same("directory-part-v3.bin", &bytes, &encoded);
 }
 
 #[test]

@@ -63,7 +63,15 @@ fn timing_error(config: &GroupConfig) -> Option<String> {
 }
 
 fn check_log(from: &Recovered) -> Result<(), OpenError> {
-    let (mut expected, mut before) = (from.applied.0 + 1, from.applied_term.0);
+    let last = from.start.0 + from.entries.len() as u64;
+    if !(from.start.0..=last).contains(&from.applied.0) {
+        return Err(OpenError::Applied { start: from.start.0, last, applied: from.applied.0 });
+    }
+    let at_applied = match from.applied.0 - from.start.0 {
+        0 => from.start_term,
+        behind => from.entries[behind as usize - 1].term,
+    };
+    let (mut expected, mut before) = (from.start.0 + 1, from.start_term.0);
     for entry in &from.entries {
         if entry.index.0 != expected {
             return Err(OpenError::Gap { found: entry.index.0, expected });
@@ -74,16 +82,17 @@ fn check_log(from: &Recovered) -> Result<(), OpenError> {
         entry.check().map_err(|error| OpenError::Entry { index: expected, error })?;
         (expected, before) = (expected + 1, entry.term.0);
     }
-    if from.applied_term > from.ballot.term || (from.applied.0 == 0) != (from.applied_term.0 == 0) {
+    let whole = |index: Index, term: Term| term <= from.ballot.term && (index.0 == 0) == (term.0 == 0);
+    if !whole(from.start, from.start_term) || !whole(from.applied, from.applied_term) || at_applied != from.applied_term {
         let (index, term, ballot) = (from.applied.0, from.applied_term.0, from.ballot.term.0);
-        return Err(OpenError::Term { index, term, before: 0, ballot });
+        return Err(OpenError::Term { index, term, before: at_applied.0, ballot });
     }
     from.members.check().map_err(OpenError::Members)
 }
 
 /// What a restart knows committed: who proposed a change of members had applied the one before.
 fn committed_at_open(from: &Recovered) -> u64 {
-    let changes = from.entries.iter().filter(|entry| entry.kind == EntryKind::Members);
+    let changes = from.unapplied().iter().filter(|entry| entry.kind == EntryKind::Members);
     let mut last_two = (from.applied.0, from.applied.0);
     for change in changes {
         last_two = (last_two.1, change.index.0);
@@ -105,7 +114,7 @@ impl Group {
             HardState { term: from.ballot.term.0, vote: from.ballot.vote.0, commit: committed_at_open(&from), ..HardState::default() };
         let applied = from.applied;
         let entries = from.entries.into_iter().map(convert::raft_entry).collect();
-        let store = LogStore::new(applied, from.applied_term, entries, hard, &from.members);
+        let store = LogStore::new(from.start, from.start_term, entries, hard, &from.members);
         let timing = config.timing;
         let spread = (penstock_wire::peer::MEMBERS_MAX as u32 + 1) * timing.stride;
         let raft_config = raft::Config {
@@ -653,9 +662,7 @@ impl Live {
         let Some(last) = committed.last().map(|entry| entry.index) else { return };
         for entry in committed {
             if entry.get_entry_type() == EntryType::EntryNormal {
-                if !entry.data.is_empty() {
-                    out.apply.push(convert::entry(&entry));
-                }
+                out.apply.push(convert::entry(&entry));
                 continue;
             }
             let members = Members::decode(&entry.context).expect("checked when it came in");

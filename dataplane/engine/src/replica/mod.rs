@@ -73,12 +73,23 @@ pub struct Ballot {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Recovered {
     pub ballot: Ballot,
-    /// What is applied, and its term: the log begins after it.
+    /// The entry before the first in `entries`, and its term: at `applied` or before it.
+    pub start: Index,
+    pub start_term: Term,
+    /// What is applied, and its term.
     pub applied: Index,
     pub applied_term: Term,
     /// Of `applied`.
     pub members: Members,
     pub entries: Vec<Entry>,
+}
+
+impl Recovered {
+    /// Entries that are not applied.
+    pub fn unapplied(&self) -> &[Entry] {
+        let known = (self.applied.0 - self.start.0) as usize;
+        self.entries.get(known..).unwrap_or(&[])
+    }
 }
 
 /// Why a group cannot be opened: what recovery found contradicts itself.
@@ -88,6 +99,8 @@ pub enum OpenError {
     Gap { found: u64, expected: u64 },
     #[error("entry {index} is of term {term}, after one of term {before}, with a ballot of term {ballot}")]
     Term { index: u64, term: u64, before: u64, ballot: u64 },
+    #[error("the log is kept after {start} and ends at {last}; {applied} is applied")]
+    Applied { start: u64, last: u64, applied: u64 },
     #[error("entry {index}: {error}")]
     Entry { index: u64, error: penstock_wire::DecodeError },
     #[error("membership: {0}")]
@@ -168,7 +181,8 @@ pub struct Persist {
 pub struct Output {
     pub persist: Vec<Persist>,
     pub send: Vec<Message>,
-    /// Committed and persisted here: to be applied, in order, before the group is called again.
+    /// Committed and persisted here: to be applied, in order, before the group is called again. Every entry, also those without ops with
+    /// which terms begin.
     pub apply: Vec<Entry>,
     /// Reads that may be served from what is applied after this turn, and those that this member may not serve.
     pub reads: Vec<u64>,

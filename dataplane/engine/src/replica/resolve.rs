@@ -119,7 +119,7 @@ pub fn judge(unknown: &Unknown, others: usize, quorum: usize, answers: &[Answer]
 impl Unknown {
     /// What to ask about. `last`: the last unknown entry and its term, where the bad record's descriptors tell.
     pub fn of(recovered: &Recovered, last: Option<(Index, Term)>) -> Self {
-        let own = recovered.entries.iter().map(|entry| entry.term).collect();
+        let own = recovered.unapplied().iter().map(|entry| entry.term).collect();
         Self { first: Index(recovered.applied.0 + 1), own, last, term: recovered.ballot.term }
     }
 

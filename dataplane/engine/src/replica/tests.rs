@@ -22,7 +22,8 @@ fn members(count: u64) -> Members {
 }
 
 fn fresh(count: u64) -> Recovered {
-    Recovered { ballot: Ballot::default(), applied: Index(0), applied_term: Term(0), members: members(count), entries: vec![] }
+    let (ballot, members, none) = (Ballot::default(), members(count), (Index(0), Term(0)));
+    Recovered { ballot, start: none.0, start_term: none.1, applied: none.0, applied_term: none.1, members, entries: vec![] }
 }
 
 fn config(me: u64) -> GroupConfig {
@@ -97,7 +98,8 @@ impl Bench {
                 if self.fast[at] {
                     self.persist(at);
                 }
-                self.applied[at].extend(out.apply.iter().map(|entry| entry.index));
+                // Without the entries that terms begin with.
+                self.applied[at].extend(out.apply.iter().filter(|entry| !entry.bytes.is_empty()).map(|entry| entry.index));
                 self.reads[at].append(&mut out.reads);
                 self.refused[at].append(&mut out.reads_refused);
                 self.sent.extend(out.send.iter().cloned());
@@ -536,8 +538,50 @@ fn log_that_contradicts_itself_is_not_opened() {
     assert!(matches!(open(vec![entry(1, 2)]), Some(OpenError::Gap { .. })));
     assert!(matches!(open(vec![entry(2, 1), entry(1, 2)]), Some(OpenError::Term { .. })));
     assert!(matches!(open(vec![entry(4, 1)]), Some(OpenError::Term { .. })), "of a term that was never voted on");
+    let begins = |start, start_term, applied, applied_term| {
+        let (start, start_term, applied, applied_term) = (Index(start), Term(start_term), Index(applied), Term(applied_term));
+        let entries = vec![entry(2, 5), entry(3, 6)];
+        Group::open(config(1), Recovered { ballot, start, start_term, applied, applied_term, entries, ..fresh(3) }).err()
+    };
+    assert_eq!(begins(4, 1, 4, 1), None);
+    assert_eq!(begins(4, 1, 5, 2), None);
+    assert_eq!(begins(4, 1, 6, 3), None);
+    assert!(matches!(begins(4, 1, 3, 1), Some(OpenError::Applied { .. })));
+    assert!(matches!(begins(4, 1, 7, 3), Some(OpenError::Applied { .. })));
+    assert!(matches!(begins(4, 1, 5, 3), Some(OpenError::Term { .. })), "applied is another entry");
+    assert!(matches!(begins(4, 3, 4, 3), Some(OpenError::Term { .. })), "the log goes back in terms");
+    assert!(matches!(begins(4, 0, 5, 2), Some(OpenError::Term { .. })), "what is before has a term");
     let timing = Timing { election: 4, ..timing() };
     assert!(matches!(Group::open(GroupConfig { timing, ..config(1) }, fresh(3)), Err(OpenError::Timing(_))));
+}
+
+#[test]
+fn restarted_leader_sends_a_laggard_what_it_had_applied_before() {
+    let ballot = Ballot { term: Term(1), vote: MemberNo(0) };
+    let entries: Vec<_> = (3..=8).map(|index| entry(1, index)).collect();
+    let ahead = Recovered {
+        ballot,
+        start: Index(2),
+        start_term: Term(1),
+        applied: Index(7),
+        applied_term: Term(1),
+        entries: entries.clone(),
+        ..fresh(3)
+    };
+    let behind = Recovered { entries: (1..=4).map(|index| entry(1, index)).collect(), ballot, ..fresh(3) };
+    let mut bench = Bench::of(vec![
+        Group::open(config(1), ahead.clone()).unwrap(),
+        Group::open(config(2), ahead).unwrap(),
+        Group::open(config(3), behind).unwrap(),
+    ]);
+    assert_eq!(bench.view(0).first, Index(3));
+    let leader = bench.leader();
+    bench.tick(3);
+    assert_ne!(leader, 2, "its log is behind");
+    let last = bench.view(leader).last;
+    assert_eq!((bench.view(2).last, bench.view(2).applied), (last, last));
+    assert_eq!(bench.applied[2], (1..=8).map(Index).collect::<Vec<_>>());
+    assert_eq!(bench.applied[leader], [Index(8)], "what was applied is not applied again");
 }
 
 #[test]

@@ -235,7 +235,9 @@ impl Disk {
             self.ballots.extend(record.what.as_ref().and_then(|persist| persist.ballot));
         }
         self.ballot = ballot;
-        (Recovered { ballot, applied: checkpoint.applied, applied_term: checkpoint.term, members: checkpoint.members, entries: log }, doubt)
+        let Checkpoint { applied, term, members, .. } = checkpoint;
+        let recovered = Recovered { ballot, start: applied, start_term: term, applied, applied_term: term, members, entries: log };
+        (recovered, doubt)
     }
 
     /// `None` when all that is bad is known to have held no entries.

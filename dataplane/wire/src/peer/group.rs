@@ -89,7 +89,7 @@ impl Entry {
             return Err(DecodeError::Value { what: "term and index of an entry", found: self.index.0 });
         }
         let ops = self.ops()?;
-        if ops.iter().any(|op| matches!(op, Op::Create(_) | Op::Delete | Op::Members(_) | Op::Ballot { .. })) {
+        if ops.iter().any(|op| !matches!(op, Op::Write { .. } | Op::Zero { .. } | Op::Resize { .. })) {
             return Err(DecodeError::Value { what: "op that is none of an entry's ops, kind of entry", found: 0 });
         }
         let counted: u32 = ops.iter().map(Op::payload_blocks).sum();

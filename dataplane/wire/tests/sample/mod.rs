@@ -5,7 +5,7 @@
 pub mod peer;
 
 use penstock_wire::batch::{Header, Kind, Prev, Section, header_blocks};
-use penstock_wire::directory::{Directory, PageRow, Part, ReplicaRow};
+use penstock_wire::directory::{Directory, MemberRow, PageRow, Part, ReplicaRow};
 use penstock_wire::label::{Label, Share};
 use penstock_wire::page::{BlockState, Page, PageName};
 use penstock_wire::peer::MemberNo;
@@ -148,6 +148,12 @@ pub fn group_batch() -> SampleBatch {
     }
     own.entry(8, Term(0), Index(0));
     own.delete();
+    own.entry(9, Term(0), Index(0));
+    own.doubt(Some((Index(0x0809), Term(0x0506))));
+    own.entry(10, Term(0), Index(0));
+    own.resolved();
+    own.entry(batch::EVERY_MEMBER, Term(0), Index(0));
+    own.doubt(None);
     SampleBatch { header: header(Kind::Data, 3, before()), own, prev: section_before() }
 }
 
@@ -200,14 +206,33 @@ pub fn page() -> Box<Page> {
 pub const DIRECTORY_EXTENTS: u64 = 40;
 
 pub fn directory() -> Directory {
-    let row =
-        |no, deleting, pages| ReplicaRow { no, deleting, term: Term(1), voted_for: [0; 16], applied: Index(0x0506), shape: shape(), pages };
     let page = |page_no, slot, crc, extents| PageRow { page_no, slot, crc, extents };
+    let row = |no, deleting, pages| ReplicaRow { no, deleting, term: Term(1), applied: Index(0x0506), shape: shape(), pages, member: None };
+    let member = MemberRow {
+        vote: MemberNo(0x0a0b),
+        applied_term: Term(0x0c0d),
+        members: peer::members(),
+        doubt: Some(Some((Index(0x0e0f), Term(0x0c0e)))),
+        stopped: true,
+    };
+    let of_group = ReplicaRow { term: Term(0x0102_0304), member: Some(member), ..row(6, false, vec![page(4, 19, 0x3333_0000, Some(2))]) };
     Directory {
         next_replica: 9,
-        replicas: vec![row(1, true, vec![]), row(3, false, vec![page(0, 17, 0x1111_0000, Some(48)), page(9, 18, 0x2222_0000, None)])],
+        covered: Seq(0x0908_0706),
+        replicas: vec![
+            row(1, true, vec![]),
+            row(3, false, vec![page(0, 17, 0x1111_0000, Some(48)), page(9, 18, 0x2222_0000, None)]),
+            of_group,
+        ],
         taken: vec![0b10, 0, 0xff, 0, 0x80],
     }
+}
+
+/// As versions before 3 can say it: no replica is a member of a group.
+pub fn older_directory() -> Directory {
+    let mut directory = Directory { covered: Seq(0), ..directory() };
+    directory.replicas.retain(|replica| replica.member.is_none());
+    directory
 }
 
 /// The part that carries `payload`.
