@@ -7,11 +7,12 @@ SHELL := /bin/bash
 CARGO ?= cargo
 SEEDS ?= 500
 SECONDS ?= 60
+MINUTES ?= 10
 
 # The parts of the workspace that need SPDK are built with it; `build` makes every program.
 PROGRAMS := -p penstock-node -p penstock-control -p penstock-cli -p penstock-hugepages -p penstock-perf
 
-.PHONY: all setup spdk build demo test test-unit test-process test-guest sim bench fuzz sanitize lint fmt help
+.PHONY: all setup spdk build demo test test-unit test-process test-guest sim bench chaos fuzz sanitize lint fmt help
 
 all: build
 
@@ -47,6 +48,10 @@ sim: ## simulate: make sim SEEDS=2000
 bench: setup ## ratios 4, 6, 7, 8 against SPDK, with intervals and negative controls
 	@$(MAKE) --no-print-directory build
 	@scripts/bench.sh
+
+chaos: setup ## three real nodes under faults and a verifier: make chaos MINUTES=10
+	@$(MAKE) --no-print-directory build
+	@scripts/chaos.sh $(MINUTES)
 
 fuzz: ## fuzz every parser of bytes that others write: make fuzz SECONDS=60
 	@scripts/fuzz.sh $(SECONDS)

@@ -75,18 +75,23 @@ pub struct Namespace {
 impl Namespace {
     /// Connects to namespace 1 of subsystem `nqn`.
     pub fn connect(address: SocketAddr, nqn: &str) -> Result<Self> {
-        let mut admin = Queue::open(address)?;
+        Self::connect_within(address, nqn, PATIENCE)
+    }
+
+    /// The same, with another patience: for the connection, and for every answer.
+    pub fn connect_within(address: SocketAddr, nqn: &str, patience: Duration) -> Result<Self> {
+        let mut admin = Queue::open(address, patience)?;
         let controller = admin.connect(nqn, 0, 0xffff)?;
         const CC_ENABLE_4K_PAGES_64_16: u64 = 1 | 6 << 16 | 4 << 20; // SQE 2^6, CQE 2^4 bytes
         admin.property_set(0x14, CC_ENABLE_4K_PAGES_64_16)?;
-        super::wait::wait_for("the controller to become ready", PATIENCE, || Ok((admin.property_get(0x1c)? & 1 == 1).then_some(())))?;
+        super::wait::wait_for("the controller to become ready", patience, || Ok((admin.property_get(0x1c)? & 1 == 1).then_some(())))?;
         let mut identify = Command::new(opcode::IDENTIFY);
         identify.word(4, 1);
         let said = admin.take(identify, 4096)?;
         let format = usize::from(said[26] & 0xf);
         let block_bytes = 1usize << said[128 + 4 * format + 2];
         let blocks = u64::from_le_bytes(said[..8].try_into().expect("8 bytes"));
-        let mut io = Queue::open(address)?;
+        let mut io = Queue::open(address, patience)?;
         io.connect(nqn, 1, controller)?;
         Ok(Namespace { io, admin, block_bytes, blocks })
     }
@@ -231,9 +236,9 @@ fn io(e: std::io::Error) -> GuestError {
 }
 
 impl Queue {
-    fn open(address: SocketAddr) -> Result<Self> {
-        let mut line = TcpStream::connect_timeout(&address, PATIENCE).map_err(|e| failed(format!("{address}: {e}")))?;
-        line.set_nodelay(true).and_then(|()| line.set_read_timeout(Some(PATIENCE))).map_err(io)?;
+    fn open(address: SocketAddr, patience: Duration) -> Result<Self> {
+        let mut line = TcpStream::connect_timeout(&address, patience).map_err(|e| failed(format!("{address}: {e}")))?;
+        line.set_nodelay(true).and_then(|()| line.set_read_timeout(Some(patience))).map_err(io)?;
         let mut hello = [0; 128];
         hello[0] = pdu::IC_REQ;
         hello[2] = 128;
