@@ -85,7 +85,7 @@ impl Store {
             return Err(AuditError::Leaked { taken, reachable });
         }
         let held = self.index.iter().filter(|group| group.promised).count() as u64;
-        let proposed = self.host.promises() + self.stream.promises();
+        let proposed = self.host.promises() + self.stream.promises() + self.groups_promises();
         if self.space.promised() != held + proposed {
             return Err(AuditError::Promises { promised: self.space.promised(), held: held + proposed });
         }

@@ -349,6 +349,7 @@ impl Store {
         let first = self.checkpoint.first;
         if first > self.stream.first_kept() {
             self.stream.trim(first, &mut self.epochs);
+            self.trim_members();
         }
         self.stream.credit += 64;
     }

@@ -1,9 +1,10 @@
 //! What a store is opened with, and what it shows of itself.
 
-use crate::port::ReplicaNo;
+use crate::port::{ReplicaNo, Standing};
 use crate::replica;
 use penstock_wire::label::Geometry;
-use penstock_wire::{DecodeError, Incarnation, NodeId, ReplicaShape};
+use penstock_wire::peer::{MemberNo, Members};
+use penstock_wire::{DecodeError, Incarnation, Index, NodeId, ReplicaShape, SegmentId};
 use thiserror::Error;
 
 /// What makes the drive's completed writes durable.
@@ -236,6 +237,26 @@ pub struct ReplicaUsage {
     pub allocated_extents: u64,
     /// Blocks (4 KiB) whose newest version is in the oplog alone.
     pub undrained_blocks: u64,
+}
+
+/// A member of a group, as [`crate::Store::members`] shows it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct MemberView {
+    pub no: ReplicaNo,
+    pub segment: SegmentId,
+    pub me: MemberNo,
+    /// As of what is applied.
+    pub members: Members,
+    pub standing: Option<Standing>,
+    /// Recovery found what it cannot judge, and the others are asked.
+    pub doubtful: bool,
+    /// Why it answers nothing any more, if so.
+    pub stopped: Option<String>,
+    /// What the group shows, where it speaks.
+    pub group: Option<replica::GroupView>,
+    pub applied: Index,
+    /// The last entry that each member is known to have; empty where another leads.
+    pub matched: Vec<(MemberNo, Index)>,
 }
 
 /// What a store shows of itself.

@@ -81,7 +81,7 @@ impl Store {
 
     /// Somebody wants the log empty, whatever it costs.
     fn is_urged(&self) -> bool {
-        self.stage == Stage::Stopping || !self.drain_orders.is_empty() || self.host.wants_space
+        self.stage == Stage::Stopping || !self.drain_orders.is_empty() || self.host.wants_space || self.groups.wants_space
     }
 
     pub(crate) fn settle_drain<M: Memory>(&mut self, mem: &mut M, fx: &mut Effects) {
@@ -96,6 +96,7 @@ impl Store {
             return;
         }
         self.answer_drain_orders(fx);
+        self.groups.wants_space &= !self.drain_is_done();
         let (used, limit) = (self.stream.used(), self.stream.host_limit());
         if self.drain.round.is_none() {
             // Late, and then all of it: the longer blocks stay in the log, the more of them are overwritten there.
@@ -107,14 +108,15 @@ impl Store {
             self.drain.round = Some(self.stream.persisted());
         }
         let drained = self.drained_to();
+        let covers = self.log_covers(drained);
         let over = self.drain.round.is_some_and(|to| drained >= to);
-        let gain = self.stream.place_of(drained.next()).0.saturating_sub(self.stream.place_of(self.stream.first_kept()).0);
+        let gain = self.stream.place_of(covers.next()).0.saturating_sub(self.stream.place_of(self.stream.first_kept()).0);
         let room = self.space.dirty_limit().saturating_sub(self.map.dirty());
         let nothing_left = self.index.queued() == 0 && self.drain.deletions == 0;
         if self.drain.unsaved
             && (gain * 4 >= limit || room == 0 || over && (self.drain.deletions == 0 || self.index.queued() > 0) || nothing_left)
         {
-            self.begin_checkpoint(drained, drained.next(), mem, fx);
+            self.begin_checkpoint(drained, covers.next(), mem, fx);
         } else if self.index.queued() > 0 && !over {
             self.begin_slice(room, mem, fx);
         } else if self.drain.deletions > 0 {
@@ -433,6 +435,7 @@ impl Store {
             let to = self.drained_to().next();
             if to > self.stream.first_kept() {
                 self.stream.trim(to, &mut self.epochs);
+                self.trim_members();
             }
         }
         for job in std::mem::take(&mut self.host.after_drain) {
@@ -471,7 +474,7 @@ impl Store {
         }
         let empty = group.slots.iter().all(Option::is_none);
         self.map.undrained(key.replica, -drained);
-        if !has_data && place != UNALLOCATED && empty && !self.host.touches(&self.stream, key) {
+        if !has_data && place != UNALLOCATED && empty && !self.touches(key) {
             self.map.set_place(key.replica, key.extent, UNALLOCATED);
             self.space.give_back(ExtentNo(place), &mut self.epochs);
         }

@@ -11,6 +11,7 @@
 
 mod alloc;
 mod audit;
+mod carry;
 mod checkpoint;
 mod config;
 // Used by what is being built on it.
@@ -18,11 +19,13 @@ mod config;
 mod doubt;
 mod drain;
 mod epoch;
+mod follow;
 pub mod format;
+mod groups;
 mod index;
+mod lead;
 mod look;
 mod map;
-#[expect(dead_code)]
 mod member;
 mod orders;
 pub mod port;
@@ -31,14 +34,15 @@ mod recover;
 pub mod replica;
 mod rewrite;
 mod scrub;
+mod send;
 mod store;
 mod stream;
 mod write;
 
 pub use audit::AuditError;
 pub use config::{
-    Barrier, Canary, Counters, FenceReason, Limits, OpenError, RecoveryReport, ReplicaUsage, ReplicaView, Replication, Stage, StoreConfig,
-    StoreView,
+    Barrier, Canary, Counters, FenceReason, Limits, MemberView, OpenError, RecoveryReport, ReplicaUsage, ReplicaView, Replication, Stage,
+    StoreConfig, StoreView,
 };
 pub use look::{Contents, MemberLook};
 pub use port::*;

@@ -3,10 +3,11 @@
 //! The group (crate raft, in [`crate::replica`]) knows descriptors; the store knows where each entry lies: its batch and the ring blocks of its
 //! payload. `log` is that knowledge, one row an entry, from the trim point on, in step with the group's own list.
 
-use crate::port::BufId;
+use crate::port::{BufId, OrderId, Standing};
 use crate::replica::{Ballot, Group, Mark, Stop};
+use crate::write::Proposed;
 use penstock_wire::peer::{Entry, MemberNo, Members};
-use penstock_wire::{Index, Seq, Term};
+use penstock_wire::{Index, NodeId, Seq, Term};
 use std::collections::VecDeque;
 
 /// Where an entry's payload can be read.
@@ -16,7 +17,7 @@ pub(crate) enum Payload {
     None,
     /// In the buffer in which it came in from the leader, from this block of it on: the batch is not persisted yet.
     Staged { buf: BufId, first: u32 },
-    /// In the host commands that it was made of, and their buffers: see `Proposal` of the leading side.
+    /// In the host commands that it was made of, and their buffers: see [`Proposal`].
     Host,
     /// On the drive, from this block of the ring on.
     Ring { at: u32 },
@@ -29,6 +30,30 @@ pub(crate) struct Logged {
     /// Its batch; `None` until it is in one. An entry that recovery found has the batch that it was found in.
     pub seq: Option<Seq>,
     pub payload: Payload,
+    /// Extents that are promised to it until it is applied.
+    pub promises: u32,
+}
+
+/// An entry that this member made of its hosts' commands and orders.
+#[derive(Debug)]
+pub(crate) struct Proposal {
+    pub index: Index,
+    pub term: Term,
+    pub ops: Vec<Proposed>,
+    /// Until the entry is in `log`, which has them from then on.
+    pub promises: u32,
+    /// The term is over: who waits for it is told to try elsewhere, once the payload is on the drive.
+    pub lost: bool,
+}
+
+/// An entry's payload that came in, until the group has taken the entry or has not.
+#[derive(Debug)]
+pub(crate) struct Staged {
+    pub index: Index,
+    pub term: Term,
+    pub buf: BufId,
+    pub first: u32,
+    pub promises: u32,
 }
 
 /// Something of the group's that is in the stream: told to the group, in order, once it is durable (and sealed, where it has a ballot).
@@ -43,6 +68,7 @@ pub(crate) struct Marked {
 /// Whether the member may speak.
 pub(crate) enum MemberStage {
     /// Recovery found what it could not judge: the others are asked, and the group is not built yet.
+    #[expect(dead_code)] // built by recovery
     Doubtful(Box<crate::doubt::Doubts>),
     Up(Box<Group>),
     /// Answers nothing any more.
@@ -75,15 +101,66 @@ pub(crate) struct Member {
     pub log: VecDeque<Logged>,
     /// In order.
     pub marks: VecDeque<Marked>,
+    /// Entries of hosts here that are not applied, in order.
+    pub proposals: VecDeque<Proposal>,
+    pub staged: Vec<Staged>,
+    /// The term in which hosts are served here.
+    pub serving: Option<Term>,
+    /// As it was told last.
+    pub standing: Option<Standing>,
+    /// A change of members that an order waits for.
+    pub change: Option<(OrderId, Index)>,
+    /// Nodes of members that spoke to us and that we have not heard of yet.
+    pub strangers: Vec<(MemberNo, NodeId)>,
+    /// In the lists of those to settle and of those with marks, and counted as awake: see `groups`.
+    pub touched: bool,
+    pub marked: bool,
+    pub awake: bool,
 }
 
 impl Member {
+    pub fn new(me: MemberNo, stage: MemberStage, members: Members) -> Self {
+        Self {
+            me,
+            stage,
+            members,
+            applied_term: Term(0),
+            ballot: Ballot::default(),
+            start: Index(0),
+            start_term: Term(0),
+            log: VecDeque::new(),
+            marks: VecDeque::new(),
+            proposals: VecDeque::new(),
+            staged: Vec::new(),
+            serving: None,
+            standing: None,
+            change: None,
+            strangers: Vec::new(),
+            touched: false,
+            marked: false,
+            awake: false,
+        }
+    }
+
     pub fn last(&self) -> Index {
         Index(self.start.0 + self.log.len() as u64)
     }
 
     pub fn get(&self, index: Index) -> Option<&Logged> {
         self.log.get(index.0.checked_sub(self.start.0 + 1)? as usize)
+    }
+
+    pub fn get_mut(&mut self, index: Index) -> Option<&mut Logged> {
+        self.log.get_mut(index.0.checked_sub(self.start.0 + 1)? as usize)
+    }
+
+    /// The entry of that index and term, if the log has it.
+    pub fn holds(&self, index: Index, term: Term) -> Option<&Logged> {
+        self.get(index).filter(|logged| logged.entry.term == term)
+    }
+
+    pub fn term_at(&self, index: Index) -> Option<Term> {
+        if index == self.start { Some(self.start_term) } else { self.get(index).map(|logged| logged.entry.term) }
     }
 
     /// Puts an entry at its place; all that stood from there on is gone.
@@ -94,8 +171,38 @@ impl Member {
         self.log.push_back(logged);
     }
 
+    pub fn proposal(&self, index: Index, term: Term) -> Option<&Proposal> {
+        let at = self.proposals.binary_search_by_key(&index, |proposal| proposal.index).ok()?;
+        Some(&self.proposals[at]).filter(|proposal| proposal.term == term)
+    }
+
     /// First batch that the entries after `applied` need.
     pub fn needed_from(&self, applied: Index) -> Option<Seq> {
         self.log.iter().skip(applied.0.saturating_sub(self.start.0) as usize).find_map(|logged| logged.seq)
+    }
+
+    pub fn group(&self) -> Option<&Group> {
+        match &self.stage {
+            MemberStage::Up(group) => Some(group),
+            _ => None,
+        }
+    }
+
+    pub fn group_mut(&mut self) -> Option<&mut Group> {
+        match &mut self.stage {
+            MemberStage::Up(group) => Some(group),
+            _ => None,
+        }
+    }
+
+    pub fn node_of(&self, no: MemberNo) -> Option<NodeId> {
+        let known = self.members.get(no).map(|member| member.node);
+        known.or_else(|| self.strangers.iter().find(|(other, _)| *other == no).map(|(_, node)| *node))
+    }
+
+    pub fn promises(&self) -> u64 {
+        let logged = self.log.iter().map(|logged| logged.promises);
+        let proposed = self.proposals.iter().map(|proposal| proposal.promises);
+        logged.chain(proposed).chain(self.staged.iter().map(|staged| staged.promises)).map(u64::from).sum()
     }
 }

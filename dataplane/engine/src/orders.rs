@@ -3,11 +3,14 @@
 use crate::config::Stage;
 use crate::index::{GroupKey, Version};
 use crate::map::{Known, PageKey, Replica};
+use crate::member::Member;
 use crate::port::*;
+use crate::replica::{Ballot, Recovered, Stop};
 use crate::store::Store;
-use crate::write::{Proposed, What};
+use crate::write::{Birth, Proposed, What};
 use penstock_wire::directory::{REPLICA_NO_LIMIT, REPLICAS_MAX};
 use penstock_wire::page::EXTENTS_PER_PAGE;
+use penstock_wire::peer::{MemberNo, Members};
 use penstock_wire::{EXTENT_BLOCKS, Index as RaftIndex, ReplicaShape, Seq, Term, VOLUME_BLOCKS_MAX};
 use rustc_hash::FxHashMap;
 
@@ -15,55 +18,100 @@ const PAGE_BLOCKS: u64 = EXTENTS_PER_PAGE as u64 * EXTENT_BLOCKS;
 
 impl Store {
     /// Proposes the next order, when none is out.
-    pub(crate) fn settle_orders(&mut self, fx: &mut Effects) {
+    pub(crate) fn settle_orders<M: Memory>(&mut self, mem: &mut M, fx: &mut Effects) {
         while self.order_out.is_none() && self.stage == Stage::Serving {
             let Some(pending) = self.orders.pop_front() else { return };
             let id = pending.id;
-            if let Some(result) = self.begin_order(id, pending.order) {
+            if let Some(result) = self.begin_order(id, pending.order, mem, fx) {
                 fx.list.push(Effect::OrderDone { id, result });
             }
         }
     }
 
     /// Proposes an order, or answers it at once.
-    fn begin_order(&mut self, id: OrderId, order: Order) -> Option<Result<(), OrderError>> {
+    fn begin_order<M: Memory>(&mut self, id: OrderId, order: Order, mem: &mut M, fx: &mut Effects) -> Option<Result<(), OrderError>> {
         let (replica, block, what) = match order {
-            Order::Create(shape) => {
-                if shape.check().is_err() {
-                    return Some(Err(OrderError::Invalid("size, logical block or name of the volume is out of its limits")));
-                }
-                if let Some(no) = self.map.by_segment(shape.segment) {
-                    let stands = &self.map.get(no).expect("a segment's replica stands").shape;
-                    // A resize since then is not a conflict: the same order may come again long after.
-                    let same = ReplicaShape { blocks: stands.blocks, name: stands.name.clone(), ..(*shape).clone() } == *stands;
-                    return Some(if same { Ok(()) } else { Err(OrderError::Conflict(Box::new(stands.clone()))) });
-                }
-                if self.map.iter().count() >= REPLICAS_MAX || self.map.next_no() >= REPLICA_NO_LIMIT {
-                    return Some(Err(OrderError::NoSpace));
-                }
-                (ReplicaNo(self.map.next_no()), 0, What::Create(shape))
-            }
+            Order::Create(shape) => match self.may_create(&shape, None) {
+                Some(result) => return Some(result),
+                None => (ReplicaNo(self.map.next_no()), 0, What::Create(shape)),
+            },
+            Order::CreateMember { shape, members } => match self.may_create(&shape, Some(&members)) {
+                Some(result) => return Some(result),
+                None => (ReplicaNo(self.map.next_no()), 0, What::CreateMember(Box::new(Birth { shape: *shape, members: *members }))),
+            },
             Order::Delete { segment } => match self.map.by_segment(segment) {
                 None => return Some(Ok(())),
-                Some(no) => (no, 0, What::Delete),
+                Some(no) => {
+                    // Its log stays until the delete is durable: a crash before that brings the member back.
+                    self.stop_group(no, Stop::Quarantined("its replica is being deleted".into()), mem, fx);
+                    (no, 0, What::Delete)
+                }
             },
             Order::Resize { segment, blocks } => {
                 let Some(no) = self.map.by_segment(segment) else { return Some(Err(OrderError::NoSuchSegment)) };
                 if blocks == 0 || blocks > VOLUME_BLOCKS_MAX {
                     return Some(Err(OrderError::Invalid("a volume has 1 block to 256 TiB")));
                 }
+                if !self.serves(no) {
+                    return Some(Err(OrderError::NotLeader(self.leader_of(no))));
+                }
                 let replica = self.map.get_mut(no).expect("a segment's replica stands");
                 // Hosts lose the tail now, so that no write to it is proposed behind the resize.
                 replica.limit_blocks = replica.limit_blocks.min(blocks);
                 (no, blocks, What::Resize)
             }
-            Order::CreateMember { .. } => return Some(Err(OrderError::Invalid("groups of several replicas are not served yet"))),
-            Order::Change { .. } | Order::Transfer { .. } => return Some(Err(OrderError::NotLeader(None))),
+            Order::Change { segment, members } => return self.begin_change(id, segment, &members),
+            Order::Transfer { segment, to } => return Some(self.begin_transfer(segment, to)),
             Order::Drain | Order::ScrubStart | Order::ScrubStop | Order::Stop => unreachable!("not an order for the log"),
         };
         self.order_out = Some(id);
-        self.host.ready.push_back(Proposed { job: None, io: None, order: Some(id), replica, block, blocks: 0, what, index: RaftIndex(0) });
+        self.make_ready(Proposed { job: None, io: None, order: Some(id), replica, block, blocks: 0, what, index: RaftIndex(0) });
         None
+    }
+
+    /// `None`: it may, and does not stand yet. Otherwise the order's answer.
+    fn may_create(&self, shape: &ReplicaShape, members: Option<&Members>) -> Option<Result<(), OrderError>> {
+        if shape.check().is_err() {
+            return Some(Err(OrderError::Invalid("size, logical block or name of the volume is out of its limits")));
+        }
+        if members.is_some_and(|members| members.check().is_err() || self.own_number(shape, members).is_none()) {
+            return Some(Err(OrderError::Invalid("the members are no group, or none of them is this replica on this node")));
+        }
+        if let Some(no) = self.map.by_segment(shape.segment) {
+            let replica = self.map.get(no).expect("a segment's replica stands");
+            let stands = &replica.shape;
+            // A resize since then is not a conflict: the same order may come again long after.
+            let same = ReplicaShape { blocks: stands.blocks, name: stands.name.clone(), ..shape.clone() } == *stands;
+            let same = same && replica.member.is_some() == members.is_some();
+            return Some(if same { Ok(()) } else { Err(OrderError::Conflict(Box::new(stands.clone()))) });
+        }
+        let full = self.map.iter().count() >= REPLICAS_MAX || self.map.next_no() >= REPLICA_NO_LIMIT;
+        full.then_some(Err(OrderError::NoSpace))
+    }
+
+    /// The number of the member that is this replica.
+    pub(crate) fn own_number(&self, shape: &ReplicaShape, members: &Members) -> Option<MemberNo> {
+        let node = self.config.replication.node;
+        members.list.iter().find(|member| member.replica == shape.replica && member.node == node).map(|member| member.no)
+    }
+
+    /// A member begins, with nothing in its log.
+    pub(crate) fn apply_birth(&mut self, no: ReplicaNo, birth: &Birth, fx: &mut Effects) {
+        self.apply_create(no, birth.shape.clone(), fx);
+        let me = self.own_number(&birth.shape, &birth.members).expect("checked when it was ordered");
+        let members = birth.members.clone();
+        let recovered = Recovered {
+            ballot: Ballot::default(),
+            applied: RaftIndex(0),
+            applied_term: Term(0),
+            members: members.clone(),
+            entries: Vec::new(),
+        };
+        let stage = self.raise_group(no, me, recovered);
+        let replica = self.map.get_mut(no).expect("just made");
+        (replica.term, replica.proposed, replica.applied) = (Term(0), RaftIndex(0), RaftIndex(0));
+        replica.member = Some(Box::new(Member::new(me, stage, members)));
+        self.enlist(no);
     }
 
     pub(crate) fn apply_create(&mut self, no: ReplicaNo, shape: ReplicaShape, fx: &mut Effects) {

@@ -238,9 +238,12 @@ impl Store {
     /// Every block of the chunk is verified: hand it on.
     fn chunk_read<M: Memory>(&mut self, id: JobId, mem: &mut M, fx: &mut Effects) {
         let job = self.host.job(id);
+        let job_is_lost = job.lost;
         if !matches!(job.op, HostOp::Read(_)) {
             if self.fenced() {
                 self.finish_job(id, Status::Fenced, mem, fx);
+            } else if job_is_lost {
+                self.finish_job(id, Status::NotReady, mem, fx);
             } else {
                 self.merged(id, mem, fx);
             }

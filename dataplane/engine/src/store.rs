@@ -7,6 +7,7 @@ use crate::checkpoint::Checkpoint;
 use crate::config::{Barrier, Canary, Counters, FenceReason, RecoveryReport, ReplicaUsage, ReplicaView, Stage, StoreConfig, StoreView};
 use crate::drain::Drain;
 use crate::epoch::Epochs;
+use crate::groups::Groups;
 use crate::index::Index;
 use crate::map::{Map, PageKey, Replica};
 use crate::port::*;
@@ -41,6 +42,8 @@ pub(crate) enum Owner {
     Scrub {
         item: u32,
     },
+    /// Payload of a word that waits for it.
+    Send(u32),
 }
 
 /// Who waits for a map page.
@@ -70,6 +73,7 @@ pub struct Store {
     pub(crate) index: Index,
     pub(crate) stream: Stream,
     pub(crate) host: HostSide,
+    pub(crate) groups: Groups,
     pub(crate) drain: Drain,
     pub(crate) checkpoint: Checkpoint,
     pub(crate) scrub: Scrub,
@@ -104,6 +108,7 @@ impl Store {
             index: Index::default(),
             stream: Stream::new(&geometry),
             host: HostSide::default(),
+            groups: Groups::default(),
             drain: Drain::default(),
             checkpoint: Checkpoint::default(),
             scrub: Scrub::default(),
@@ -147,25 +152,27 @@ impl Store {
             }
             Event::Fence(reason) => self.fence(reason, mem, fx),
             Event::Tick { now } => self.on_tick(now, mem, fx),
-            Event::Peer { payload, .. } => {
-                if let Some(buf) = payload {
-                    mem.free(buf);
-                }
-            }
-            Event::PeerUp { .. } | Event::PeerDown { .. } | Event::PeerLost { .. } => {}
+            Event::Peer { from, word, payload } => self.on_peer(from, *word, payload, mem, fx),
+            Event::PeerUp { node, incarnation } => self.on_peer_up(node, incarnation),
+            Event::PeerDown { node } => self.on_peer_down(node),
+            Event::PeerLost { node } => self.on_peer_lost(node),
         }
     }
 
     /// Ends a turn: what gathered goes out, background work gets its slice.
     pub fn settle<M: Memory>(&mut self, mem: &mut M, fx: &mut Effects) {
+        self.free_sent(mem);
         match self.stage {
             Stage::Opening => self.settle_recovery(mem, fx),
             Stage::Serving | Stage::Stopping | Stage::Fenced(_) => {
                 self.stream.settle_tail(&self.epochs);
                 self.space.settle(&self.epochs);
                 self.settle_pages(mem, fx);
-                self.settle_orders(fx);
+                self.settle_orders(mem, fx);
+                // Before the hosts, since what is applied makes room for their next chunks; and after them, for what they have ready.
+                self.settle_groups(mem, fx);
                 self.settle_host(mem, fx);
+                self.settle_groups(mem, fx);
                 self.settle_stream(mem, fx);
                 self.settle_drain(mem, fx);
                 self.settle_stop(fx);
@@ -188,6 +195,7 @@ impl Store {
             Owner::Checkpoint => self.on_checkpoint_done(ok, mem, fx),
             Owner::Recovery => self.on_recovery_done(ok, mem, fx),
             Owner::Scrub { item } => self.on_scrub_read(item, ok, mem, fx),
+            Owner::Send(id) => self.on_send_read(id, ok, mem, fx),
         }
     }
 
@@ -235,6 +243,7 @@ impl Store {
         }
         self.stage = Stage::Fenced(reason);
         fx.list.push(Effect::Notice(Notice::Fenced(reason)));
+        self.stop_groups(mem, fx);
         self.fail_writes(Status::Fenced, mem, fx);
         for pending in std::mem::take(&mut self.orders) {
             fx.list.push(Effect::OrderDone { id: pending.id, result: Err(OrderError::Fenced) });
@@ -284,6 +293,7 @@ impl Store {
         self.scrub.stop();
         if self.stage == Stage::Serving {
             self.stage = Stage::Stopping;
+            self.freeze_groups(mem, fx);
             self.refuse_held(Status::NotReady, mem, fx);
         }
     }
@@ -292,7 +302,10 @@ impl Store {
     fn settle_stop(&mut self, fx: &mut Effects) {
         let Some(id) = self.stop_order else { return };
         let done = match self.stage {
-            Stage::Stopping => self.host.is_idle() && self.stream.is_idle() && self.drain_is_done() && self.disk_out == 0,
+            Stage::Stopping => {
+                let rests = self.host.is_idle() && self.stream.is_idle() && self.groups.is_flushed();
+                rests && self.drain_is_done() && self.disk_out == 0
+            }
             Stage::Fenced(_) => self.disk_out == 0,
             _ => false,
         };
@@ -314,6 +327,7 @@ impl Store {
         }
         if self.stage == Stage::Serving {
             self.seal_if_idle(mem, fx);
+            self.tick_groups();
         }
     }
 
@@ -447,6 +461,7 @@ impl Store {
             && self.stage != Stage::Stopping
             && (self.stage != Stage::Serving || (self.drain_is_done() && self.stream.is_sealed() && self.stream.is_idle()))
             && !self.scrub.is_on()
+            && self.groups.are_idle()
             && self.orders.is_empty()
             && self.drain_orders.is_empty()
     }

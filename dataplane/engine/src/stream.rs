@@ -2,6 +2,7 @@
 //!
 //! A batch counts as persisted when it and all before it are written and the drive's barrier has passed after that.
 
+use crate::carry::{Carried, part_of_op};
 use crate::config::{BATCHES_OUT_MAX, Barrier, Canary, FenceReason, Stage};
 use crate::epoch::{Epoch, Epochs};
 use crate::index::{GroupKey, Slot, Version};
@@ -20,9 +21,54 @@ struct Batch {
     header_blocks: u32,
     header: BufId,
     ops: Vec<Proposed>,
-    /// Checksum of each payload block.
+    /// Checksum of each payload block of `ops`.
     crcs: Vec<u32>,
+    /// Entries of groups, behind the ops.
+    carried: Vec<Carried>,
+    /// What its header says is durable.
+    durable_to: Seq,
     written: bool,
+}
+
+/// What a batch is made of, besides the descriptors in `Stream::section`.
+pub(crate) struct Load {
+    kind: Kind,
+    ops: Vec<Proposed>,
+    crcs: Vec<u32>,
+    /// Of the groups' queue, from its front.
+    items: usize,
+    payload: u32,
+    /// Blocks of the ring that may be used with it.
+    limit: u64,
+}
+
+impl Load {
+    /// Nothing but the record itself.
+    pub fn bare(kind: Kind) -> Self {
+        Self { kind, ops: Vec::new(), crcs: Vec::new(), items: 0, payload: 0, limit: u64::MAX }
+    }
+}
+
+/// What of the queues goes into the next batch.
+#[derive(Default)]
+struct Plan {
+    ops: usize,
+    items: usize,
+    payload: u32,
+    section: usize,
+}
+
+impl Plan {
+    /// Takes one more in, if it fits; the first always does.
+    fn takes(&mut self, blocks: u32, bytes: usize, enough: u32) -> bool {
+        let empty = self.ops + self.items == 0;
+        if !empty && (self.payload + blocks > enough || self.section + bytes > SECTION_MAX) {
+            return false;
+        }
+        self.payload += blocks;
+        self.section += bytes;
+        true
+    }
 }
 
 #[derive(Debug)]
@@ -42,6 +88,8 @@ pub(crate) struct Stream {
     /// All up to here are on the drive, and all up to here are behind a barrier.
     written: Seq,
     persisted: Seq,
+    /// Newest batch that a durable record says is durable.
+    sealed_to: Seq,
     /// Highest batch that recovery found known durable.
     pub proven: Seq,
     flushing: Option<Seq>,
@@ -56,6 +104,7 @@ pub(crate) struct Stream {
     pub credit: u64,
     spare_ops: Vec<Vec<Proposed>>,
     spare_crcs: Vec<Vec<u32>>,
+    spare_carried: Vec<Vec<Carried>>,
     parts: Vec<Part>,
 }
 
@@ -76,6 +125,7 @@ impl Stream {
             out: VecDeque::new(),
             written: Seq(0),
             persisted: Seq(0),
+            sealed_to: Seq(0),
             proven: Seq(0),
             flushing: None,
             prev: None,
@@ -86,6 +136,7 @@ impl Stream {
             credit: 0,
             spare_ops: Vec::new(),
             spare_crcs: Vec::new(),
+            spare_carried: Vec::new(),
             parts: Vec::new(),
         }
     }
@@ -118,6 +169,21 @@ impl Stream {
     }
     pub fn persisted(&self) -> Seq {
         self.persisted
+    }
+    pub fn sealed_to(&self) -> Seq {
+        self.sealed_to
+    }
+    /// Newest batch that a record says is durable, or will when it is durable itself.
+    pub fn durable_said(&self) -> Seq {
+        self.out.back().map_or(self.sealed_to, |batch| batch.durable_to.max(self.sealed_to))
+    }
+    pub fn clear_section(&mut self) {
+        self.section.clear();
+    }
+    /// First batch from which on the log takes `blocks` at most.
+    pub fn first_within(&self, blocks: u64) -> Seq {
+        let at = self.places.partition_point(|place| self.head.0 - place.0 > blocks);
+        Seq(self.first.0 + at as u64)
     }
     pub fn first_kept(&self) -> Seq {
         self.first
@@ -187,39 +253,61 @@ impl Store {
             return;
         }
         let limits = self.config.limits;
-        while self.stream.out.len() < BATCHES_OUT_MAX as usize && !self.host.ready.is_empty() {
+        self.pass_void_items();
+        while self.stream.out.len() < BATCHES_OUT_MAX as usize && !(self.host.ready.is_empty() && self.groups.queue.is_empty()) {
             let small_waits = self.stream.out.len() >= limits.batches_out as usize;
-            if small_waits && !self.host.fills_batch(limits.batch_blocks) {
+            if small_waits && !self.host.fills_batch(limits.batch_blocks) && !self.queue_is_urgent(limits.batch_blocks) {
                 break;
             }
             if !self.send_batch(mem, fx) {
                 break;
             }
+            self.pass_void_items();
+        }
+        if !self.groups.marked.is_empty() {
+            self.seal_ballots(mem, fx);
         }
     }
 
-    /// Makes one batch of the front of the ready queue. False when there is no room or memory for it now.
-    fn send_batch<M: Memory>(&mut self, mem: &mut M, fx: &mut Effects) -> bool {
-        let (mut payload, mut section, mut count) = (0u32, 0usize, 0usize);
+    /// What the next batch takes: from the front of the ready queue, if `with_ops`, then from that of the groups.
+    fn plan(&self, with_ops: bool) -> Plan {
+        let mut plan = Plan::default();
         let enough = self.config.limits.batch_blocks.min(PAYLOAD_BLOCKS_MAX);
-        for op in &self.host.ready {
-            let blocks = op.payload_blocks();
-            let bytes = ENTRY_HEAD + OP_HEAD + op.section_bytes();
-            if count > 0 && (payload + blocks > enough || section + bytes > SECTION_MAX) {
+        for op in self.host.ready.iter().filter(|_| with_ops) {
+            if !plan.takes(op.payload_blocks(), ENTRY_HEAD + OP_HEAD + op.section_bytes(), enough) {
+                return plan;
+            }
+            plan.ops += 1;
+        }
+        for item in &self.groups.queue {
+            if !plan.takes(item.blocks(), item.section_bytes(), enough) {
                 break;
             }
-            payload += blocks;
-            section += bytes;
-            count += 1;
+            plan.items += 1;
         }
-        let head = header_blocks(SECTION_MAX.min(section), self.stream.prev_section.bytes().len());
-        let at = self.stream.place(u64::from(head + payload));
-        // Planned with an entry head for each op, which grouping makes smaller; so what is asked for here is enough.
-        if !self.stream.fits(at, u64::from(head + payload), self.stream.host_limit()) {
-            return false;
+        plan
+    }
+
+    /// Makes one batch of the front of the queues. False when there is no room or memory for it now.
+    fn send_batch<M: Memory>(&mut self, mem: &mut M, fx: &mut Effects) -> bool {
+        let room = |plan: &Plan, limit: u64| {
+            let head = header_blocks(SECTION_MAX.min(plan.section), self.stream.prev_section.bytes().len());
+            let at = self.stream.place(u64::from(head + plan.payload));
+            // Planned with an entry head for each op, which grouping makes smaller; so what is asked for here is enough.
+            self.stream.fits(at, u64::from(head + plan.payload), limit)
+        };
+        let mut plan = self.plan(true);
+        let mut limit = self.stream.host_limit();
+        if !room(&plan, limit) {
+            // Groups may use what hosts may not: by that the log comes to be trimmed.
+            plan = self.plan(false);
+            limit = self.items_limit(plan.items);
+            if plan.items == 0 || !room(&plan, limit) {
+                return false;
+            }
         }
         let mut ops = self.stream.spare_ops.pop().unwrap_or_default();
-        ops.extend(self.host.ready.drain(..count));
+        ops.extend(self.host.ready.drain(..plan.ops));
         if ops.windows(2).any(|pair| pair[0].replica != pair[1].replica) {
             // One entry a replica; order within a replica stays, and between replicas there is none.
             ops.sort_by_key(|op| op.replica);
@@ -249,11 +337,20 @@ impl Store {
                 }
                 What::Zero => self.stream.section.zero(op.block, op.blocks as u32),
                 What::Create(shape) => self.stream.section.create(shape),
+                What::CreateMember(birth) => {
+                    self.stream.section.create(&birth.shape);
+                    self.stream.section.members(&birth.members);
+                }
                 What::Delete => self.stream.section.delete(),
                 What::Resize => self.stream.section.resize(op.block),
             }
         }
-        if self.write_batch(Kind::Data, ops, crcs, payload, mem, fx) {
+        if plan.items > 0 {
+            let mut section = std::mem::take(&mut self.stream.section);
+            self.describe_items(plan.items, &mut section);
+            self.stream.section = section;
+        }
+        if self.write_batch(Load { kind: Kind::Data, ops, crcs, items: plan.items, payload: plan.payload, limit }, mem, fx) {
             self.stream.last_write = self.now;
             return true;
         }
@@ -263,6 +360,9 @@ impl Store {
     /// Index of the entry that `op` begins.
     fn next_entry(&mut self, op: &Proposed) -> (penstock_wire::Term, RaftIndex) {
         match self.map.get_mut(op.replica) {
+            // The store's own word on a member: in no group's log.
+            Some(replica) if replica.member.is_some() => (penstock_wire::Term(0), RaftIndex(0)),
+            None if matches!(op.what, What::CreateMember(_)) => (penstock_wire::Term(0), RaftIndex(0)),
             Some(replica) => {
                 replica.proposed = RaftIndex(replica.proposed.0 + 1);
                 (replica.term, replica.proposed)
@@ -273,20 +373,12 @@ impl Store {
     }
 
     /// Writes a batch whose descriptors are in `stream.section`. On refusal (no memory) the ops go back to the queue.
-    fn write_batch<M: Memory>(
-        &mut self,
-        kind: Kind,
-        ops: Vec<Proposed>,
-        crcs: Vec<u32>,
-        payload: u32,
-        mem: &mut M,
-        fx: &mut Effects,
-    ) -> bool {
+    pub(crate) fn write_batch<M: Memory>(&mut self, load: Load, mem: &mut M, fx: &mut Effects) -> bool {
+        let Load { kind, ops, crcs, items, payload, limit } = load;
         let head = header_blocks(self.stream.section.bytes().len(), self.stream.prev_section.bytes().len());
         let blocks = u64::from(head + payload);
         let at = self.stream.place(blocks);
-        let limit = if kind == Kind::Data { self.stream.host_limit() } else { self.stream.ring_blocks };
-        let room = self.stream.fits(at, blocks, limit);
+        let room = self.stream.fits(at, blocks, limit.min(self.stream.ring_blocks));
         let Some(header) = (if room { mem.alloc(head) } else { None }) else {
             self.unsend(ops, crcs);
             return false;
@@ -310,18 +402,17 @@ impl Store {
         let mut parts = std::mem::take(&mut self.stream.parts);
         parts.clear();
         parts.push(Part::Buf { buf: header, first: 0, blocks: head });
-        for op in &ops {
-            if let What::Write { source, .. } = &op.what {
-                let blocks = op.blocks as u32;
-                parts.push(match *source {
-                    Source::Host { offset } => Part::Host { io: op.io.expect("a host payload has its command"), offset, blocks },
-                    Source::Buf { buf } => Part::Buf { buf, first: 0, blocks },
-                });
-            }
+        parts.extend(ops.iter().filter_map(part_of_op));
+        if items > 0 {
+            self.parts_of_items(items, &mut parts);
         }
         let ring_at = (at.0 % self.stream.ring_blocks) as u32;
         self.submit(fx, DiskKind::Write, self.ring_block(ring_at), &parts, Owner::Batch(seq));
         self.stream.parts = parts;
+        let mut carried = self.stream.spare_carried.pop().unwrap_or_default();
+        if items > 0 {
+            self.carry_items(items, seq, &mut carried);
+        }
         let stream = &mut self.stream;
         stream.head = RingPos(at.0 + blocks);
         stream.places.push_back(at);
@@ -336,7 +427,16 @@ impl Store {
             Kind::Seal => self.counters.log_seals += 1,
             Kind::Open => {}
         }
-        self.stream.out.push_back(Batch { at, header_blocks: head, header, ops, crcs, written: false });
+        self.stream.out.push_back(Batch {
+            at,
+            header_blocks: head,
+            header,
+            ops,
+            crcs,
+            carried,
+            durable_to: fixed.durable_to,
+            written: false,
+        });
         if self.canary(Canary::AckEarly) {
             self.ack_early(fx);
         }
@@ -361,7 +461,7 @@ impl Store {
         for op in &ops {
             if replica != Some(op.replica) {
                 replica = Some(op.replica);
-                if let Some(replica) = self.map.get_mut(op.replica) {
+                if let Some(replica) = self.map.get_mut(op.replica).filter(|replica| replica.member.is_none()) {
                     replica.proposed = RaftIndex(replica.proposed.0 - 1);
                 }
             }
@@ -388,15 +488,18 @@ impl Store {
             self.stream.prev = Some(prev);
             self.stream.prev_section = Section::from_bytes(section);
         }
-        self.write_batch(Kind::Open, Vec::new(), Vec::new(), 0, mem, fx)
+        self.write_batch(Load::bare(Kind::Open), mem, fx)
     }
 
     /// An idle stream says that its last batch is durable, so that later rot of it is not taken for a tear.
     pub(crate) fn seal_if_idle<M: Memory>(&mut self, mem: &mut M, fx: &mut Effects) {
-        let idle = self.stream.is_idle() && self.host.ready.is_empty() && self.now.0 >= self.stream.last_write.0 + 10;
+        let idle = self.stream.is_idle()
+            && self.host.ready.is_empty()
+            && self.groups.queue.is_empty()
+            && self.now.0 >= self.stream.last_write.0 + 10;
         if idle && !self.stream.sealed && self.stream.persisted >= self.stream.first {
             self.stream.section.clear();
-            self.write_batch(Kind::Seal, Vec::new(), Vec::new(), 0, mem, fx);
+            self.write_batch(Load::bare(Kind::Seal), mem, fx);
         }
     }
 
@@ -406,6 +509,7 @@ impl Store {
         if !ok || !matches!(self.stage, Stage::Serving | Stage::Stopping | Stage::Opening) {
             // Nothing counts any more, but the device has given this batch's memory back.
             let ops = std::mem::take(&mut batch.ops);
+            let mut carried = std::mem::take(&mut batch.carried);
             mem.free(batch.header);
             if self.stage == Stage::Opening {
                 self.open_failed(crate::OpenError::WriteFailed, fx);
@@ -413,6 +517,8 @@ impl Store {
             }
             self.fail_ops(ops, Status::Fenced, mem, fx);
             self.fence(FenceReason::LogWriteFailed, mem, fx);
+            self.carried_failed(&mut carried);
+            self.answer_orphans(|of| of == seq, mem, fx);
             return;
         }
         batch.written = true;
@@ -434,8 +540,12 @@ impl Store {
             let batch = &mut self.stream.out[at];
             if batch.written {
                 let ops = std::mem::take(&mut batch.ops);
+                let mut carried = std::mem::take(&mut batch.carried);
                 mem.free(batch.header);
+                let seq = Seq(self.stream.next.0 - self.stream.out.len() as u64 + at as u64);
                 self.fail_ops(ops, status, mem, fx);
+                self.carried_failed(&mut carried);
+                self.answer_orphans(|of| of == seq, mem, fx);
             }
         }
     }
@@ -474,13 +584,15 @@ impl Store {
                 self.opened(fx);
                 continue;
             }
+            self.stream.sealed_to = self.stream.sealed_to.max(batch.durable_to);
             let mut ops = batch.ops;
+            let mut carried = batch.carried;
             let mut block = (batch.at.0 % self.stream.ring_blocks) as u32 + batch.header_blocks;
             let mut crcs = batch.crcs;
             let mut from = 0;
             for op in ops.drain(..) {
                 let count = op.payload_blocks();
-                self.apply_op(&op, seq, block, &crcs[from..from + count as usize], fx);
+                self.apply_op(&op, seq, block, &crcs[from..from + count as usize], mem, fx);
                 block += count;
                 from += count as usize;
                 self.op_done(op, Status::Ok, mem, fx);
@@ -488,12 +600,20 @@ impl Store {
             crcs.clear();
             self.stream.spare_ops.push(ops);
             self.stream.spare_crcs.push(crcs);
+            if !carried.is_empty() {
+                self.carried_persisted(&mut carried, seq, block, mem, fx);
+            }
+            self.stream.spare_carried.push(carried);
+        }
+        if !self.groups.orphans.is_empty() {
+            let persisted = self.stream.persisted;
+            self.answer_orphans(|of| of <= persisted, mem, fx);
         }
         self.retry_waiters(mem, fx);
     }
 
     /// Makes a persisted op take effect. `at` is the ring block of its payload.
-    fn apply_op(&mut self, op: &Proposed, seq: Seq, at: u32, crcs: &[u32], fx: &mut Effects) {
+    fn apply_op<M: Memory>(&mut self, op: &Proposed, seq: Seq, at: u32, crcs: &[u32], mem: &mut M, fx: &mut Effects) {
         self.drain.unsaved = true;
         if let Some(replica) = self.map.get_mut(op.replica) {
             replica.applied = replica.applied.max(op.index);
@@ -501,32 +621,37 @@ impl Store {
         match &op.what {
             What::Write { promises, .. } => {
                 let mut promises = *promises;
-                self.apply_write(op, seq, at, crcs, &mut promises);
+                self.apply_write(op.replica, op.block, op.index.0, seq, at, crcs, &mut promises);
                 for _ in 0..promises {
                     self.space.unpromise();
                 }
             }
             What::Zero => self.apply_zero(op.replica, op.block, op.blocks, seq, op.index.0),
             What::Create(shape) => self.apply_create(op.replica, (**shape).clone(), fx),
-            What::Delete => self.apply_delete(op.replica, fx),
+            What::CreateMember(birth) => self.apply_birth(op.replica, birth, fx),
+            What::Delete => {
+                self.drop_member(op.replica, mem, fx);
+                self.apply_delete(op.replica, fx);
+            }
             What::Resize => self.apply_resize(op.replica, op.block, seq, op.index.0, fx),
         }
     }
 
-    /// Puts a write's blocks into the index. A group whose extent has no place takes one of the write's promises.
-    fn apply_write(&mut self, op: &Proposed, seq: Seq, at: u32, crcs: &[u32], promises: &mut u32) {
-        if self.map.live(op.replica).is_none() {
+    /// Puts a write's blocks into the index, as of Raft index `index`. A group whose extent has no place takes one of the write's promises.
+    #[expect(clippy::too_many_arguments)] // each is a number that the caller has at hand; a struct would only be taken apart again
+    pub(crate) fn apply_write(&mut self, no: ReplicaNo, block: u64, index: u64, seq: Seq, at: u32, crcs: &[u32], promises: &mut u32) {
+        if self.map.live(no).is_none() {
             return;
         }
-        self.fall_if_told(op.block, op.blocks);
+        self.fall_if_told(block, crcs.len() as u64);
         let mut at = at;
-        let mut block = op.block;
+        let mut block = block;
         let mut crcs = crcs;
         while !crcs.is_empty() {
             let first = (block % EXTENT_BLOCKS) as usize;
             let (here, rest) = crcs.split_at(crcs.len().min(EXTENT_BLOCKS as usize - first));
-            let key = GroupKey { replica: op.replica, extent: (block / EXTENT_BLOCKS) as u32 };
-            let id = self.index.touch(key, seq, op.index.0);
+            let key = GroupKey { replica: no, extent: (block / EXTENT_BLOCKS) as u32 };
+            let id = self.index.touch(key, seq, index);
             let group = self.index.group_mut(id);
             let mut fresh = here.len() as i64;
             for (i, crc) in here.iter().enumerate() {
@@ -534,7 +659,7 @@ impl Store {
                 self.counters.absorbed_blocks += u64::from(absorbed.is_some());
                 fresh -= i64::from(Slot::in_log(&absorbed));
             }
-            self.map.undrained(op.replica, fresh);
+            self.map.undrained(no, fresh);
             if !group.promised && *promises > 0 && !self.has_place(key) {
                 self.index.group_mut(id).promised = true;
                 *promises -= 1;

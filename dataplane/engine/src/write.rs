@@ -11,10 +11,12 @@ use crate::port::*;
 use crate::read::Place;
 use crate::store::{PageWaiter, Store};
 use crate::stream::Stream;
-use penstock_wire::batch::PAYLOAD_BLOCKS_MAX;
+use penstock_wire::batch::{OP_HEAD, PAYLOAD_BLOCKS_MAX};
 use penstock_wire::page::UNALLOCATED;
+use penstock_wire::peer::Members;
 use penstock_wire::{BLOCK, EXTENT_BLOCKS, Index as RaftIndex, ReplicaShape};
 use std::collections::VecDeque;
+use std::ops::RangeInclusive;
 
 /// A host command in the slab.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -41,9 +43,17 @@ pub enum What {
     },
     Zero,
     Create(Box<ReplicaShape>),
+    CreateMember(Box<Birth>),
     Delete,
     /// New size in `block`.
     Resize,
+}
+
+/// A replica that begins as the member of a group.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Birth {
+    pub shape: ReplicaShape,
+    pub members: Members,
 }
 
 /// An op on its way into the log.
@@ -69,6 +79,7 @@ impl Proposed {
         match &self.what {
             What::Write { .. } => 4 * self.blocks as usize,
             What::Create(shape) => shape.encoded_len(),
+            What::CreateMember(birth) => birth.shape.encoded_len() + OP_HEAD + birth.members.encode().len(),
             _ => 0,
         }
     }
@@ -78,7 +89,7 @@ impl Proposed {
             _ => 0,
         }
     }
-    fn overlaps(&self, replica: ReplicaNo, first: u64, end: u64) -> bool {
+    pub fn overlaps(&self, replica: ReplicaNo, first: u64, end: u64) -> bool {
         self.replica == replica && self.block < end && first < self.block + self.blocks
     }
 }
@@ -92,6 +103,8 @@ pub enum JobStage {
     Blocked,
     /// Has locked its blocks; waits until nothing on them is out.
     Locking,
+    /// Waits for a proof that this member leads.
+    Proving,
     Reading,
     Proposed,
 }
@@ -147,6 +160,10 @@ pub struct Job {
     pub replied: bool,
     /// Was counted as held.
     pub held: bool,
+    /// A comparison found this, which is said once it is proven that nobody else leads.
+    pub miscompare: Option<u32>,
+    /// What it was decided under is over: it is refused when what it waits for has come.
+    pub lost: bool,
     live: bool,
 }
 
@@ -175,6 +192,8 @@ pub(crate) struct HostSide {
     locking: Vec<JobId>,
     /// Proposed and not yet in a batch.
     pub ready: VecDeque<Proposed>,
+    /// The same, of members: not in an entry of their group yet.
+    pub grouped: VecDeque<Proposed>,
     ready_blocks: u64,
     /// Jobs that wait until the drain of their extents is over.
     pub after_drain: Vec<JobId>,
@@ -212,6 +231,8 @@ impl HostSide {
             locked: false,
             replied: false,
             held: false,
+            miscompare: None,
+            lost: false,
             live: true,
         };
         match self.jobs.get_mut(at) {
@@ -223,7 +244,7 @@ impl HostSide {
     }
 
     pub fn is_idle(&self) -> bool {
-        self.count == 0 && self.ready.is_empty()
+        self.count == 0 && self.ready.is_empty() && self.grouped.is_empty()
     }
 
     pub fn held(&self) -> u64 {
@@ -247,12 +268,9 @@ impl HostSide {
         self.ready.iter().chain(stream.ops_out()).any(|op| op.overlaps(replica, first, end))
     }
 
-    /// Whether something on its way may count on an extent's place staying where it is.
-    pub fn touches(&self, stream: &Stream, key: GroupKey) -> bool {
-        let first = u64::from(key.extent) * EXTENT_BLOCKS;
-        let end = first + EXTENT_BLOCKS;
-        self.is_out(stream, key.replica, first, end)
-            || self.locks.iter().any(|lock| lock.replica == key.replica && lock.first < end && first < lock.end)
+    /// Whether a command's lock covers a block.
+    fn locks_any(&self, replica: ReplicaNo, first: u64, end: u64) -> bool {
+        self.locks.iter().any(|lock| lock.replica == replica && lock.first < end && first < lock.end)
     }
 
     /// Whether what is ready has at least `blocks` of payload.
@@ -264,9 +282,40 @@ impl HostSide {
         })
     }
 
+    /// Jobs of a replica that are not proposed, out of their queues. Those that wait for something else are refused when it comes.
+    pub fn take_waiting(&mut self, no: ReplicaNo) -> Vec<JobId> {
+        let mut taken = Vec::new();
+        let jobs = &self.jobs;
+        let mut keep = |id: &JobId| {
+            let other = jobs[id.0 as usize].replica != no;
+            if !other {
+                taken.push(*id);
+            }
+            other
+        };
+        self.held.retain(&mut keep);
+        self.blocked.retain(&mut keep);
+        self.locking.retain(&mut keep);
+        for (at, job) in self.jobs.iter_mut().enumerate().filter(|(_, job)| job.live && job.replica == no) {
+            if job.stage == JobStage::Proving {
+                taken.push(JobId(at as u32));
+            } else if !matches!(job.op, HostOp::Read(_)) && matches!(job.stage, JobStage::Held | JobStage::Reading) {
+                job.lost = true;
+            }
+        }
+        taken
+    }
+
+    /// Ops of a member that are in no entry yet.
+    pub fn take_grouped(&mut self, no: ReplicaNo) -> Vec<Proposed> {
+        let (taken, kept) = std::mem::take(&mut self.grouped).into_iter().partition(|op| op.replica == no);
+        self.grouped = kept;
+        Vec::from(taken as VecDeque<Proposed>)
+    }
+
     /// Promises that ops not yet in a batch hold.
     pub fn promises(&self) -> u64 {
-        self.ready.iter().map(Proposed::promises).sum()
+        self.ready.iter().chain(&self.grouped).map(Proposed::promises).sum()
     }
 }
 
@@ -295,6 +344,10 @@ impl Store {
             HostOp::Read(_) => {
                 self.counters.host_reads += 1;
                 self.counters.host_read_blocks += span.len / BLOCK as u64;
+                if self.wants_proof(replica) {
+                    self.prove(job);
+                    return;
+                }
                 self.next_read_chunk(job);
                 self.issue_reads(job, mem, fx);
                 return;
@@ -314,10 +367,15 @@ impl Store {
         match self.stage {
             Stage::Serving => {}
             Stage::Fenced(_) if !writes => {}
+            // The other members go on.
+            Stage::Fenced(_) if self.member(replica).is_some() => return Err(Status::NotReady),
             Stage::Fenced(_) => return Err(Status::Fenced),
             _ => return Err(Status::NotReady),
         }
         let replica = self.map.live(replica).ok_or(Status::NotReady)?;
+        if replica.member.as_deref().is_some_and(|member| member.serving.is_none()) {
+            return Err(Status::NotReady);
+        }
         let span = match op {
             HostOp::Read(span) | HostOp::Write(span) | HostOp::Zero(span) | HostOp::CompareWrite(span) => span,
             HostOp::Flush => return Ok(()),
@@ -357,7 +415,8 @@ impl Store {
             // All is drained, so no promise is held in vain: whoever finds no space now is told so.
             self.host.wants_space = false;
         }
-        self.host.ready_blocks = self.host.ready.iter().map(|op| u64::from(op.payload_blocks())).sum();
+        let ready = self.host.ready.iter().chain(&self.host.grouped);
+        self.host.ready_blocks = ready.map(|op| u64::from(op.payload_blocks())).sum::<u64>() + self.groups.queued_blocks();
         while let Some(&job) = self.host.held.front() {
             if self.host.wants_space || !self.log_has_room(job) {
                 let job = self.host.job(job);
@@ -403,6 +462,10 @@ impl Store {
         let (replica, io, span, done) = (job.replica, job.io, job.span, job.done);
         let zero = matches!(job.op, HostOp::Zero(_));
         let compare = matches!(job.op, HostOp::CompareWrite(_));
+        if !self.serves(replica) {
+            self.finish_job(id, Status::NotReady, mem, fx);
+            return true;
+        }
         let mut chunk = Chunk::of(span, done, if zero { ZERO_CHUNK } else { u64::from(PAYLOAD_BLOCKS_MAX) });
         if zero && chunk.skip != 0 {
             chunk = Chunk::of(span, done, 1);
@@ -411,7 +474,7 @@ impl Store {
             chunk.blocks -= 1;
             chunk.bytes = chunk.blocks * BLOCK as u64;
         }
-        job.chunk = chunk;
+        self.host.job(id).chunk = chunk;
         if self.host.is_locked(replica, chunk.first, chunk.end(), id) {
             self.host.job(id).stage = JobStage::Blocked;
             self.host.blocked.push_back(id);
@@ -470,8 +533,12 @@ impl Store {
         if self.canary(Canary::ApplyWithoutSpace) {
             return Ok(0);
         }
+        self.promise_extents(replica, chunk.first / EXTENT_BLOCKS..=(chunk.end() - 1) / EXTENT_BLOCKS)
+    }
+
+    pub(crate) fn promise_extents(&mut self, replica: ReplicaNo, extents: RangeInclusive<u64>) -> Result<u32, Option<PageKey>> {
         let mut promises = 0;
-        for extent in (chunk.first / EXTENT_BLOCKS)..=((chunk.end() - 1) / EXTENT_BLOCKS) {
+        for extent in extents {
             let known = self.map.known(replica, extent as u32);
             if matches!(known, Known::Entry(entry) if entry.place != UNALLOCATED) {
                 continue;
@@ -495,6 +562,8 @@ impl Store {
         }
         let busy = self.index.len() > 0
             || !self.host.ready.is_empty()
+            || !self.host.grouped.is_empty()
+            || !self.groups.queue.is_empty()
             || self.stream.out_count() > 0
             || !self.drain_is_done()
             || self.space.is_waiting();
@@ -510,7 +579,7 @@ impl Store {
     fn try_merge<M: Memory>(&mut self, id: JobId, mem: &mut M, fx: &mut Effects) {
         let job = self.host.job(id);
         let (replica, chunk) = (job.replica, job.chunk);
-        if !self.canary(Canary::MergeAgainstApplied) && self.host.is_out(&self.stream, replica, chunk.first, chunk.end()) {
+        if !self.canary(Canary::MergeAgainstApplied) && self.is_out(replica, chunk.first, chunk.end()) {
             self.host.locking.push(id);
             return;
         }
@@ -518,6 +587,23 @@ impl Store {
         job.stage = JobStage::Reading;
         job.strikes = 0;
         self.issue_reads(id, mem, fx);
+    }
+
+    /// Whether a block is written by something that is proposed and not applied.
+    fn is_out(&self, replica: ReplicaNo, first: u64, end: u64) -> bool {
+        match self.member(replica) {
+            None => self.host.is_out(&self.stream, replica, first, end),
+            Some(_) => self.proposals_overlap(replica, first, end),
+        }
+    }
+
+    /// Whether something on its way may count on an extent's place staying where it is.
+    pub(crate) fn touches(&self, key: GroupKey) -> bool {
+        let first = u64::from(key.extent) * EXTENT_BLOCKS;
+        let end = first + EXTENT_BLOCKS;
+        self.host.locks_any(key.replica, first, end)
+            || self.is_out(key.replica, first, end)
+            || self.member(key.replica).is_some() && self.log_touches(key.replica, first, end)
     }
 
     /// The blocks of a merge are in its buffer: decide and propose.
@@ -530,7 +616,13 @@ impl Store {
             HostOp::Zero(_) => mem.bytes_mut(buf)[chunk.skip as usize..][..chunk.bytes as usize].fill(0),
             HostOp::CompareWrite(_) => {
                 if let Some(at) = mem.host_differs(io, 0, buf, chunk.skip, span.len as u32) {
-                    self.finish_job(id, Status::Miscompare { at }, mem, fx);
+                    let no = self.host.job(id).replica;
+                    if self.wants_proof(no) {
+                        self.host.job(id).miscompare = Some(at);
+                        self.prove(id);
+                    } else {
+                        self.finish_job(id, Status::Miscompare { at }, mem, fx);
+                    }
                     return;
                 }
                 from = span.len as u32;
@@ -568,7 +660,17 @@ impl Store {
             what,
             index: RaftIndex(0),
         };
-        self.host.ready.push_back(op);
+        self.make_ready(op);
+    }
+
+    /// Into the log with it: a member's group's, or the store's own.
+    pub(crate) fn make_ready(&mut self, op: Proposed) {
+        let own = matches!(op.what, What::Create(_) | What::CreateMember(_) | What::Delete);
+        if !own && self.member(op.replica).is_some() {
+            self.host.grouped.push_back(op);
+        } else {
+            self.host.ready.push_back(op);
+        }
     }
 
     /// Something was applied or unlocked: whoever waited for it tries again, in order.
@@ -596,6 +698,7 @@ impl Store {
     pub(crate) fn resume_job<M: Memory>(&mut self, id: JobId, mem: &mut M, fx: &mut Effects) {
         let stage = self.host.job(id).stage;
         match stage {
+            _ if self.host.job(id).lost => self.finish_job(id, Status::NotReady, mem, fx),
             JobStage::Reading => self.issue_reads(id, mem, fx),
             JobStage::Held if self.fenced() => self.finish_job(id, Status::Fenced, mem, fx),
             JobStage::Held => self.host.held.push_front(id),
@@ -607,14 +710,18 @@ impl Store {
     pub(crate) fn op_done<M: Memory>(&mut self, op: Proposed, status: Status, mem: &mut M, fx: &mut Effects) {
         if let Some(order) = op.order {
             self.order_out = None;
-            let result = if status == Status::Ok { Ok(()) } else { Err(OrderError::Fenced) };
+            let result = match status {
+                Status::Ok => Ok(()),
+                Status::NotReady => Err(OrderError::NotLeader(self.leader_of(op.replica))),
+                _ => Err(OrderError::Fenced),
+            };
             fx.list.push(Effect::OrderDone { id: order, result });
         }
         let Some(id) = op.job else { return };
-        let job = self.host.job(id);
-        if let Some(buf) = job.buf.take() {
-            mem.free(buf);
+        if let Some(buf) = self.host.job(id).buf.take() {
+            self.let_go(op.replica, buf, mem);
         }
+        let job = self.host.job(id);
         job.done += job.chunk.bytes;
         if status != Status::Ok || job.done == job.span.len {
             self.finish_job(id, status, mem, fx);
@@ -629,9 +736,11 @@ impl Store {
     pub(crate) fn finish_job<M: Memory>(&mut self, id: JobId, status: Status, mem: &mut M, fx: &mut Effects) {
         let job = self.host.job(id);
         assert_eq!(job.out, 0, "a command is answered while the device holds its memory");
-        if let Some(buf) = job.buf.take() {
-            mem.free(buf);
+        let (buf, no) = (job.buf.take(), job.replica);
+        if let Some(buf) = buf {
+            self.let_go(no, buf, mem);
         }
+        let job = self.host.job(id);
         if let Some(epoch) = job.epoch.take() {
             self.epochs.leave(epoch);
         }

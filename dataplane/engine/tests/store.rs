@@ -3,6 +3,7 @@
 mod bench;
 mod faults;
 mod forged;
+mod group;
 
 use bench::{Bench, SEGMENT, pattern};
 use penstock_engine::*;

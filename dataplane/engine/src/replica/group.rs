@@ -296,6 +296,13 @@ impl Group {
         &self.config
     }
 
+    /// The last entry that each member is known to have, as the leader knows it; empty where another leads.
+    pub fn matched(&self) -> Vec<(MemberNo, Index)> {
+        let Some(live) = self.state.as_ref().ok().filter(|live| live.leads()) else { return Vec::new() };
+        let prs = live.raw.raft.prs();
+        live.members.list.iter().filter_map(|member| Some((member.no, Index(prs.get(member.no.0)?.matched)))).collect()
+    }
+
     pub fn view(&self) -> Option<GroupView> {
         self.state.as_ref().ok().map(|live| live.view())
     }
@@ -334,6 +341,7 @@ impl Live {
             committed: Index(raft.raft_log.committed),
             persisted: Index(raft.raft_log.persisted),
             applied: Index(raft.raft_log.applied),
+            serves: self.leads() && raft.apply_to_current_term(),
             asleep: self.asleep,
         }
     }

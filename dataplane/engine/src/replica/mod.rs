@@ -157,6 +157,8 @@ pub struct GroupView {
     pub committed: Index,
     pub persisted: Index,
     pub applied: Index,
+    /// Leads, and has applied what its term begins with.
+    pub serves: bool,
     pub asleep: bool,
 }
 

@@ -19,6 +19,11 @@ impl PlainMemory {
         Self { bufs: HashMap::new(), next: 0, host: HashMap::new(), direct }
     }
 
+    /// Buffers that are not given back.
+    pub fn held(&self) -> usize {
+        self.bufs.len()
+    }
+
     /// The bytes that a part of a device command names.
     pub fn part_mut(&mut self, part: &Part) -> &mut [u8] {
         let (memory, first) = match *part {

@@ -22,6 +22,8 @@ pub struct Bench {
     pub replies: HashMap<u32, Status>,
     pub orders: HashMap<u64, Result<(), OrderError>>,
     pub notices: Vec<Notice>,
+    /// Words to peers with their payload, in order.
+    pub sent: Vec<(NodeId, PeerWord, Vec<u8>)>,
 }
 
 pub fn config(label: &Label) -> StoreConfig {
@@ -33,14 +35,20 @@ pub fn config(label: &Label) -> StoreConfig {
         fenced: None,
         accept_lost_log: false,
         limits: Limits::default(),
-        replication: penstock_engine::Replication::default(),
+        replication: Replication { node: label.node, ..Replication::default() },
         canary: None,
     }
 }
 
 impl Bench {
     pub fn new() -> Self {
-        let label = Label::plan(ClusterId([1; 16]), NodeId([1; 16]), DriveId([1; 16]), Incarnation([9; 16]), 12_000, 1, 2048).unwrap();
+        Self::on_node(1)
+    }
+
+    /// A store on a drive of its own, on node `no`.
+    pub fn on_node(no: u8) -> Self {
+        let (node, drive) = (NodeId([no; 16]), DriveId([no; 16]));
+        let label = Label::plan(ClusterId([1; 16]), node, drive, Incarnation([9; 16]), 12_000, 1, 2048).unwrap();
         let mut media = vec![0; 12_000 * BLOCK];
         for (at, block) in format(&label).unwrap() {
             media[at.0 as usize * BLOCK..][..BLOCK].copy_from_slice(&block);
@@ -62,6 +70,7 @@ impl Bench {
             replies: HashMap::new(),
             orders: HashMap::new(),
             notices: Vec::new(),
+            sent: Vec::new(),
         };
         bench.run();
         bench
@@ -73,6 +82,7 @@ impl Bench {
         self.mem = PlainMemory::new(self.mem.direct);
         self.fx.clear();
         self.notices.clear();
+        self.sent.clear();
         self.run();
     }
 
@@ -102,7 +112,11 @@ impl Bench {
                         self.orders.insert(id.0, result.clone());
                     }
                     Effect::Notice(notice) => self.notices.push(notice.clone()),
-                    Effect::Send { .. } => unreachable!("no volume here has several replicas"),
+                    Effect::Send { node, word, first_part, part_count } => {
+                        let parts = &effects.parts[*first_part as usize..(*first_part + *part_count) as usize];
+                        let payload = parts.iter().flat_map(|part| self.mem.part_mut(part).to_vec()).collect();
+                        self.sent.push((*node, (**word).clone(), payload));
+                    }
                 }
             }
         }

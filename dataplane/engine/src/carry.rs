@@ -1,0 +1,297 @@
+//! What groups want persisted, on its way through the log: queued in order, put into batches beside what is not replicated, told to its group
+//! once it is durable, and sealed where it has a ballot.
+//!
+//! A queue of small items and not of entries: where an entry and its payload lie is known to `Member::log` alone.
+
+use crate::config::BATCHES_OUT_MAX;
+use crate::member::{Marked, Member, Payload};
+use crate::port::*;
+use crate::replica::{Ballot, Mark, Persist};
+use crate::store::Store;
+use crate::stream::{BATCH_BLOCKS_MAX, Load};
+use crate::write::{Proposed, Source, What};
+use penstock_wire::batch::{BALLOT_LEN, Kind, Section, logged_len};
+use penstock_wire::{Index, Seq, Term};
+
+/// What an item puts into the log.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Carries {
+    Ballot(Ballot),
+    Entry {
+        index: Index,
+        term: Term,
+        /// Payload blocks, and bytes of the section.
+        blocks: u32,
+        bytes: u32,
+    },
+    /// An entry that was replaced before it got anywhere.
+    Nothing,
+}
+
+/// Something of a group's that waits for a batch.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Item {
+    pub replica: ReplicaNo,
+    pub carries: Carries,
+    /// The last of what this names, and whether that has a ballot.
+    pub mark: Option<(Mark, bool)>,
+}
+
+impl Item {
+    pub fn blocks(&self) -> u32 {
+        match self.carries {
+            Carries::Entry { blocks, .. } => blocks,
+            _ => 0,
+        }
+    }
+
+    pub fn section_bytes(&self) -> usize {
+        match self.carries {
+            Carries::Ballot(_) => BALLOT_LEN,
+            Carries::Entry { bytes, .. } => bytes as usize,
+            Carries::Nothing => 0,
+        }
+    }
+}
+
+/// An entry in a batch that is out.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Carried {
+    replica: ReplicaNo,
+    index: Index,
+    term: Term,
+    blocks: u32,
+    /// Held until the device has given the batch back.
+    buf: Option<BufId>,
+}
+
+impl Store {
+    /// Puts what a group wants persisted into its log and the queue.
+    pub(crate) fn queue_persist<M: Memory>(&mut self, no: ReplicaNo, persist: Persist, mem: &mut M, fx: &mut Effects) {
+        assert!(persist.install.is_none(), "an install that nobody let in");
+        if let Some(ballot) = persist.ballot {
+            self.member_mut(no).expect("a group that persists has its member").ballot = ballot;
+            self.groups.queue.push_back(Item { replica: no, carries: Carries::Ballot(ballot), mark: None });
+        }
+        for entry in persist.entries {
+            let bytes = logged_len(&entry) as u32;
+            let carries = Carries::Entry { index: entry.index, term: entry.term, blocks: entry.payload_blocks, bytes };
+            self.log_entry(no, entry, mem, fx);
+            self.groups.queue.push_back(Item { replica: no, carries, mark: None });
+        }
+        let last = self.groups.queue.back_mut().expect("what is to be persisted is not empty");
+        last.mark = Some((persist.mark, persist.ballot.is_some()));
+    }
+
+    /// Items of entries that are replaced carry nothing any more; what they tell is still told in its turn.
+    pub(crate) fn void_items(&mut self, no: ReplicaNo, from: Index) {
+        for item in &mut self.groups.queue {
+            if item.replica == no && matches!(item.carries, Carries::Entry { index, .. } if index >= from) {
+                item.carries = Carries::Nothing;
+            }
+        }
+    }
+
+    /// Items at the front that carry nothing need no batch.
+    pub(crate) fn pass_void_items(&mut self) {
+        while let Some(item) = self.groups.queue.front().copied().filter(|item| item.carries == Carries::Nothing) {
+            self.groups.queue.pop_front();
+            self.mark(item, self.stream.last_sent());
+        }
+    }
+
+    fn mark(&mut self, item: Item, seq: Seq) {
+        let Some((mark, ballot)) = item.mark else { return };
+        let Some(member) = self.member_mut(item.replica) else { return };
+        member.marks.push_back(Marked { mark, seq, ballot });
+        if !std::mem::replace(&mut member.marked, true) {
+            self.groups.marked.push(item.replica);
+        }
+    }
+
+    /// Whether something in the queue is not to wait until batches come back.
+    pub(crate) fn queue_is_urgent(&self, blocks: u32) -> bool {
+        let mut left = blocks;
+        self.groups.queue.iter().any(|item| {
+            left = left.saturating_sub(item.blocks());
+            left == 0 || matches!(item.carries, Carries::Ballot(_))
+        })
+    }
+
+    /// How far a batch of groups' items alone may fill the ring: entries were admitted under the hosts' limit, what is small and lets a group
+    /// commit and the log be trimmed may go beyond it, and a ballot anywhere.
+    pub(crate) fn items_limit(&self, items: usize) -> u64 {
+        let ballot = self.groups.queue.iter().take(items).any(|item| matches!(item.carries, Carries::Ballot(_)));
+        if ballot { self.stream.ring_blocks() } else { self.stream.ring_blocks() - BATCH_BLOCKS_MAX - 64 }
+    }
+
+    /// Descriptors of the first `items` of the queue.
+    pub(crate) fn describe_items(&self, items: usize, section: &mut Section) {
+        for item in self.groups.queue.iter().take(items) {
+            match item.carries {
+                Carries::Ballot(ballot) => {
+                    section.entry(item.replica.0, Term(0), Index(0));
+                    section.ballot(ballot.term, ballot.vote);
+                }
+                Carries::Entry { index, term, .. } => {
+                    let logged = self.member(item.replica).and_then(|member| member.holds(index, term));
+                    section.logged(item.replica.0, &logged.expect("what is in the queue is in the log").entry);
+                }
+                Carries::Nothing => {}
+            }
+        }
+    }
+
+    /// Memory of the first `items` of the queue.
+    pub(crate) fn parts_of_items(&self, items: usize, parts: &mut Vec<Part>) {
+        for item in self.groups.queue.iter().take(items) {
+            if let Carries::Entry { index, term, blocks, .. } = item.carries
+                && blocks > 0
+            {
+                let member = self.member(item.replica).expect("what is in the queue has its member");
+                let known = parts_of_entry(member, index, term, parts);
+                assert!(known, "an entry goes to the drive from memory");
+            }
+        }
+    }
+
+    /// The first `items` of the queue are in batch `seq`.
+    pub(crate) fn carry_items(&mut self, items: usize, seq: Seq, carried: &mut Vec<Carried>) {
+        for _ in 0..items {
+            let item = self.groups.queue.pop_front().expect("counted");
+            if let Carries::Entry { index, term, blocks, .. } = item.carries {
+                let logged =
+                    self.member_mut(item.replica).and_then(|member| member.get_mut(index)).expect("what is in the queue is in the log");
+                logged.seq = Some(seq);
+                let buf = match logged.payload {
+                    Payload::Staged { buf, .. } => Some(buf),
+                    _ => None,
+                };
+                if let Some(buf) = buf {
+                    self.groups.hold(buf);
+                }
+                carried.push(Carried { replica: item.replica, index, term, blocks, buf });
+            }
+            self.mark(item, seq);
+        }
+    }
+
+    /// Batch `seq` counts: from here on its entries' payload is in the ring, from block `at` on.
+    pub(crate) fn carried_persisted<M: Memory>(
+        &mut self,
+        carried: &mut Vec<Carried>,
+        seq: Seq,
+        mut at: u32,
+        mem: &mut M,
+        fx: &mut Effects,
+    ) {
+        for Carried { replica, index, term, blocks, buf } in carried.drain(..) {
+            if let Some(member) = self.member_mut(replica)
+                && let Some(logged) = member.get_mut(index).filter(|logged| logged.entry.term == term && logged.seq == Some(seq))
+            {
+                if blocks > 0 {
+                    let was = std::mem::replace(&mut logged.payload, Payload::Ring { at });
+                    if let Payload::Staged { buf, .. } = was {
+                        self.groups.release(buf);
+                    }
+                }
+                self.lost_persisted(replica, index, term, mem, fx);
+            }
+            if let Some(buf) = buf {
+                self.groups.release(buf);
+            }
+            at += blocks;
+        }
+    }
+
+    /// The device has given the batch back and it never counts.
+    pub(crate) fn carried_failed(&mut self, carried: &mut Vec<Carried>) {
+        for carried in carried.drain(..) {
+            if let Some(buf) = carried.buf {
+                self.groups.release(buf);
+            }
+        }
+    }
+
+    /// Whose entries were replaced while they were out is answered when their batch is back: those of the batches that `back` names.
+    pub(crate) fn answer_orphans<M: Memory>(&mut self, back: impl Fn(Seq) -> bool, mem: &mut M, fx: &mut Effects) {
+        let mut at = 0;
+        while at < self.groups.orphans.len() {
+            if back(self.groups.orphans[at].0) {
+                let (_, ops) = self.groups.orphans.remove(at);
+                self.fail_ops(ops, Status::NotReady, mem, fx);
+            } else {
+                at += 1;
+            }
+        }
+    }
+
+    /// Tells groups what of theirs is durable.
+    pub(crate) fn tell_marks(&mut self) {
+        if self.groups.marked.is_empty() {
+            return;
+        }
+        let (persisted, sealed) = (self.stream.persisted(), self.stream.sealed_to());
+        for no in std::mem::take(&mut self.groups.marked) {
+            let Some(member) = self.member_mut(no) else { continue };
+            let mut told = None;
+            while let Some(front) = member.marks.front().filter(|front| front.seq <= persisted && (!front.ballot || front.seq <= sealed)) {
+                told = Some(front.mark);
+                member.marks.pop_front();
+            }
+            if let Some((group, mark)) = member.group_mut().zip(told) {
+                group.on_persisted(mark);
+            }
+            member.marked = !member.marks.is_empty();
+            if member.marked {
+                self.groups.marked.push(no);
+            }
+            if told.is_some() {
+                self.touch(no);
+            }
+        }
+    }
+
+    /// A ballot counts when a later record says that it is durable: writes that record, unless one that says so is out.
+    pub(crate) fn seal_ballots<M: Memory>(&mut self, mem: &mut M, fx: &mut Effects) {
+        let (persisted, said) = (self.stream.persisted(), self.stream.durable_said());
+        let waits = |no: &ReplicaNo| {
+            let front = self.member(*no)?.marks.front()?;
+            (front.ballot && front.seq <= persisted && front.seq > said).then_some(())
+        };
+        if self.stream.out_count() < BATCHES_OUT_MAX as usize && self.groups.marked.iter().filter_map(waits).next().is_some() {
+            self.stream.clear_section();
+            self.write_batch(Load::bare(Kind::Seal), mem, fx);
+        }
+    }
+}
+
+/// Where an entry's payload lies in memory; false where it does not, or is not known.
+pub(crate) fn parts_of_entry(member: &Member, index: Index, term: Term, parts: &mut Vec<Part>) -> bool {
+    let Some(logged) = member.holds(index, term) else { return false };
+    match logged.payload {
+        Payload::None => true,
+        Payload::Ring { .. } => false,
+        Payload::Staged { buf, first } => {
+            parts.push(Part::Buf { buf, first, blocks: logged.entry.payload_blocks });
+            true
+        }
+        Payload::Host => {
+            let proposal = member.proposal(index, term).expect("an entry of a host's is held as its proposal");
+            parts.extend(proposal.ops.iter().filter_map(part_of_op));
+            true
+        }
+    }
+}
+
+/// The memory of a write.
+pub(crate) fn part_of_op(op: &Proposed) -> Option<Part> {
+    let blocks = op.blocks as u32;
+    match op.what {
+        What::Write { source: Source::Host { offset }, .. } => {
+            Some(Part::Host { io: op.io.expect("a host payload has its command"), offset, blocks })
+        }
+        What::Write { source: Source::Buf { buf }, .. } => Some(Part::Buf { buf, first: 0, blocks }),
+        _ => None,
+    }
+}

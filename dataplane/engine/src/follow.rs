@@ -1,0 +1,197 @@
+//! What peers say: entries come in with their payload, are checked against it, get their space promised, and are held until the group has
+//! taken them or has not. What does not fit is dropped like a message that was lost: the sender sends again.
+//!
+//! Also here: entries that are replaced. Not here: what recovery asks of the others (`doubt`).
+
+use crate::config::Stage;
+use crate::member::{Logged, Payload, Staged};
+use crate::port::*;
+use crate::store::Store;
+use penstock_wire::batch::Op;
+use penstock_wire::peer::{Entry, MessageBody, Verified};
+use penstock_wire::{BLOCK, EXTENT_BLOCKS, Index, NodeId};
+
+/// Members that we have not heard of and whose nodes we remember.
+const STRANGERS_MAX: usize = 8;
+
+impl Store {
+    pub(crate) fn on_peer<M: Memory>(&mut self, from: NodeId, word: PeerWord, payload: Option<BufId>, mem: &mut M, fx: &mut Effects) {
+        if let Some(buf) = payload {
+            self.groups.hold(buf);
+        }
+        if self.stage == Stage::Serving {
+            match word {
+                PeerWord::Group(message) => {
+                    self.on_message(from, message, payload, mem);
+                }
+                PeerWord::EntriesAsk(ask) => self.on_entries_ask(from, &ask, fx),
+                PeerWord::EntriesAnswer(answer) => self.on_entries_answer(from, answer, payload, mem, fx),
+            }
+        }
+        if let Some(buf) = payload {
+            self.groups.release(buf);
+        }
+    }
+
+    fn on_message<M: Memory>(
+        &mut self,
+        from: NodeId,
+        message: penstock_wire::peer::Message,
+        payload: Option<BufId>,
+        mem: &M,
+    ) -> Option<()> {
+        let no = self.map.by_segment(message.segment)?;
+        let member = self.member_mut(no)?;
+        member.group()?;
+        match member.members.get(message.from) {
+            Some(known) if known.node != from => return None,
+            Some(_) => {}
+            None => {
+                // Joined since: its node is where it speaks from.
+                member.strangers.retain(|(stranger, _)| *stranger != message.from);
+                member.strangers.truncate(STRANGERS_MAX - 1);
+                member.strangers.insert(0, (message.from, from));
+            }
+        }
+        // Installs come with what is to be installed; nothing brings that yet.
+        if matches!(message.body, MessageBody::Install(_)) {
+            return None;
+        }
+        let len = message.payload_blocks() as usize * BLOCK;
+        let bytes = match payload {
+            Some(buf) => mem.bytes(buf).get(..len)?,
+            None => &[],
+        };
+        let verified = Verified::all(vec![message], bytes).ok()?.pop()?;
+        let staged_before = self.member(no)?.staged.len();
+        if let MessageBody::Append(append) = &verified.message().body
+            && !self.stage_entries(no, &append.entries, payload)
+        {
+            self.unstage_from(no, staged_before);
+            return None;
+        }
+        let group = self.member_mut(no)?.group_mut()?;
+        if group.step(verified).is_err() {
+            self.unstage_from(no, staged_before);
+        }
+        // A panic in there is seen when the group is settled.
+        self.touch(no);
+        Some(())
+    }
+
+    /// Takes hold of an append's payload. False when there is no room for it.
+    fn stage_entries(&mut self, no: ReplicaNo, entries: &[Entry], payload: Option<BufId>) -> bool {
+        let mut first = 0;
+        for entry in entries {
+            let blocks = entry.payload_blocks;
+            let known = self.member(no).is_some_and(|member| member.holds(entry.index, entry.term).is_some());
+            if blocks > 0 && !known {
+                let Some(buf) = payload else { return false };
+                if !self.ring_takes(u64::from(blocks)) {
+                    return false;
+                }
+                let Some(promises) = self.promise_entry(no, entry) else {
+                    self.groups.wants_space = true;
+                    return false;
+                };
+                self.groups.hold(buf);
+                let staged = Staged { index: entry.index, term: entry.term, buf, first, promises };
+                self.member_mut(no).expect("seen above").staged.push(staged);
+            }
+            first += blocks;
+        }
+        true
+    }
+
+    /// Whether the log has room for so many blocks more, beside all that waits for it.
+    fn ring_takes(&self, blocks: u64) -> bool {
+        self.stream.used() + self.groups.queued_blocks() + blocks < self.stream.host_limit()
+    }
+
+    /// Promises an extent for each that the entry's writes touch and that is not known to have one.
+    pub(crate) fn promise_entry(&mut self, no: ReplicaNo, entry: &Entry) -> Option<u32> {
+        let mut promises = 0;
+        for op in entry.ops().unwrap_or_default() {
+            let Op::Write { block, crcs } = op else { continue };
+            let extents = block / EXTENT_BLOCKS..=(block + crcs.len() as u64 - 1) / EXTENT_BLOCKS;
+            match self.promise_extents(no, extents) {
+                Ok(more) => promises += more,
+                Err(_) => {
+                    self.give_up_promises(promises);
+                    return None;
+                }
+            }
+        }
+        Some(promises)
+    }
+
+    fn unstage_from(&mut self, no: ReplicaNo, from: usize) {
+        let Some(member) = self.member_mut(no) else { return };
+        for staged in member.staged.split_off(from) {
+            self.give_up_promises(staged.promises);
+            self.groups.release(staged.buf);
+        }
+    }
+
+    /// What the group has not taken, it will not take any more.
+    pub(crate) fn drop_staged(&mut self, no: ReplicaNo) {
+        self.unstage_from(no, 0);
+    }
+
+    /// An entry gets its place in the log; what stood there is gone.
+    pub(crate) fn log_entry<M: Memory>(&mut self, no: ReplicaNo, entry: Entry, mem: &mut M, fx: &mut Effects) {
+        let (index, term) = (entry.index, entry.term);
+        if self.member(no).is_some_and(|member| member.last() >= index) {
+            self.void_items(no, index);
+            self.truncate(no, index, mem, fx);
+        }
+        let member = self.member_mut(no).expect("a group that persists has its member");
+        let mut logged = Logged { entry, seq: None, payload: Payload::None, promises: 0 };
+        let own = member.proposals.binary_search_by_key(&index, |proposal| proposal.index).ok();
+        if let Some(at) = own.filter(|at| member.proposals[*at].term == term) {
+            logged.promises = std::mem::take(&mut member.proposals[at].promises);
+            if logged.entry.payload_blocks > 0 {
+                logged.payload = Payload::Host;
+            }
+        } else if logged.entry.payload_blocks > 0 {
+            let at = member.staged.iter().position(|staged| (staged.index, staged.term) == (index, term));
+            let staged = member.staged.swap_remove(at.expect("the payload of what the group took was staged"));
+            logged.payload = Payload::Staged { buf: staged.buf, first: staged.first };
+            logged.promises = staged.promises;
+        }
+        member.put(logged);
+    }
+
+    /// Entries from `from` on are gone: what was promised to them is given back, and who waits for them is told to try elsewhere, as soon as
+    /// the device has nothing of theirs.
+    pub(crate) fn truncate<M: Memory>(&mut self, no: ReplicaNo, from: Index, mem: &mut M, fx: &mut Effects) {
+        let persisted = self.stream.persisted();
+        loop {
+            let Some(member) = self.member_mut(no) else { return };
+            if member.last() < from {
+                break;
+            }
+            let Some(gone) = member.log.pop_back() else { break };
+            let own = member.proposals.back().is_some_and(|proposal| proposal.index == gone.entry.index);
+            let proposal = if own { member.proposals.pop_back() } else { None };
+            self.give_up_promises(gone.promises);
+            if let Payload::Staged { buf, .. } = gone.payload {
+                self.groups.release(buf);
+            }
+            if let Some(proposal) = proposal {
+                match gone.seq {
+                    Some(seq) if seq > persisted => self.groups.orphans.push((seq, proposal.ops)),
+                    _ => self.fail_ops(proposal.ops, Status::NotReady, mem, fx),
+                }
+            }
+        }
+        // Proposed, and not even in the log yet.
+        while let Some(member) = self.member_mut(no)
+            && member.proposals.back().is_some_and(|proposal| proposal.index >= from)
+        {
+            let proposal = member.proposals.pop_back().expect("just seen");
+            self.give_up_promises(proposal.promises);
+            self.fail_ops(proposal.ops, Status::NotReady, mem, fx);
+        }
+    }
+}

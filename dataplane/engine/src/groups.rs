@@ -1,0 +1,514 @@
+//! The groups of a store: time, peers' nodes, and the turn of each group that something happened to.
+//!
+//! ```text
+//! tell what is persisted → propose what is ready → Group::settle → log and queue what is to persist (carry), send (send), apply (below),
+//! answer reads (lead) → again while a group was touched, a few times
+//! ```
+//! Here too: what is committed takes effect, and how a group ends. Not here: hosts (`lead`), what peers say (`follow`), batches (`carry`).
+
+use crate::carry::Item;
+use crate::config::{MemberView, Stage};
+use crate::member::{Member, MemberStage, Payload};
+use crate::port::*;
+use crate::replica::{Group, GroupConfig, Output, Part as GroupPart, Recovered, Stop};
+use crate::send::Waiting;
+use crate::store::Store;
+use crate::write::Proposed;
+use penstock_wire::batch::{Op, Section};
+use penstock_wire::peer::{Entry, EntryKind, MemberNo, Members};
+use penstock_wire::{Incarnation, NodeId, Seq};
+use rustc_hash::FxHashMap;
+use std::collections::VecDeque;
+
+/// Times that groups are settled in one turn at most: what is left goes on in the next.
+const ROUNDS: usize = 4;
+
+/// What the groups of a store share.
+#[derive(Default, Debug)]
+pub(crate) struct Groups {
+    /// Replicas that are members, in order of their birth or recovery.
+    pub list: Vec<ReplicaNo>,
+    /// Those to settle in this turn.
+    touched: Vec<ReplicaNo>,
+    /// Those with marks that are not told yet.
+    pub marked: Vec<ReplicaNo>,
+    out: Output,
+    /// To go into batches, in order.
+    pub queue: VecDeque<Item>,
+    pub section: Section,
+    /// Owners of a buffer that several entries share.
+    refs: FxHashMap<BufId, u32>,
+    /// Named by what was sent in this turn: freed when the next one is settled.
+    limbo: Vec<BufId>,
+    /// Ops whose entries were replaced while the device has their payload: answered with their batch.
+    pub orphans: Vec<(Seq, Vec<Proposed>)>,
+    pub sends: VecDeque<Waiting>,
+    pub next_send: u32,
+    /// A follower found no space for what came: everything is to be drained.
+    pub wants_space: bool,
+    awake: usize,
+    ticked: Option<Millis>,
+    /// What each node showed last.
+    nodes: FxHashMap<NodeId, Incarnation>,
+}
+
+impl Groups {
+    /// One more owner.
+    pub fn hold(&mut self, buf: BufId) {
+        *self.refs.entry(buf).or_insert(0) += 1;
+    }
+
+    pub fn release(&mut self, buf: BufId) {
+        let count = self.refs.get_mut(&buf).expect("a buffer is let go of by its owners alone");
+        *count -= 1;
+        if *count == 0 {
+            self.refs.remove(&buf);
+            self.limbo.push(buf);
+        }
+    }
+
+    pub fn free_later(&mut self, buf: BufId) {
+        self.limbo.push(buf);
+    }
+
+    /// Payload blocks that wait for a batch, a header's worth for each entry.
+    pub fn queued_blocks(&self) -> u64 {
+        self.queue.iter().map(|item| u64::from(item.blocks()) + 1).sum()
+    }
+
+    /// Nothing is under way; sleeping groups need no time.
+    pub fn are_idle(&self) -> bool {
+        self.awake == 0 && self.is_flushed() && self.touched.is_empty() && self.sends.is_empty()
+    }
+
+    /// Nothing waits for the stream, and no memory is held.
+    pub fn is_flushed(&self) -> bool {
+        self.queue.is_empty() && self.marked.is_empty() && self.limbo.is_empty() && self.orphans.is_empty()
+    }
+}
+
+impl Store {
+    #[inline]
+    pub(crate) fn member(&self, no: ReplicaNo) -> Option<&Member> {
+        self.map.get(no)?.member.as_deref()
+    }
+
+    #[inline]
+    pub(crate) fn member_mut(&mut self, no: ReplicaNo) -> Option<&mut Member> {
+        self.map.get_mut(no)?.member.as_deref_mut()
+    }
+
+    pub(crate) fn touch(&mut self, no: ReplicaNo) {
+        if let Some(member) = self.member_mut(no)
+            && !std::mem::replace(&mut member.touched, true)
+        {
+            self.groups.touched.push(no);
+        }
+    }
+
+    /// A member that stands in the map takes part from here on.
+    pub(crate) fn enlist(&mut self, no: ReplicaNo) {
+        let Some(member) = self.member_mut(no) else { return };
+        member.awake = !matches!(member.stage, MemberStage::Stopped(_));
+        self.groups.awake += usize::from(member.awake);
+        self.groups.list.push(no);
+        self.touch(no);
+    }
+
+    /// Builds the group of a member from what is known of it. What contradicts itself stops this group alone.
+    pub(crate) fn raise_group(&self, no: ReplicaNo, me: MemberNo, from: Recovered) -> MemberStage {
+        let replication = &self.config.replication;
+        let segment = self.map.get(no).map(|replica| replica.shape.segment).expect("a member's replica stands");
+        let config = GroupConfig { segment, me, timing: replication.timing, canary: replication.canary };
+        match Group::open(config, from) {
+            Ok(group) => MemberStage::Up(Box::new(group)),
+            Err(error) => MemberStage::Stopped(Stop::Quarantined(error.to_string())),
+        }
+    }
+
+    /// Frees what the sends of the turn before named: they are carried out by now.
+    #[inline]
+    pub(crate) fn free_sent<M: Memory>(&mut self, mem: &mut M) {
+        while let Some(buf) = self.groups.limbo.pop() {
+            mem.free(buf);
+        }
+    }
+
+    /// Frees a buffer of a host's command, unless something that leaves in this turn may name it.
+    pub(crate) fn let_go<M: Memory>(&mut self, no: ReplicaNo, buf: BufId, mem: &mut M) {
+        if self.member(no).is_some() {
+            self.groups.free_later(buf);
+        } else {
+            mem.free(buf);
+        }
+    }
+
+    /// The groups' part of a turn.
+    pub(crate) fn settle_groups<M: Memory>(&mut self, mem: &mut M, fx: &mut Effects) {
+        if self.groups.list.is_empty() && self.groups.sends.is_empty() {
+            return;
+        }
+        if self.stage != Stage::Serving {
+            self.settle_sends(mem, fx);
+            return;
+        }
+        for _ in 0..ROUNDS {
+            self.tell_marks();
+            self.gather(mem, fx);
+            if self.groups.touched.is_empty() {
+                break;
+            }
+            for no in std::mem::take(&mut self.groups.touched) {
+                self.settle_group(no, mem, fx);
+            }
+        }
+        self.settle_sends(mem, fx);
+    }
+
+    fn settle_group<M: Memory>(&mut self, no: ReplicaNo, mem: &mut M, fx: &mut Effects) {
+        let now = self.now;
+        let mut out = std::mem::take(&mut self.groups.out);
+        let Some(member) = self.member_mut(no) else { return };
+        member.touched = false;
+        let Some(group) = member.group_mut() else { return };
+        group.settle(now, &mut out);
+        let stopped = group.stopped().cloned();
+        match stopped {
+            Some(stop) => self.stop_group(no, stop, mem, fx),
+            None => {
+                self.carry_out(no, &mut out, mem, fx);
+                self.drop_staged(no);
+                self.stand(no, mem, fx);
+            }
+        }
+        out.clear();
+        self.groups.out = out;
+    }
+
+    /// Does what a group wants done, in its order.
+    fn carry_out<M: Memory>(&mut self, no: ReplicaNo, out: &mut Output, mem: &mut M, fx: &mut Effects) {
+        for persist in out.persist.drain(..) {
+            self.queue_persist(no, persist, mem, fx);
+        }
+        for message in out.send.drain(..) {
+            let to = message.to;
+            self.send_word(no, to, PeerWord::Group(message), fx);
+        }
+        for entry in out.apply.drain(..) {
+            self.apply_entry(no, &entry, mem, fx);
+        }
+        self.applied_to(no);
+        for id in out.reads.drain(..) {
+            self.proven(crate::write::JobId(id as u32), mem, fx);
+        }
+        for id in out.reads_refused.drain(..) {
+            self.finish_job(crate::write::JobId(id as u32), Status::NotReady, mem, fx);
+        }
+    }
+
+    /// An entry that is committed and persisted here takes effect. Whoever waits for it is answered.
+    fn apply_entry<M: Memory>(&mut self, no: ReplicaNo, entry: &Entry, mem: &mut M, fx: &mut Effects) {
+        self.drain.unsaved = true;
+        let member = self.member_mut(no).expect("a group that applies has its member");
+        let logged = member.get_mut(entry.index).expect("what is applied is in the log");
+        let seq = logged.seq.expect("what is applied is persisted");
+        let mut promises = std::mem::take(&mut logged.promises);
+        let mut at = match logged.payload {
+            Payload::Ring { at } => at,
+            Payload::None => 0,
+            other => unreachable!("what is applied is on the drive, not {other:?}"),
+        };
+        let ours = member.proposals.front().is_some_and(|proposal| proposal.index == entry.index);
+        let proposal = if ours { member.proposals.pop_front() } else { None };
+        match entry.kind {
+            EntryKind::Members => member.members = Members::decode(&entry.bytes).expect("checked when it came in"),
+            EntryKind::Ops => {
+                for op in entry.ops().expect("checked when it came in") {
+                    let blocks = op.payload_blocks();
+                    match op {
+                        Op::Write { block, crcs } => self.apply_write(no, block, entry.index.0, seq, at, &crcs, &mut promises),
+                        Op::Zero { block, count } => self.apply_zero(no, block, u64::from(count), seq, entry.index.0),
+                        Op::Resize { blocks } => self.apply_resize(no, blocks, seq, entry.index.0, fx),
+                        Op::Create(_) | Op::Delete | Op::Members(_) | Op::Ballot { .. } => {
+                            unreachable!("a store's own op in a group's log")
+                        }
+                    }
+                    at += blocks;
+                }
+            }
+        }
+        self.give_up_promises(promises);
+        for op in proposal.into_iter().flat_map(|proposal| proposal.ops) {
+            self.op_done(op, Status::Ok, mem, fx);
+        }
+        self.change_applied(no, entry.index, fx);
+    }
+
+    /// Entries without ops are not handed out one by one.
+    fn applied_to(&mut self, no: ReplicaNo) {
+        let Some(replica) = self.map.get_mut(no) else { return };
+        let Some(member) = replica.member.as_deref_mut() else { return };
+        let Some(view) = member.group().and_then(Group::view) else { return };
+        if view.applied > replica.applied {
+            replica.applied = view.applied;
+            member.applied_term = member.term_at(view.applied).expect("what is applied is in the log");
+            self.drain.unsaved = true;
+        }
+    }
+
+    /// Tells what the member's part has become, and gives up serving where it is over.
+    fn stand<M: Memory>(&mut self, no: ReplicaNo, mem: &mut M, fx: &mut Effects) {
+        let Some(member) = self.member_mut(no) else { return };
+        let view = member.group().and_then(Group::view);
+        let awake = view.is_some_and(|view| !view.asleep);
+        let was_awake = std::mem::replace(&mut member.awake, awake);
+        let serving = view.filter(|view| view.serves).map(|view| view.term);
+        let standing = match view {
+            Some(view) => Standing { part: view.part, term: view.term, leader: member.node_of(view.leader), serves: serving.is_some() },
+            None => Standing { part: GroupPart::Follower, term: member.ballot.term, leader: None, serves: false },
+        };
+        let over = member.serving.is_some() && member.serving != serving;
+        member.serving = serving;
+        let changed = member.standing != Some(standing);
+        member.standing = Some(standing);
+        self.groups.awake = self.groups.awake + usize::from(awake) - usize::from(was_awake);
+        if over {
+            self.step_down(no, mem, fx);
+        }
+        if changed {
+            fx.list.push(Effect::Notice(Notice::Standing { replica: no, standing }));
+        }
+    }
+
+    /// The group says nothing any more. Its log stays: what is not applied is what the next life begins from.
+    pub(crate) fn stop_group<M: Memory>(&mut self, no: ReplicaNo, stop: Stop, mem: &mut M, fx: &mut Effects) {
+        let Some(member) = self.member_mut(no).filter(|member| !matches!(member.stage, MemberStage::Stopped(_))) else { return };
+        let why = match &stop {
+            Stop::Quarantined(why) => why.clone(),
+            Stop::PersistFailed => "its drive is fenced".to_owned(),
+        };
+        member.stage = MemberStage::Stopped(stop);
+        member.marks.clear();
+        // What is in no batch will never be in one.
+        let kept = member.log.iter().take_while(|logged| logged.seq.is_some()).count() as u64;
+        let from = penstock_wire::Index(member.start.0 + kept + 1);
+        self.void_items(no, from);
+        self.groups.marked.retain(|marked| *marked != no);
+        if let Some(member) = self.member_mut(no) {
+            member.marked = false;
+        }
+        self.drop_staged(no);
+        self.step_down(no, mem, fx);
+        self.truncate(no, from, mem, fx);
+        // The device has these.
+        let member = self.member_mut(no).expect("seen above");
+        for proposal in std::mem::take(&mut member.proposals) {
+            let seq = self.member(no).and_then(|member| member.get(proposal.index)).and_then(|logged| logged.seq);
+            self.groups.orphans.push((seq.expect("what is in no batch was cut off"), proposal.ops));
+        }
+        self.stand(no, mem, fx);
+        fx.list.push(Effect::Notice(Notice::GroupStopped { replica: no, why }));
+    }
+
+    /// The drive is fenced: nothing of any group counts any more.
+    pub(crate) fn stop_groups<M: Memory>(&mut self, mem: &mut M, fx: &mut Effects) {
+        for no in self.groups.list.clone() {
+            if let Some(group) = self.member_mut(no).and_then(Member::group_mut) {
+                group.on_persist_failed();
+            }
+            self.stop_group(no, Stop::PersistFailed, mem, fx);
+        }
+    }
+
+    /// The store stops: groups say nothing more, and hosts are sent elsewhere. What is in the queue still goes to the drive.
+    pub(crate) fn freeze_groups<M: Memory>(&mut self, mem: &mut M, fx: &mut Effects) {
+        for no in self.groups.list.clone() {
+            self.drop_staged(no);
+            self.cancel_sends(no);
+            let Some(member) = self.member_mut(no) else { continue };
+            member.marks.clear();
+            member.marked = false;
+            let was_awake = std::mem::take(&mut member.awake);
+            let served = member.serving.take().is_some();
+            let standing = member.standing.map(|standing| Standing { serves: false, ..standing });
+            let changed = standing != member.standing;
+            member.standing = standing;
+            self.groups.awake -= usize::from(was_awake);
+            if served {
+                self.step_down(no, mem, fx);
+            }
+            if let Some(standing) = standing.filter(|_| changed) {
+                fx.list.push(Effect::Notice(Notice::Standing { replica: no, standing }));
+            }
+        }
+        self.groups.marked.clear();
+        self.groups.queue.iter_mut().for_each(|item| item.mark = None);
+    }
+
+    /// The replica of a member is gone for good.
+    pub(crate) fn drop_member<M: Memory>(&mut self, no: ReplicaNo, mem: &mut M, fx: &mut Effects) {
+        let Some(member) = self.member(no) else { return };
+        let first = penstock_wire::Index(member.start.0 + 1);
+        self.void_items(no, first);
+        self.truncate(no, first, mem, fx);
+        self.groups.list.retain(|listed| *listed != no);
+    }
+
+    /// Time for every group: as many ticks as have passed, but not all at once what passed while nobody looked.
+    pub(crate) fn tick_groups(&mut self) {
+        let timing = self.config.replication.timing;
+        let tick = u64::from(timing.tick.max(1));
+        let since = self.groups.ticked.unwrap_or(self.now);
+        let passed = (self.now.0 - since.0) / tick;
+        self.groups.ticked = Some(if passed > u64::from(timing.heartbeat) { self.now } else { Millis(since.0 + passed * tick) });
+        let ticks = passed.min(u64::from(timing.heartbeat));
+        if ticks == 0 {
+            return;
+        }
+        for at in 0..self.groups.list.len() {
+            let no = self.groups.list[at];
+            let Some(member) = self.member_mut(no) else { continue };
+            let awake = member.awake;
+            if let Some(group) = member.group_mut() {
+                for _ in 0..ticks {
+                    group.tick();
+                }
+            }
+            if awake {
+                self.touch(no);
+            }
+        }
+    }
+
+    pub(crate) fn on_peer_up(&mut self, node: NodeId, incarnation: Incarnation) {
+        let restarted = self.groups.nodes.insert(node, incarnation).is_some_and(|before| before != incarnation);
+        self.tell_of_node(node, |group, no| {
+            group.wake();
+            if restarted {
+                group.on_restarted(no);
+            }
+        });
+    }
+
+    pub(crate) fn on_peer_down(&mut self, node: NodeId) {
+        self.tell_of_node(node, |group, no| {
+            group.wake();
+            group.on_unreachable(no);
+        });
+    }
+
+    pub(crate) fn on_peer_lost(&mut self, node: NodeId) {
+        self.tell_of_node(node, Group::on_unreachable);
+    }
+
+    /// Tells every group that has a member on `node`.
+    fn tell_of_node(&mut self, node: NodeId, tell: impl Fn(&mut Group, MemberNo)) {
+        if node == self.config.replication.node {
+            return;
+        }
+        for at in 0..self.groups.list.len() {
+            let no = self.groups.list[at];
+            let Some(member) = self.member_mut(no) else { continue };
+            let Some(there) = member.members.list.iter().find(|other| other.node == node).map(|other| other.no) else { continue };
+            if let Some(group) = member.group_mut() {
+                tell(group, there);
+                self.touch(no);
+            }
+        }
+    }
+
+    /// First batch that entries need which are not applied, of any group.
+    fn unapplied_from(&self) -> Option<Seq> {
+        let needed = |no: &ReplicaNo| {
+            let replica = self.map.get(*no)?;
+            replica.member.as_deref()?.needed_from(replica.applied)
+        };
+        self.groups.list.iter().filter_map(needed).min()
+    }
+
+    /// First batch that some group keeps for members that lag: what a leader knows not all to have, and all that a follower has.
+    fn wanted_from(&self) -> Option<Seq> {
+        let wanted = |no: &ReplicaNo| {
+            let member = self.member(*no)?;
+            let from = match member.group().map(Group::matched) {
+                Some(matched) if !matched.is_empty() => matched.iter().map(|(_, index)| *index).min().expect("not empty"),
+                _ => member.start,
+            };
+            member.needed_from(from)
+        };
+        self.groups.list.iter().filter_map(wanted).min()
+    }
+
+    /// How far a checkpoint may let go of the log, where undrained blocks need nothing up to `drained`: never what is not applied, and,
+    /// while the log is at most half used by it, nothing that members that lag may ask for.
+    pub(crate) fn log_covers(&self, drained: Seq) -> Seq {
+        if self.groups.list.is_empty() {
+            return drained;
+        }
+        let mut covers = drained;
+        if let Some(seq) = self.unapplied_from() {
+            covers = covers.min(Seq(seq.0 - 1));
+        }
+        if let Some(wanted) = self.wanted_from() {
+            let half = self.stream.first_within(self.stream.ring_blocks() / 2);
+            covers = covers.min(Seq(wanted.max(half).0 - 1));
+        }
+        covers.max(Seq(self.stream.first_kept().0 - 1))
+    }
+
+    /// The log was trimmed: groups let go of entries whose batch is gone.
+    pub(crate) fn trim_members(&mut self) {
+        let first = self.stream.first_kept();
+        for at in 0..self.groups.list.len() {
+            let no = self.groups.list[at];
+            let Some(replica) = self.map.get_mut(no) else { continue };
+            let applied = replica.applied;
+            let Some(member) = replica.member.as_deref_mut() else { continue };
+            let before = member.start;
+            while let Some(front) = member.log.front()
+                && front.entry.index <= applied
+                && front.seq.is_some_and(|seq| seq < first)
+            {
+                (member.start, member.start_term) = (front.entry.index, front.entry.term);
+                member.log.pop_front();
+            }
+            let start = member.start;
+            if let Some(group) = member.group_mut().filter(|_| start > before) {
+                group.trim(start);
+            }
+        }
+    }
+
+    /// Promises of space that entries hold which are not applied.
+    pub(crate) fn groups_promises(&self) -> u64 {
+        self.groups.list.iter().filter_map(|no| self.member(*no)).map(Member::promises).sum()
+    }
+
+    /// What each member shows of its group.
+    pub fn members(&self) -> Vec<MemberView> {
+        self.groups.list.iter().filter_map(|no| self.member_view(*no)).collect()
+    }
+
+    /// What a member shows of its group; nothing for a replica that is none.
+    pub fn member_view(&self, no: ReplicaNo) -> Option<MemberView> {
+        let replica = self.map.get(no)?;
+        let member = replica.member.as_deref()?;
+        let stopped = match &member.stage {
+            MemberStage::Stopped(Stop::Quarantined(why)) => Some(why.clone()),
+            MemberStage::Stopped(Stop::PersistFailed) => Some("the drive is fenced".to_owned()),
+            _ => None,
+        };
+        Some(MemberView {
+            no,
+            segment: replica.shape.segment,
+            me: member.me,
+            members: member.members.clone(),
+            standing: member.standing,
+            doubtful: matches!(member.stage, MemberStage::Doubtful(_)),
+            stopped,
+            group: member.group().and_then(Group::view),
+            applied: replica.applied,
+            matched: member.group().map(Group::matched).unwrap_or_default(),
+        })
+    }
+}

@@ -1,0 +1,236 @@
+//! Words to peers. Payload goes from where it lies in memory; what is in the ring alone is read first, and what is to the same member after it
+//! waits, so that nothing overtakes.
+//!
+//! Emitted while the store settles only, since what a word names must live until the effects of the turn are carried out.
+
+use crate::carry::parts_of_entry;
+use crate::epoch::Epoch;
+use crate::member::{Member, Payload};
+use crate::port::*;
+use crate::store::{Owner, Store};
+use penstock_wire::BLOCK;
+use penstock_wire::batch::Op;
+use penstock_wire::peer::{Entry, EntryState, MemberNo, MessageBody};
+
+/// Words that wait for the ring at most, and how many of them are read for at a time.
+const WAITING_MAX: usize = 256;
+const READING_MAX: usize = 8;
+
+/// A word that has to wait.
+#[derive(Debug)]
+pub(crate) struct Waiting {
+    id: u32,
+    replica: ReplicaNo,
+    to: MemberNo,
+    /// `None`: nobody wants it any more; it goes when its reads are back.
+    word: Option<Box<PeerWord>>,
+    /// What was read, by the entry's place in the word.
+    bufs: Vec<(usize, BufId)>,
+    out: u32,
+    failed: bool,
+    epoch: Option<Epoch>,
+}
+
+/// Entries of a word, in the order of their payload.
+fn entries_of(word: &PeerWord) -> Vec<&Entry> {
+    match word {
+        PeerWord::Group(message) => match &message.body {
+            MessageBody::Append(append) => append.entries.iter().collect(),
+            _ => Vec::new(),
+        },
+        PeerWord::EntriesAsk(_) => Vec::new(),
+        PeerWord::EntriesAnswer(answer) => {
+            let whole = answer.entries.iter().map(|state| if let EntryState::Whole(entry) = state { Some(entry) } else { None });
+            whole.flatten().collect()
+        }
+    }
+}
+
+fn first_block(entry: &Entry) -> u64 {
+    let ops = entry.ops().unwrap_or_default();
+    ops.iter().find_map(|op| if let Op::Write { block, .. } = op { Some(*block) } else { None }).unwrap_or_default()
+}
+
+/// What can be done with a word now.
+enum Found {
+    /// Its payload is in `parts`.
+    Here,
+    /// Some is in the ring.
+    InRing,
+    /// An entry of it is gone.
+    Gone,
+}
+
+impl Store {
+    /// Sends a word to a member, or lets it wait for its payload.
+    pub(crate) fn send_word(&mut self, no: ReplicaNo, to: MemberNo, word: PeerWord, fx: &mut Effects) {
+        if word.payload_blocks() == 0 && !matches!(&word, PeerWord::Group(message) if matches!(message.body, MessageBody::Append(_))) {
+            self.emit(no, to, Box::new(word), &[], fx);
+            return;
+        }
+        let behind = self.groups.sends.iter().any(|waiting| waiting.replica == no && waiting.to == to && waiting.word.is_some());
+        if !behind {
+            let mut parts = Vec::new();
+            match self.find_payload(no, &word, &[], &mut parts) {
+                Found::Here => {
+                    self.emit(no, to, Box::new(word), &parts, fx);
+                    return;
+                }
+                Found::InRing => {}
+                Found::Gone => {
+                    self.unreachable(no, to);
+                    return;
+                }
+            }
+        }
+        if self.groups.sends.len() >= WAITING_MAX {
+            self.unreachable(no, to);
+            return;
+        }
+        let id = self.groups.next_send;
+        self.groups.next_send = id.wrapping_add(1);
+        let word = Some(Box::new(word));
+        self.groups.sends.push_back(Waiting { id, replica: no, to, word, bufs: Vec::new(), out: 0, failed: false, epoch: None });
+    }
+
+    fn unreachable(&mut self, no: ReplicaNo, to: MemberNo) {
+        if let Some(group) = self.member_mut(no).and_then(Member::group_mut) {
+            group.on_unreachable(to);
+            self.touch(no);
+        }
+    }
+
+    fn emit(&mut self, no: ReplicaNo, to: MemberNo, word: Box<PeerWord>, parts: &[Part], fx: &mut Effects) {
+        let Some(node) = self.member(no).and_then(|member| member.node_of(to)) else { return };
+        let first_part = fx.parts.len() as u32;
+        fx.parts.extend_from_slice(parts);
+        fx.list.push(Effect::Send { node, word, first_part, part_count: parts.len() as u32 });
+    }
+
+    /// Where each block of the word's payload lies. `read`: what was read for it.
+    fn find_payload(&self, no: ReplicaNo, word: &PeerWord, read: &[(usize, BufId)], parts: &mut Vec<Part>) -> Found {
+        let Some(member) = self.member(no) else { return Found::Gone };
+        let mut found = Found::Here;
+        for (at, entry) in entries_of(word).into_iter().enumerate() {
+            if entry.payload_blocks == 0 {
+                continue;
+            }
+            if let Some((_, buf)) = read.iter().find(|(of, _)| *of == at) {
+                parts.push(Part::Buf { buf: *buf, first: 0, blocks: entry.payload_blocks });
+            } else if member.holds(entry.index, entry.term).is_none() {
+                return Found::Gone;
+            } else if !parts_of_entry(member, entry.index, entry.term, parts) {
+                found = Found::InRing;
+            }
+        }
+        found
+    }
+
+    /// Sends what has its payload, and reads for what has not.
+    pub(crate) fn settle_sends<M: Memory>(&mut self, mem: &mut M, fx: &mut Effects) {
+        if self.groups.sends.is_empty() {
+            return;
+        }
+        let mut reading = self.groups.sends.iter().filter(|waiting| waiting.out > 0).count();
+        let mut kept = std::collections::VecDeque::new();
+        for mut waiting in std::mem::take(&mut self.groups.sends) {
+            if waiting.out > 0 {
+                kept.push_back(waiting);
+                continue;
+            }
+            let (no, to) = (waiting.replica, waiting.to);
+            let behind = kept.iter().any(|other: &Waiting| (other.replica, other.to) == (no, to) && other.word.is_some());
+            let Some(word) = waiting.word.take() else {
+                self.end_waiting(waiting, mem);
+                continue;
+            };
+            let mut parts = Vec::new();
+            let found = if waiting.failed { Found::Gone } else { self.find_payload(no, &word, &waiting.bufs, &mut parts) };
+            match found {
+                Found::Gone => {
+                    self.end_waiting(waiting, mem);
+                    self.unreachable(no, to);
+                }
+                Found::Here if !behind => {
+                    self.emit(no, to, word, &parts, fx);
+                    for (_, buf) in waiting.bufs.drain(..) {
+                        self.groups.free_later(buf);
+                    }
+                    self.end_waiting(waiting, mem);
+                }
+                Found::InRing if reading < READING_MAX => {
+                    self.read_payload(&mut waiting, &word, mem, fx);
+                    reading += usize::from(waiting.out > 0);
+                    waiting.word = Some(word);
+                    kept.push_back(waiting);
+                }
+                Found::Here | Found::InRing => {
+                    waiting.word = Some(word);
+                    kept.push_back(waiting);
+                }
+            }
+        }
+        self.groups.sends = kept;
+    }
+
+    fn end_waiting<M: Memory>(&mut self, waiting: Waiting, mem: &mut M) {
+        for (_, buf) in waiting.bufs {
+            mem.free(buf);
+        }
+        if let Some(epoch) = waiting.epoch {
+            self.epochs.leave(epoch);
+        }
+    }
+
+    /// Reads what of the word is in the ring alone, as far as memory goes.
+    fn read_payload<M: Memory>(&mut self, waiting: &mut Waiting, word: &PeerWord, mem: &mut M, fx: &mut Effects) {
+        for (at, entry) in entries_of(word).into_iter().enumerate() {
+            if waiting.bufs.iter().any(|(of, _)| *of == at) {
+                continue;
+            }
+            let logged = self.member(waiting.replica).and_then(|member| member.holds(entry.index, entry.term));
+            let Some(Payload::Ring { at: from }) = logged.map(|logged| logged.payload) else { continue };
+            let Some(buf) = mem.alloc(entry.payload_blocks) else { break };
+            waiting.bufs.push((at, buf));
+            waiting.out += 1;
+            let part = Part::Buf { buf, first: 0, blocks: entry.payload_blocks };
+            self.submit(fx, DiskKind::Read, self.ring_block(from), &[part], Owner::Send(waiting.id));
+        }
+        if waiting.out > 0 && waiting.epoch.is_none() {
+            waiting.epoch = Some(self.epochs.enter());
+        }
+    }
+
+    pub(crate) fn on_send_read<M: Memory>(&mut self, id: u32, ok: bool, mem: &M, fx: &mut Effects) {
+        let at = self.groups.sends.iter().position(|waiting| waiting.id == id).expect("a word waits for what is read for it");
+        let waiting = &mut self.groups.sends[at];
+        waiting.out -= 1;
+        waiting.failed |= !ok;
+        if waiting.out > 0 {
+            return;
+        }
+        // The receiver would refuse what does not match, for ever; here it is known whose fault it is.
+        let (no, word, bufs) = (waiting.replica, waiting.word.as_deref(), &waiting.bufs);
+        let entries = word.map(entries_of).unwrap_or_default();
+        let is_bad = |entry: &Entry, buf: BufId| entry.check_payload(&mem.bytes(buf)[..entry.payload_blocks as usize * BLOCK]).is_err();
+        let bad = bufs.iter().filter_map(|(of, buf)| entries.get(*of).copied().filter(|entry| is_bad(entry, *buf)));
+        let bad: Vec<_> = bad.map(|entry| (entry.index, first_block(entry))).collect();
+        if bad.is_empty() {
+            return;
+        }
+        waiting.failed = true;
+        self.counters.corrupt_blocks += bad.len() as u64;
+        for (index, block) in bad {
+            if let Some(Payload::Ring { at }) = self.member(no).and_then(|member| member.get(index)).map(|logged| logged.payload) {
+                fx.list.push(Effect::Notice(Notice::Corrupt { replica: no, block, place: self.ring_block(at) }));
+            }
+        }
+    }
+
+    /// Words of a group that says nothing more are not sent.
+    pub(crate) fn cancel_sends(&mut self, no: ReplicaNo) {
+        for waiting in self.groups.sends.iter_mut().filter(|waiting| waiting.replica == no) {
+            waiting.word = None;
+        }
+    }
+}

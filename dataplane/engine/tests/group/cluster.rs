@@ -1,0 +1,236 @@
+//! Three stores of one group and the network between them: every word goes through its bytes, may be dropped, and is handed over in order.
+
+use crate::bench::{Bench, SEGMENT};
+use penstock_engine::replica::Part as GroupPart;
+use penstock_engine::*;
+use penstock_wire::peer::{Body, HEADER, Header, Member, MemberNo, Members, MessageBody, PROTOCOL, Role};
+use penstock_wire::*;
+
+pub struct Cluster {
+    pub nodes: Vec<Bench>,
+    /// Whether a node's process runs.
+    pub up: Vec<bool>,
+    /// Pairs (from, to) that hear nothing.
+    pub cut: Vec<(usize, usize)>,
+    /// A word for which this is true is lost.
+    pub lose: fn(&PeerWord) -> bool,
+    /// Words that came through, by kind.
+    pub delivered: u64,
+    pub payload_blocks: u64,
+}
+
+pub fn shape(no: u8) -> ReplicaShape {
+    ReplicaShape {
+        volume: VolumeId([2; 16]),
+        segment: SEGMENT,
+        replica: ReplicaId([no; 16]),
+        segment_no: 0,
+        blocks: 2000,
+        logical_block: 512,
+        name: "v".into(),
+    }
+}
+
+pub fn members(count: u8) -> Members {
+    let member = |no: u8| Member { no: MemberNo(no.into()), role: Role::Voter, replica: ReplicaId([no; 16]), node: NodeId([no; 16]) };
+    Members { next: MemberNo(u64::from(count) + 1), list: (1..=count).map(member).collect() }
+}
+
+impl Cluster {
+    /// Members of one group, on a node each.
+    pub fn new(count: u8) -> Self {
+        let mut nodes = Vec::new();
+        for no in 1..=count {
+            let mut bench = Bench::on_node(no);
+            let (shape, members) = (Box::new(shape(no)), Box::new(members(count)));
+            bench.order(Order::CreateMember { shape, members }).unwrap();
+            nodes.push(bench);
+        }
+        let up = vec![true; count.into()];
+        Self { nodes, up, cut: Vec::new(), lose: |_| false, delivered: 0, payload_blocks: 0 }
+    }
+
+    fn at(&self, node: NodeId) -> usize {
+        usize::from(node.0[0]) - 1
+    }
+
+    /// Lets every node rest and hands over what was said until nobody says anything.
+    pub fn run(&mut self) {
+        for _ in 0..1000 {
+            let mut said = Vec::new();
+            for (from, node) in self.nodes.iter_mut().enumerate().filter(|(at, _)| self.up[*at]) {
+                node.run();
+                said.extend(std::mem::take(&mut node.sent).into_iter().map(|(to, word, payload)| (from, to, word, payload)));
+            }
+            if said.is_empty() {
+                return;
+            }
+            for (from, to, word, payload) in said {
+                let to = self.at(to);
+                if self.up[to] && !self.cut.contains(&(from, to)) && !(self.lose)(&word) {
+                    self.hand_over(from, to, &word, &payload);
+                }
+            }
+        }
+        panic!("the members talk without end");
+    }
+
+    fn hand_over(&mut self, from: usize, to: usize, word: &PeerWord, payload: &[u8]) {
+        let body = match word.clone() {
+            PeerWord::Group(message) => Body::Groups(vec![message]),
+            PeerWord::EntriesAsk(ask) => Body::EntriesAsk(ask),
+            PeerWord::EntriesAnswer(answer) => Body::EntriesAnswer(answer),
+        };
+        let bytes = body.encode(PROTOCOL, 1);
+        let decoded = Body::decode(&Header::decode(&bytes).unwrap(), &bytes[HEADER..]).unwrap();
+        let word = match decoded {
+            Body::Groups(mut messages) => PeerWord::Group(messages.remove(0)),
+            Body::EntriesAsk(ask) => PeerWord::EntriesAsk(ask),
+            Body::EntriesAnswer(answer) => PeerWord::EntriesAnswer(answer),
+            other => panic!("{other:?} was sent"),
+        };
+        assert_eq!(word.payload_blocks() as usize * BLOCK, payload.len());
+        self.delivered += 1;
+        self.payload_blocks += u64::from(word.payload_blocks());
+        let from = NodeId([from as u8 + 1; 16]);
+        let node = &mut self.nodes[to];
+        let buf = (!payload.is_empty()).then(|| {
+            let buf = node.mem.alloc(word.payload_blocks()).unwrap();
+            node.mem.bytes_mut(buf)[..payload.len()].copy_from_slice(payload);
+            buf
+        });
+        node.store.apply(Event::Peer { from, word: Box::new(word), payload: buf }, &mut node.mem, &mut node.fx);
+    }
+
+    /// Time passes everywhere, in ticks of 10 ms.
+    pub fn pass(&mut self, ms: u64) {
+        for _ in 0..ms / 10 {
+            for (_, node) in self.nodes.iter_mut().enumerate().filter(|(at, _)| self.up[*at]) {
+                node.pass(10);
+            }
+            self.run();
+        }
+    }
+
+    pub fn standing(&self, at: usize) -> Standing {
+        let node = &self.nodes[at];
+        let no = node.store.replica_of(SEGMENT).unwrap();
+        node.store.member_view(no).unwrap().standing.unwrap()
+    }
+
+    /// Who leads and serves, once somebody does.
+    pub fn leader(&mut self) -> usize {
+        for _ in 0..300 {
+            let serving = (0..self.nodes.len()).filter(|at| self.up[*at] && self.standing(*at).serves);
+            // An old leader may still think that it leads; the newest term is the one that counts.
+            if let Some(at) = serving.max_by_key(|at| self.standing(*at).term) {
+                let known = (0..self.nodes.len()).all(|other| {
+                    !self.up[other]
+                        || self.cut.iter().any(|cut| cut.0 == other || cut.1 == other)
+                        || self.standing(other).term == self.standing(at).term
+                });
+                if known {
+                    assert_eq!(self.standing(at).part, GroupPart::Leader);
+                    return at;
+                }
+            }
+            self.pass(10);
+        }
+        panic!("nobody leads: {:?}", (0..self.nodes.len()).map(|at| self.standing(at)).collect::<Vec<_>>());
+    }
+
+    pub fn begin(&mut self, at: usize, op: HostOp, payload: Vec<u8>) -> u32 {
+        self.nodes[at].begin(op, payload)
+    }
+
+    pub fn reply(&self, at: usize, io: u32) -> Option<Status> {
+        self.nodes[at].replies.get(&io).copied()
+    }
+
+    pub fn host(&mut self, at: usize, op: HostOp, payload: Vec<u8>) -> (Status, Vec<u8>) {
+        let io = self.begin(at, op, payload);
+        self.run();
+        for _ in 0..100 {
+            if self.reply(at, io).is_some() {
+                break;
+            }
+            self.pass(10);
+        }
+        (self.reply(at, io).expect("a command is answered in a second"), self.nodes[at].mem.host.remove(&io).unwrap())
+    }
+
+    pub fn write(&mut self, at: usize, offset: u64, bytes: &[u8]) -> Status {
+        self.host(at, HostOp::Write(Span { offset, len: bytes.len() as u64 }), bytes.to_vec()).0
+    }
+
+    pub fn read(&mut self, at: usize, offset: u64, len: u64) -> Vec<u8> {
+        let (status, bytes) = self.host(at, HostOp::Read(Span { offset, len }), vec![0xcc; len as usize]);
+        assert_eq!(status, Status::Ok);
+        bytes
+    }
+
+    pub fn order(&mut self, at: usize, order: Order) -> Result<(), OrderError> {
+        let id = 1000 + self.nodes[at].orders.len() as u64;
+        let node = &mut self.nodes[at];
+        node.store.apply(Event::Order { id: OrderId(id), order }, &mut node.mem, &mut node.fx);
+        self.run();
+        for _ in 0..100 {
+            if let Some(result) = self.nodes[at].orders.get(&id) {
+                return result.clone();
+            }
+            self.pass(10);
+        }
+        panic!("the order is not answered in a second");
+    }
+
+    /// The node's process is gone: nobody hears of it, and it does nothing.
+    pub fn kill(&mut self, at: usize) {
+        self.up[at] = false;
+    }
+
+    pub fn isolate(&mut self, at: usize) {
+        for other in (0..self.nodes.len()).filter(|other| *other != at) {
+            self.cut.extend([(at, other), (other, at)]);
+        }
+    }
+
+    pub fn applied(&self, at: usize) -> u64 {
+        let node = &self.nodes[at];
+        node.store.member_view(node.store.replica_of(SEGMENT).unwrap()).unwrap().applied.0
+    }
+
+    /// Every member has applied the same.
+    pub fn agree(&mut self) {
+        for _ in 0..300 {
+            let applied: Vec<u64> = (0..self.nodes.len()).filter(|at| self.up[*at]).map(|at| self.applied(at)).collect();
+            if applied.windows(2).all(|pair| pair[0] == pair[1]) {
+                return;
+            }
+            self.pass(10);
+        }
+        panic!("the members do not come to the same: {:?}", (0..self.nodes.len()).map(|at| self.applied(at)).collect::<Vec<_>>());
+    }
+
+    /// Everything is drained, nothing is held, and the books of every member add up.
+    pub fn audit(&mut self) {
+        self.agree();
+        for at in 0..self.nodes.len() {
+            if self.up[at] {
+                self.order(at, Order::Drain).unwrap();
+            }
+        }
+        self.pass(50);
+        for (at, node) in self.nodes.iter().enumerate().filter(|(at, _)| self.up[*at]) {
+            node.audit();
+            assert_eq!(node.mem.held(), 0, "node {at} holds buffers: {:?}", node.store.view());
+        }
+    }
+}
+
+pub fn is_append(word: &PeerWord) -> bool {
+    matches!(word, PeerWord::Group(message) if matches!(message.body, MessageBody::Append(_)))
+}
+
+pub fn carries_payload(word: &PeerWord) -> bool {
+    word.payload_blocks() > 0
+}
