@@ -104,6 +104,8 @@ impl Store {
             ballot: Ballot::default(),
             applied: RaftIndex(0),
             applied_term: Term(0),
+            start: RaftIndex(0),
+            start_term: Term(0),
             members: members.clone(),
             entries: Vec::new(),
         };
