@@ -16,6 +16,7 @@ pub mod label;
 pub mod log;
 pub mod memory;
 pub mod node;
+pub mod peer;
 pub mod placement;
 mod run;
 pub mod state;

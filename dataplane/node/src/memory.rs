@@ -4,12 +4,14 @@
 //! Not here: who may look at what and when: `spdk_rs::lend` counts that, and panics.
 
 use penstock_engine::{BufId, IoId, Memory, Part};
+use penstock_wire::peer::FRAME_BLOCKS_MAX;
 use penstock_wire::{BLOCK, crc32c};
 use spdk_rs::dma::DmaBuf;
 use spdk_rs::lend::{HostSlab, LendBuf, Payload, SourcePart, TargetPart};
 
 /// Blocks of each class. 264 is a whole batch: 1 MiB of payload and its header.
-const CLASSES: [u32; 10] = [1, 2, 4, 8, 16, 32, 64, 128, 264, 512];
+/// The last is all that a frame of a peer may bring for one word.
+const CLASSES: [u32; 11] = [1, 2, 4, 8, 16, 32, 64, 128, 264, 512, FRAME_BLOCKS_MAX];
 /// A class grows by about this much at a time.
 const CHUNK_BYTES: usize = 1 << 20;
 
@@ -99,6 +101,16 @@ impl NodeMemory {
         lent
     }
 
+    /// Makes a buffer another's.
+    pub fn hand_over(&mut self, buf: BufId, owner: Owner) {
+        self.entries[buf.0 as usize].owner = owner;
+    }
+
+    /// The bytes of these parts, in order, piece by piece.
+    pub fn copier<'a>(&'a self, parts: &'a [Part]) -> Copier<'a> {
+        Copier { memory: self, parts, at: 0 }
+    }
+
     /// Bytes of all chunks.
     pub fn taken_bytes(&self) -> usize {
         self.taken_bytes
@@ -174,6 +186,39 @@ impl NodeMemory {
             Part::Host { io, offset, blocks } => {
                 let start = offset as usize;
                 self.host.lend_target(io.0, start..start + blocks as usize * BLOCK)
+            }
+        }
+    }
+}
+
+/// See [`NodeMemory::copier`].
+pub struct Copier<'a> {
+    memory: &'a NodeMemory,
+    parts: &'a [Part],
+    /// Bytes of the first part that are copied already.
+    at: usize,
+}
+
+impl Copier<'_> {
+    /// The next bytes; there must be that many.
+    pub fn copy(&mut self, to: &mut [u8]) {
+        let mut done = 0;
+        while done < to.len() {
+            let (first, rest) = self.parts.split_first().expect("no more is copied than there is");
+            let len = first.blocks() as usize * BLOCK;
+            let count = (to.len() - done).min(len - self.at);
+            let piece = &mut to[done..done + count];
+            match *first {
+                Part::Buf { buf, first, .. } => {
+                    let start = first as usize * BLOCK + self.at;
+                    piece.copy_from_slice(&self.memory.bytes(buf)[start..start + count]);
+                }
+                Part::Host { io, offset, .. } => self.memory.host.copy_out(io.0, offset as usize + self.at, piece),
+            }
+            done += count;
+            self.at += count;
+            if self.at == len {
+                (self.parts, self.at) = (rest, 0);
             }
         }
     }
@@ -347,6 +392,26 @@ mod tests {
         let mut head = [0; 4];
         m.copy_payload(io, 0, &mut head);
         assert_eq!(head, [9, 0, 0, 9]);
+        m.free(buf);
+        m.take_io(io);
+    }
+
+    #[test]
+    fn parts_are_copied_in_order_whatever_the_pieces_are() {
+        let mut m = memory();
+        let bytes: Vec<u8> = (0..3 * BLOCK).map(|n| (n / 11) as u8).collect();
+        let io = m.put_io(payload(&bytes));
+        let buf = m.alloc(4).unwrap();
+        m.bytes_mut(buf).iter_mut().enumerate().for_each(|(at, byte)| *byte = (at / 5) as u8);
+        let parts =
+            [Part::Buf { buf, first: 1, blocks: 2 }, Part::Host { io, offset: 4096, blocks: 2 }, Part::Buf { buf, first: 0, blocks: 1 }];
+        let want = [&m.bytes(buf)[4096..3 * 4096], &bytes[4096..], &m.bytes(buf)[..4096]].concat();
+        for piece in [1000, 4096, 20480] {
+            let mut copier = m.copier(&parts);
+            let mut got = vec![0; want.len()];
+            got.chunks_mut(piece).for_each(|to| copier.copy(to));
+            assert_eq!(got, want);
+        }
         m.free(buf);
         m.take_io(io);
     }

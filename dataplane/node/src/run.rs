@@ -59,6 +59,8 @@ pub(crate) fn launch(config: Config, ready: Ready) -> Result<(), RunError> {
             LogLevel::Trace => SpdkLevel::Debug,
         })
         .log(|line| match line.level {
+            // A peer that is away is told in words of ours, once.
+            SpdkLevel::Error if line.text.starts_with("connect() failed") => tracing::debug!(target: "spdk", "{}", line.text),
             SpdkLevel::Error => tracing::error!(target: "spdk", file = line.file, line = line.line, "{}", line.text),
             SpdkLevel::Warn => tracing::warn!(target: "spdk", file = line.file, line = line.line, "{}", line.text),
             SpdkLevel::Notice => tracing::info!(target: "spdk", file = line.file, line = line.line, "{}", line.text),

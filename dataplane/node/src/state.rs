@@ -1,4 +1,4 @@
-//! What the node remembers off its drives, in `<state-dir>/node.toml`: who it is, which drives and exports it had, and fences.
+//! What the node remembers off its drives, in `<state-dir>/node.toml`: who it is, which drives and exports it had, its peers, and fences.
 //!
 //! A fence recorded here outlives the drive's silence about it: a drive that failed a flush is not trusted to store that.
 //! Written as a whole: temporary file, fsync, rename, fsync of the directory. Blocking, a few kilobytes: for the app thread at
@@ -8,7 +8,7 @@ use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use penstock_api::rpc::Door;
+use penstock_api::rpc::{ControllerRange, Door, PeerAddress};
 use penstock_api::{ClusterId, DriveId, DriveSpec, NodeId, VolumeId};
 use penstock_engine::FenceReason;
 use serde::{Deserialize, Serialize};
@@ -32,6 +32,9 @@ pub struct NodeState {
     pub fences: Vec<FenceEntry>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub quarantines: Vec<QuarantineEntry>,
+    /// Other nodes, as control told them last.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub peers: Vec<PeerAddress>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -46,6 +49,8 @@ pub struct DriveEntry {
 pub struct ExportEntry {
     pub volume_id: VolumeId,
     pub door: Door,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub controllers: Option<ControllerRange>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -129,6 +134,7 @@ impl Default for NodeState {
             exports: Vec::new(),
             fences: Vec::new(),
             quarantines: Vec::new(),
+            peers: Vec::new(),
         }
     }
 }
@@ -246,8 +252,9 @@ mod tests {
         for door in
             [Door::Nvmf { address, port: 4420, nqn: None }, Door::Vhost { name: Some("x".parse().unwrap()) }, Door::VfioUser { name: None }]
         {
-            state.exports.push(ExportEntry { volume_id: VolumeId(id(4)), door });
+            state.exports.push(ExportEntry { volume_id: VolumeId(id(4)), door, controllers: Some(ControllerRange { first: 1, last: 9 }) });
         }
+        state.peers.push(PeerAddress { node_id: NodeId(id(8)), address: "[::1]:4700".parse().unwrap() });
         for reason in [
             FenceReason::LogWriteFailed,
             FenceReason::FlushFailed,

@@ -103,6 +103,35 @@ pub struct PeerInfo {
     /// Why not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
+    /// Of its process, as in its NodeInfo; absent while it is not connected.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub incarnation: Option<u64>,
+    /// Connections that stand: one for each pair of cores.
+    #[serde(default)]
+    pub connections: u32,
+    /// What waits to be sent to it.
+    #[serde(default)]
+    pub queued_bytes: u64,
+    #[serde(default)]
+    pub counters: PeerCounters,
+}
+
+/// Since the node was told of the peer, over all cores.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct PeerCounters {
+    pub frames_sent: u64,
+    pub frames_received: u64,
+    pub bytes_sent: u64,
+    pub bytes_received: u64,
+    /// Words that were not sent: the queue was full, or there was no connection.
+    pub words_dropped: u64,
+    /// Words that came for a segment that the node does not have, or while memory was short.
+    pub words_unplaced: u64,
+    /// Connections that came to stand, and that ended.
+    pub connects: u64,
+    pub disconnects: u64,
 }
 
 /// A member's part in its group.

@@ -2,10 +2,12 @@
 
 use std::path::{Path, PathBuf};
 
+use penstock_api::rpc::PeerAddress;
 use serde::Deserialize;
 use toml::Spanned;
 
 use super::{CORES_RIGHT, Config, ConfigError, LogFormat, LogLevel, Place, Poll, check_dir, check_mem, check_run_dir, parse_cores};
+use crate::peer::key::ClusterKey;
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -19,10 +21,21 @@ pub struct FileConfig {
     #[serde(default)]
     drives: Vec<Spanned<String>>,
     stop_timeout_s: Option<Spanned<u32>>,
+    peer_listen: Option<Spanned<String>>,
+    cluster_key_file: Option<Spanned<PathBuf>>,
+    #[serde(default)]
+    peer: Vec<Peer>,
     #[serde(default)]
     nvmf: Nvmf,
     #[serde(default)]
     log: Log,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Peer {
+    node: Spanned<String>,
+    address: Spanned<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -86,6 +99,27 @@ pub(super) fn apply(config: &mut Config, path: &Path, text: &str) -> Result<(), 
             wrong(listen.span().start, what, "Write for example 127.0.0.1:4420 or [::1]:4420".to_owned())
         })?;
         config.nvmf_listen.push(address);
+    }
+    let place = |offset: usize| Some(Place::File { path: path.to_owned(), line: line_of(text, offset) });
+    let socket = |text: &Spanned<String>| {
+        text.get_ref().parse().map_err(|_| {
+            let what = format!("\"{}\" is not an address and port", text.get_ref());
+            wrong(text.span().start, what, "Write for example 10.0.0.1:4700 or [fd00::1]:4700".to_owned())
+        })
+    };
+    for peer in &file.peer {
+        let node_id = peer.node.get_ref().parse().map_err(|e: penstock_api::id::IdError| {
+            wrong(peer.node.span().start, e.to_string(), "A node's id is shown by `penstock node show` there".to_owned())
+        })?;
+        config.peers.push(PeerAddress { node_id, address: socket(&peer.address)? });
+        config.peers_said = place(peer.node.span().start);
+    }
+    if let Some(listen) = &file.peer_listen {
+        config.peer_listen = Some(socket(listen)?);
+        config.peers_said = place(listen.span().start);
+    }
+    if let Some(file) = &file.cluster_key_file {
+        config.cluster_key = Some(ClusterKey::read(file.get_ref()).map_err(|(what, right)| wrong(file.span().start, what, right))?);
     }
     config.no_huge = file.no_huge.unwrap_or(config.no_huge);
     config.poll = file.poll.unwrap_or(config.poll);

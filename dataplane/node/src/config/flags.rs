@@ -5,8 +5,12 @@ use std::path::PathBuf;
 
 use clap::Parser;
 use penstock_api::DriveSpec;
+use penstock_api::rpc::PeerAddress;
 
-use super::{CORES_RIGHT, Config, ConfigError, LogFormat, LogLevel, Place, Poll, check_dir, check_mem, check_run_dir, parse_cores};
+use super::{
+    CORES_RIGHT, Config, ConfigError, LogFormat, LogLevel, Place, Poll, check_dir, check_mem, check_run_dir, parse_cores, parse_peer,
+};
+use crate::peer::key::ClusterKey;
 
 const EXAMPLES: &str = "Examples:
   A laptop without hugepages, sleeping when idle:
@@ -47,6 +51,15 @@ pub struct Flags {
     /// Address and port that NVMe/TCP listens on from the start; may be given several times
     #[arg(long, value_name = "ADDR:PORT")]
     pub nvmf_listen: Vec<SocketAddr>,
+    /// Address and port where other nodes reach this one; each core but the first takes the next port. Needs --cluster-key-file
+    #[arg(long, value_name = "ADDR:PORT")]
+    pub peer_listen: Option<SocketAddr>,
+    /// Another node and where it is reached, beside those that control names; may be given several times
+    #[arg(long = "peer", value_name = "NODE=ADDR:PORT", value_parser = parse_peer)]
+    pub peers: Vec<PeerAddress>,
+    /// File with the key that the nodes of a cluster share: 32 bytes or more, or twice as many hexadecimal digits
+    #[arg(long, value_name = "FILE")]
+    pub cluster_key_file: Option<PathBuf>,
     /// Drive to open at the start; it must carry a label. May be given several times
     #[arg(long = "drive", value_name = "SPEC")]
     pub drives: Vec<DriveSpec>,
@@ -106,6 +119,17 @@ pub(super) fn apply(config: &mut Config, flags: &Flags) -> Result<(), ConfigErro
     // Lists on the command line replace the file's, so that a flag can take something away.
     if !flags.nvmf_listen.is_empty() {
         config.nvmf_listen.clone_from(&flags.nvmf_listen);
+    }
+    if !flags.peers.is_empty() {
+        config.peers.clone_from(&flags.peers);
+        config.peers_said = Some(Place::Flag("--peer"));
+    }
+    if let Some(listen) = flags.peer_listen {
+        config.peer_listen = Some(listen);
+        config.peers_said = Some(Place::Flag("--peer-listen"));
+    }
+    if let Some(file) = &flags.cluster_key_file {
+        config.cluster_key = Some(ClusterKey::read(file).map_err(|(what, right)| wrong("--cluster-key-file", what, right))?);
     }
     if !flags.drives.is_empty() {
         config.drives.clone_from(&flags.drives);

@@ -13,10 +13,13 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use penstock_api::DriveSpec;
+use penstock_api::rpc::PeerAddress;
 use serde::Deserialize;
 
 pub use file::FileConfig;
 pub use flags::Flags;
+
+use crate::peer::key::{ClusterKey, HOW_TO_MAKE};
 
 /// How a core waits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, clap::ValueEnum)]
@@ -77,6 +80,14 @@ pub struct Config {
     pub poll: Poll,
     /// Addresses that the NVMe/TCP target listens on from the start.
     pub nvmf_listen: Vec<SocketAddr>,
+    /// Where other nodes reach this one's first core; each further core listens on the next port. `None`: nobody does.
+    pub peer_listen: Option<SocketAddr>,
+    /// Other nodes, beside those that control names.
+    pub peers: Vec<PeerAddress>,
+    /// What the nodes of the cluster share.
+    pub cluster_key: Option<ClusterKey>,
+    /// Where something of peers was said, for what is wrong with it together.
+    pub peers_said: Option<Place>,
     /// Drives to open at the start. They must carry a label.
     pub drives: Vec<DriveSpec>,
     pub log_level: LogLevel,
@@ -99,6 +110,10 @@ impl Default for Config {
             mem_mib: None,
             poll: Poll::Busy,
             nvmf_listen: Vec::new(),
+            peer_listen: None,
+            peers: Vec::new(),
+            cluster_key: None,
+            peers_said: None,
             drives: Vec::new(),
             log_level: LogLevel::Info,
             log_format: LogFormat::Text,
@@ -154,6 +169,23 @@ impl Config {
         if self.no_huge {
             self.mem_mib.get_or_insert(MEM_MIB_NO_HUGE);
         }
+        let Some(place) = self.peers_said.clone() else { return Ok(()) };
+        let wrong = |what: &str, right: String| ConfigError::Wrong { place, what: what.to_owned(), right };
+        if self.cluster_key.is_none() {
+            let right = format!("Name it with cluster_key_file. {HOW_TO_MAKE}");
+            return Err(wrong("nodes that speak to each other need the cluster's key", right));
+        }
+        let Some(listen) = self.peer_listen else {
+            return Err(wrong(
+                "peers are named, and they cannot reach this node",
+                "Say where with peer_listen, for example 10.0.0.1:4700".to_owned(),
+            ));
+        };
+        let last = usize::from(listen.port()) + self.cores.len() - 1;
+        if listen.port() == 0 || last > usize::from(u16::MAX) {
+            let what = format!("peer_listen is {listen}, and each of {} cores needs the next port", self.cores.len());
+            return Err(wrong(&what, "Use a fixed port with enough of them above it".to_owned()));
+        }
         Ok(())
     }
 
@@ -202,6 +234,15 @@ pub(crate) fn parse_cores(text: &str) -> Result<Vec<u32>, String> {
 }
 
 pub(crate) const CORES_RIGHT: &str = "Write a mask such as 0x3 or a list such as 0,1 or 0-3";
+
+/// Reads `NODE=ADDRESS`.
+pub(crate) fn parse_peer(text: &str) -> Result<PeerAddress, String> {
+    let right = "write it as NODE=ADDRESS:PORT, for example 0194a5c1-b2d3-8002-8000-000000000000=10.0.0.2:4700";
+    let (node, address) = text.split_once('=').ok_or_else(|| format!("\"{text}\" is not a peer: {right}"))?;
+    let node_id = node.trim().parse().map_err(|e| format!("{e}; {right}"))?;
+    let address = address.trim().parse().map_err(|_| format!("\"{address}\" is not an address and port: {right}"))?;
+    Ok(PeerAddress { node_id, address })
+}
 
 /// Cheap checks that are the same wherever a value came from.
 pub(crate) fn check_mem(mem_mib: u32) -> Result<u32, (String, String)> {

@@ -65,6 +65,35 @@ fn file_errors_name_line_and_what_would_be_right() {
 }
 
 #[test]
+fn peers_are_read_and_what_they_need_is_said() {
+    let dir = tempfile::tempdir().unwrap();
+    let key = dir.path().join("key");
+    std::fs::write(&key, "ab".repeat(32)).unwrap();
+    std::fs::set_permissions(&key, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+    let key = format!("cluster_key_file = \"{}\"\n", key.display());
+    let peer = "[[peer]]\nnode = \"0194a5c1-b2d3-8002-8000-000000000000\"\naddress = \"10.0.0.2:4700\"\n";
+    let config = read(&format!("peer_listen = \"10.0.0.1:4700\"\n{key}{peer}")).unwrap();
+    assert_eq!(config.peer_listen, Some("10.0.0.1:4700".parse().unwrap()));
+    assert_eq!(config.peers, [parse_peer("0194a5c1-b2d3-8002-8000-000000000000=10.0.0.2:4700").unwrap()]);
+    assert!(!format!("{config:?}").contains("abab"), "a key is not printed");
+    for (text, line, part) in [
+        ("\npeer_listen = \"10.0.0.1:4700\"\n".to_owned(), 2, "cluster_key_file"),
+        (format!("{key}{peer}"), 3, "peer_listen"),
+        (format!("{key}peer_listen = \"10.0.0.1\"\n"), 2, "10.0.0.1:4700"),
+        (format!("{key}peer_listen = \"10.0.0.1:65535\"\ncores = \"0-1\"\n"), 2, "next port"),
+        (format!("{key}peer_listen = \"10.0.0.1:0\"\n"), 2, "fixed port"),
+        (format!("{key}{}", peer.replace("8002", "4002")), 3, "version 4"),
+        ("cluster_key_file = \"/nonexistent/key\"\n".to_owned(), 1, "/dev/urandom"),
+    ] {
+        let error = read(&text).unwrap_err();
+        let ConfigError::Wrong { place, .. } = &error else { panic!("{error}") };
+        assert_eq!(*place, Place::File { path: "/etc/p.toml".into(), line }, "{text:?}: {error}");
+        assert!(error.to_string().contains(part), "{text:?}: {error}");
+    }
+    assert!(parse_peer("10.0.0.2:4700").unwrap_err().contains("NODE=ADDRESS"));
+}
+
+#[test]
 fn flags_override_the_file() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("p.toml");

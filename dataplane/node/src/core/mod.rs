@@ -7,6 +7,7 @@
 
 mod host;
 mod job;
+mod peers;
 pub mod port;
 pub mod quarantine;
 mod shard;
@@ -18,7 +19,7 @@ use std::os::fd::RawFd;
 
 use penstock_engine::{
     DiskId, Effect, Effects, Event, FenceReason, Millis, Notice, OpenError, Order, OrderError, OrderId, RecoveryReport, ReplicaNo,
-    StoreConfig,
+    Standing, StoreConfig,
 };
 use penstock_wire::{BlockAddr, ReplicaShape};
 use spdk_rs::lend::RoamingIo;
@@ -35,6 +36,7 @@ pub use view::{CoreCounters, CoreView, LATENCY_BOUNDS_US, ShardView, VolumeView}
 pub use volume::OpClass;
 
 use host::Pending;
+use peers::{Heard, PeerEnd};
 use shard::Shard;
 use volume::CoreVolume;
 
@@ -63,7 +65,21 @@ pub enum Report {
         core: CoreIndex,
         slot: VolumeSlot,
         shape: ReplicaShape,
+        /// It is a member of a group of several.
+        is_member: bool,
         gone: bool,
+    },
+    /// A volume's part in its group changed.
+    Standing {
+        core: CoreIndex,
+        slot: VolumeSlot,
+        standing: Standing,
+    },
+    /// A volume's group answers nothing any more, in words.
+    GroupStopped {
+        core: CoreIndex,
+        slot: VolumeSlot,
+        why: String,
     },
     Corrupt {
         drive: DriveKey,
@@ -135,6 +151,7 @@ pub struct Core {
     /// Ticks of the clock since then.
     idle_ticks: u32,
     ring_event: Option<FdEvent>,
+    peer_end: PeerEnd,
     /// Drives of which a store was fenced in this turn.
     fenced_now: Vec<DriveKey>,
 }
@@ -176,6 +193,7 @@ pub fn start(options: CoreOptions) -> Result<Waker, spdk_rs::Errno> {
         ticker: None,
         idle_ticks: 0,
         ring_event: None,
+        peer_end: PeerEnd::default(),
         fenced_now: Vec::new(),
     };
     CORE.with_borrow_mut(|place| {
@@ -194,6 +212,7 @@ pub fn end() {
         // Before the ring, whose event it watches.
         core.ring_event = None;
         core.ticker = None;
+        core.close_peers();
     }
 }
 
@@ -245,7 +264,8 @@ impl Core {
         let begun = spdk_rs::app::ticks();
         let mut worked = self.tick_due;
         let mut asks = std::mem::take(&mut self.asks);
-        port::with(|port| port.collect(&mut asks));
+        port::with(|port| port.collect(&mut asks, self.peer_end.strays()));
+        worked |= self.hear();
         let mut local = std::mem::take(&mut self.local);
         let mut done = std::mem::take(&mut self.disk_done);
         self.disks.reap(&mut done);
@@ -253,8 +273,13 @@ impl Core {
         {
             // What a store that falls leaves undone is gone on with from where it was.
             let (mut asks, mut local, mut done) = (asks.drain(..), local.drain(..), done.drain(..));
-            worked |= self.guarded(|core| core.work(&mut asks, &mut local, &mut done));
+            let mut heard = self.take_heard();
+            let mut words = heard.drain(..);
+            worked |= self.guarded(|core| core.work(&mut asks, &mut local, &mut done, &mut words));
+            drop(words);
+            self.keep_heard(heard);
         }
+        self.flush_words();
         self.asks = asks;
         self.local = local;
         self.disk_done = done;
@@ -268,7 +293,7 @@ impl Core {
             self.counters.busy_turns += 1;
             self.counters.busy_ticks += spdk_rs::app::ticks() - begun;
         }
-        if self.disks.waiting() > 0 {
+        if self.disks.waiting() > 0 || self.peer_end.wants_turn() {
             Activity::Again
         } else if worked {
             Activity::Busy
@@ -283,6 +308,7 @@ impl Core {
         asks: &mut impl Iterator<Item = Request>,
         local: &mut impl Iterator<Item = LocalIo>,
         done: &mut impl Iterator<Item = DiskDone>,
+        heard: &mut impl Iterator<Item = Heard>,
     ) -> bool {
         for request in asks {
             self.on_request(request);
@@ -292,6 +318,9 @@ impl Core {
         }
         for completion in done {
             self.on_disk_done(completion);
+        }
+        for one in heard {
+            self.on_heard(one);
         }
         if std::mem::take(&mut self.tick_due) {
             self.counters.ticks += 1;
@@ -374,8 +403,10 @@ impl Core {
                     (self.report)(Report::OrderDone { id, result });
                 }
                 Effect::Notice(notice) => self.on_notice(at, notice),
-                // Nobody is connected yet.
-                Effect::Send { .. } => {}
+                Effect::Send { node, word, first_part, part_count } => {
+                    let parts = &fx.parts[first_part as usize..(first_part + part_count) as usize];
+                    self.send_word(at, node, *word, parts);
+                }
             }
         }
     }
@@ -399,8 +430,14 @@ impl Core {
             Notice::Corrupt { replica, block, .. } => Report::Corrupt { drive, store, slot: self.slot_of(at, replica), block },
             Notice::ScrubDone { blocks, corrupt } => Report::ScrubDone { drive, store, blocks, corrupt },
             Notice::Stopped => Report::Stopped { drive, store },
-            // No volume has several replicas yet.
-            Notice::Standing { .. } | Notice::GroupStopped { .. } => return,
+            Notice::Standing { replica, standing } => match self.slot_of(at, replica) {
+                Some(slot) => Report::Standing { core: self.index, slot, standing },
+                None => return,
+            },
+            Notice::GroupStopped { replica, why } => match self.slot_of(at, replica) {
+                Some(slot) => Report::GroupStopped { core: self.index, slot, why },
+                None => return,
+            },
             Notice::Replica { replica, shape, gone } => {
                 let slot = match self.slot_of(at, replica) {
                     Some(slot) => slot,
@@ -412,7 +449,9 @@ impl Core {
                 let volume = &mut self.volumes[slot.0 as usize];
                 volume.shape = (*shape).clone();
                 volume.gone = gone;
-                Report::Replica { drive, store, core: self.index, slot, shape: *shape, gone }
+                self.place_here(shape.segment, at, gone);
+                let is_member = self.shards[at].as_ref().is_some_and(|shard| shard.store.member_view(replica).is_some());
+                Report::Replica { drive, store, core: self.index, slot, shape: *shape, is_member, gone }
             }
         };
         (self.report)(report);
@@ -477,6 +516,7 @@ impl Core {
     pub fn open_store(&mut self, drive: DriveKey, config: StoreConfig, disk: DiskIndex, start: BlockAddr) {
         let shard = Shard::new(self.shards.len(), drive, config, disk, start, spdk_rs::app::ticks());
         self.shards.push(Some(shard));
+        self.greet(self.shards.len() - 1);
         self.waker.wake();
     }
 
@@ -486,14 +526,17 @@ impl Core {
         if self.shards.iter().any(|shard| of_drive(shard) && !shard.as_ref().is_some_and(Shard::is_stopped)) {
             return false;
         }
+        let mut closed = Vec::new();
         for (at, shard) in self.shards.iter_mut().enumerate() {
             if of_drive(shard) {
                 *shard = None;
                 // A store that stopped has given all back; one that fell has not.
                 self.memory.take_back(Owner::Store(at as u32));
                 self.volumes.iter_mut().filter(|v| v.shard == at).for_each(|v| v.gone = true);
+                closed.push(at);
             }
         }
+        closed.into_iter().for_each(|at| self.forget_places(at));
         true
     }
 

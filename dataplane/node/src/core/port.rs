@@ -11,6 +11,7 @@ use spdk_rs::lend::RoamingIo;
 use spdk_rs::thread::Waker;
 
 use crate::command::Ask;
+use crate::peer::StrayWord;
 use crate::status::NvmeStatus;
 
 /// A core's place in the node's list of cores.
@@ -35,6 +36,8 @@ pub struct Request {
 pub enum Parcel {
     Ask(Request),
     Answer(RoamingIo, spdk_rs::Status),
+    /// What a peer said to a store of that core on a connection of this one.
+    Word(Box<StrayWord>),
 }
 
 /// The other end of a core's channel.
@@ -123,13 +126,21 @@ impl Port {
         self.answer(home, io, status.to_spdk());
     }
 
-    /// What came since the last turn: commands into `asks`, answers for hosts of this core into the port's own list.
-    pub(super) fn collect(&self, asks: &mut Vec<Request>) {
+    /// Hands on what a peer said to a store of another core.
+    pub(super) fn forward(&self, to: CoreIndex, word: Box<StrayWord>) {
+        self.outgoing.borrow_mut().push((to, Parcel::Word(word)));
+        self.waker.wake();
+    }
+
+    /// What came since the last turn: commands into `asks`, peers' words into `words`, answers for hosts of this core into the port's own
+    /// list.
+    pub(super) fn collect(&self, asks: &mut Vec<Request>, words: &mut Vec<StrayWord>) {
         asks.append(&mut self.asks.borrow_mut());
         for parcel in self.receiver.try_iter() {
             match parcel {
                 Parcel::Ask(request) => asks.push(request),
                 Parcel::Answer(io, status) => self.answers.borrow_mut().push((io, status)),
+                Parcel::Word(word) => words.push(*word),
             }
         }
     }

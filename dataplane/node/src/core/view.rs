@@ -1,7 +1,7 @@
 //! What a core shows of itself when it is asked: counts, stores, volumes. Never per command.
 
 use penstock_api::rpc::{VolumeCounters, VolumeLatency};
-use penstock_engine::{ReplicaUsage, StoreView};
+use penstock_engine::{MemberView, ReplicaUsage, StoreView};
 
 use super::Core;
 use super::port::{CoreIndex, VolumeSlot};
@@ -9,6 +9,7 @@ use super::shard::DriveKey;
 use super::volume::OpClass;
 use crate::disk::DiskCounters;
 use crate::memory::MemoryCounters;
+use crate::peer::PeerView;
 
 /// Counts of one core since it started.
 #[derive(Clone, Copy, Default, Debug, PartialEq, Eq)]
@@ -44,6 +45,8 @@ pub struct VolumeView {
     pub held: u32,
     pub read_buckets: (Vec<u64>, f64),
     pub write_buckets: (Vec<u64>, f64),
+    /// Of a volume of several replicas.
+    pub member: Option<MemberView>,
 }
 
 /// A core as it shows itself.
@@ -57,6 +60,7 @@ pub struct CoreView {
     pub memory_bytes: u64,
     pub shards: Vec<ShardView>,
     pub volumes: Vec<VolumeView>,
+    pub peers: Vec<PeerView>,
 }
 
 /// Bounds of the latency histograms in metrics, in microseconds.
@@ -95,6 +99,7 @@ impl Core {
             held: v.held,
             read_buckets: v.latency_buckets(OpClass::Read, &LATENCY_BOUNDS_US),
             write_buckets: v.latency_buckets(OpClass::Write, &LATENCY_BOUNDS_US),
+            member: self.shards[v.shard].as_ref().and_then(|shard| shard.store.member_view(v.replica)),
         });
         CoreView {
             index: self.index,
@@ -105,6 +110,7 @@ impl Core {
             memory_bytes: self.memory.taken_bytes() as u64,
             shards: shards.collect(),
             volumes: volumes.collect(),
+            peers: self.peer_end.views(),
         }
     }
 }

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use penstock_api::rpc::Door;
+use penstock_api::rpc::{ControllerRange, Door};
 use penstock_api::{Nqn, VolumeId};
 use spdk_rs::module::{DeviceParams, FrontEnd, Registered};
 use spdk_rs::nvmf::{AnaState, Listen, NamespaceOptions, SubsystemOptions, Transport, TransportOptions};
@@ -28,7 +28,14 @@ pub struct VolumeFace {
     pub blocks: u64,
     pub home: CoreIndex,
     pub slot: VolumeSlot,
+    /// Of a volume of several replicas: whether it is served here, and not by another node.
+    pub serves: Option<bool>,
+    /// NVMe controller ids that this node may give.
+    pub controllers: ControllerRange,
 }
+
+/// Every controller id that NVMe has.
+pub const ALL_CONTROLLERS: ControllerRange = ControllerRange { first: 1, last: 0xffef };
 
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum ExportError {
@@ -78,13 +85,15 @@ const COMPARE_BLOCKS: u16 = 1;
 
 /// SPDK's target and the run dir's places for sockets. App thread.
 pub struct Target {
-    nvmf: spdk_rs::nvmf::Target,
+    pub(super) nvmf: spdk_rs::nvmf::Target,
     vfio_user_dir: PathBuf,
     vhost_dir: PathBuf,
     /// How many doors, or settings, use an address.
     listening: RefCell<BTreeMap<String, (Listen, u32)>>,
     devices: Cell<u64>,
     gate: Gate,
+    /// What subsystems with several paths show, by NQN.
+    pub(super) paths: RefCell<BTreeMap<String, super::ana::Path>>,
 }
 
 /// Holds back listeners while the doors of the last run are being opened. SPDK loses a CONNECT that arrives while its subsystem is
@@ -118,8 +127,8 @@ impl Target {
         if let Err(errno) = vhost::set_socket_directory(&format!("{}/", vhost_dir.display())) {
             return done(Err(spdk("setting vhost's directory", "Check the run directory's path")(errno)));
         }
-        let target =
-            Rc::new(Self { nvmf, vfio_user_dir, vhost_dir, listening: RefCell::default(), devices: Cell::new(0), gate: Gate::default() });
+        let (listening, devices, gate, paths) = (RefCell::default(), Cell::new(0), Gate::default(), RefCell::default());
+        let target = Rc::new(Self { nvmf, vfio_user_dir, vhost_dir, listening, devices, gate, paths });
         let tcp = TransportOptions {
             io_unit_size: 128 * 1024,
             max_io_size: IO_BYTES_MAX,
@@ -268,8 +277,8 @@ impl Target {
             namespaces_max: 1,
             passthrough: true,
             allow_any_host: true,
-            ana_reporting: false,
-            cntlid_range: (1, 0xffef),
+            ana_reporting: face.serves.is_some(),
+            cntlid_range: (face.controllers.first, face.controllers.last),
         };
         let subsystem = match self.nvmf.create_subsystem(&options) {
             Ok(subsystem) => subsystem,
@@ -290,7 +299,7 @@ impl Target {
             return done(Err(spdk("adding the namespace", "See the log for SPDK's reason")(errno)));
         }
         let this = self.clone();
-        let name = options.nqn;
+        let (name, serves) = (options.nqn, face.serves);
         self.gate.starting.set(self.gate.starting.get() + 1);
         subsystem.start(move |result| {
             this.gate.starting.set(this.gate.starting.get() - 1);
@@ -307,7 +316,10 @@ impl Target {
                 }
                 export.kind = Kind::Nvme { nqn, listen: Some(listen.clone()) };
                 let target = this.clone();
-                this.associate(name, listen, move |result| match result {
+                if let (Kind::Nvme { nqn, .. }, Some(serves)) = (&export.kind, serves) {
+                    this.begin_path(nqn, listen.clone(), serves);
+                }
+                this.associate(name, listen, super::ana::state(serves.unwrap_or(true)), move |result| match result {
                     Ok(()) => done(Ok(export)),
                     Err(errno) => {
                         target.remove(export, |_| ());
@@ -320,14 +332,14 @@ impl Target {
     }
 
     /// Makes a running subsystem reachable at an address.
-    fn associate(self: &Rc<Self>, nqn: String, listen: Listen, done: impl FnOnce(Result<(), Errno>) + 'static) {
+    fn associate(self: &Rc<Self>, nqn: String, listen: Listen, state: AnaState, done: impl FnOnce(Result<(), Errno>) + 'static) {
         let nvmf = self.nvmf;
         let Some(subsystem) = nvmf.find_subsystem(&nqn) else { return done(Err(Errno::NODEV)) };
         subsystem.pause(move |paused| {
             let Some(subsystem) = nvmf.find_subsystem(&nqn).filter(|_| paused.is_ok()) else {
                 return done(Err(paused.err().unwrap_or(Errno::NODEV)));
             };
-            subsystem.add_listener(&listen, AnaState::Optimized, move |added| match nvmf.find_subsystem(&nqn) {
+            subsystem.add_listener(&listen, state, move |added| match nvmf.find_subsystem(&nqn) {
                 Some(subsystem) => subsystem.resume(move |resumed| done(added.and(resumed))),
                 None => done(Err(Errno::NODEV)),
             });
@@ -383,6 +395,7 @@ impl Target {
                 unregister(Box::new(last));
             }
             Kind::Nvme { nqn, listen } => {
+                self.end_path(&nqn);
                 let this = self.clone();
                 let running = self.nvmf.find_subsystem(nqn.as_str());
                 let destroy = move |result: Result<(), Errno>| {
@@ -411,6 +424,11 @@ impl Target {
 }
 
 impl Export {
+    /// The subsystem whose paths hosts are told of, where it is one.
+    pub fn path(&self) -> Option<&Nqn> {
+        if let Kind::Nvme { nqn, listen: Some(_) } = &self.kind { Some(nqn) } else { None }
+    }
+
     /// Host NQNs that are connected, or sessions where hosts have no names.
     pub fn connected_hosts(&self) -> Vec<String> {
         match &self.kind {

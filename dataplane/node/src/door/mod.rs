@@ -3,9 +3,10 @@
 //! Each export is a bdev and a subsystem or controller of its own, since SPDK lets one bdev have one owner. Not here: which
 //! volumes are exported (`node`), and what a command means to the data (the engine).
 
+mod ana;
 mod device;
 mod export;
 pub mod identify;
 
 pub use device::ExportDevice;
-pub use export::{Export, ExportError, Opened, Target, VolumeFace};
+pub use export::{ALL_CONTROLLERS, Export, ExportError, Opened, Target, VolumeFace};

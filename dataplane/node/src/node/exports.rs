@@ -2,17 +2,18 @@
 
 use std::rc::Rc;
 
-use penstock_api::rpc::{Door, DriveState, Empty, ErrorCode, ExportAddParams, ExportInfo, ExportRemoveParams, RpcError};
+use penstock_api::rpc::{ControllerRange, Door, DriveState, Empty, ErrorCode, ExportAddParams, ExportInfo, ExportRemoveParams, RpcError};
 use penstock_api::{DriveId, VolumeId};
 
 use super::volumes::no_volume;
 use super::{Answer, Node, fail};
-use crate::door::{Export, ExportError};
+use crate::door::{ALL_CONTROLLERS, Export, ExportError};
 use crate::state::ExportEntry;
 
 /// A door of a volume: being opened while `export` is absent.
 pub(super) struct OpenExport {
     pub door: Door,
+    controllers: Option<ControllerRange>,
     pub export: Option<Export>,
     waiters: Vec<Answer<ExportInfo>>,
 }
@@ -45,9 +46,14 @@ fn of_export(error: &ExportError, door: &Door) -> RpcError {
 
 impl Node {
     pub(super) fn export_add(self: &Rc<Self>, params: ExportAddParams, answer: Answer<ExportInfo>) {
-        let ExportAddParams { volume_id: id, door, controllers: _ } = params;
+        let ExportAddParams { volume_id: id, door, controllers } = params;
         if self.stop.is_stopping() {
             return answer(Err(fail(ErrorCode::NotReady, "penstockd is stopping", "try again when it runs again")));
+        }
+        let is_range = |range: &ControllerRange| (1..=range.last).contains(&range.first) && range.last <= ALL_CONTROLLERS.last;
+        if let Some(ControllerRange { first, last }) = controllers.filter(|range| !is_range(range)) {
+            let message = format!("controller ids {first} to {last} are not a range within 1 to {}", ALL_CONTROLLERS.last);
+            return answer(Err(fail(ErrorCode::Invalid, message, "name a first and a last that is not below it")));
         }
         let Some(target) = self.target.borrow().clone() else {
             return answer(Err(fail(ErrorCode::NotReady, "the front doors are not open yet", "try again in a moment")));
@@ -72,8 +78,8 @@ impl Node {
                     None => return open.waiters.push(answer),
                 }
             }
-            volume.exports.push(OpenExport { door: door.clone(), export: None, waiters: vec![answer] });
-            volume.face(id)
+            volume.exports.push(OpenExport { door: door.clone(), controllers, export: None, waiters: vec![answer] });
+            volume.face(id, controllers)
         };
         let node = self.clone();
         let asked = door.clone();
@@ -81,6 +87,7 @@ impl Node {
     }
 
     fn on_export(self: &Rc<Self>, id: VolumeId, door: &Door, result: Result<Export, ExportError>) {
+        let mut controllers = None;
         let (waiters, outcome, stray) = {
             let mut volumes = self.volumes.borrow_mut();
             let exports = volumes.get_mut(&id).map(|v| &mut v.exports);
@@ -89,6 +96,7 @@ impl Node {
                 (Some(exports), Some(at), Ok(export)) => {
                     let open = &mut exports[at];
                     open.export = Some(export);
+                    controllers = open.controllers;
                     (std::mem::take(&mut open.waiters), Ok(open.info()), None)
                 }
                 (Some(exports), Some(at), Err(error)) => {
@@ -109,13 +117,14 @@ impl Node {
         }
         if let Ok(info) = &outcome {
             tracing::info!(volume = %id, %door, address = info.address, "a door is open");
-            let entry = ExportEntry { volume_id: id, door: door.clone() };
+            // Its part in the group may be another since the door was asked for.
+            self.show_serving(id);
+            let entry = ExportEntry { volume_id: id, door: door.clone(), controllers };
             let volatile = self.volumes.borrow().get(&id).and_then(|v| self.drives.borrow().get(&v.drive).map(|d| d.volatile));
             if volatile == Some(false) {
                 let kept = self.remember(move |state| {
-                    if !state.exports.contains(&entry) {
-                        state.exports.push(entry);
-                    }
+                    state.exports.retain(|e| e.volume_id != id || e.door != entry.door);
+                    state.exports.push(entry);
                 });
                 if let Err(error) = kept {
                     tracing::warn!(%error, "the door will not open by itself after a restart");
@@ -129,7 +138,7 @@ impl Node {
 
     pub(super) fn export_remove(self: &Rc<Self>, params: ExportRemoveParams, answer: Answer<Empty>) {
         let ExportRemoveParams { volume_id: id, door, force } = params;
-        let entry = ExportEntry { volume_id: id, door: door.clone() };
+        let asked = door.clone();
         let taken = {
             let mut volumes = self.volumes.borrow_mut();
             let exports = volumes.get_mut(&id).map(|v| &mut v.exports);
@@ -151,7 +160,7 @@ impl Node {
                 },
             }
         };
-        if let Err(error) = self.remember(move |state| state.exports.retain(|e| *e != entry)) {
+        if let Err(error) = self.remember(move |state| state.exports.retain(|e| e.volume_id != id || e.door != asked)) {
             tracing::warn!(%error, "the door may open again after a restart");
         }
         let Some(export) = taken.and_then(|open| open.export) else { return answer(Ok(Empty {})) };
@@ -198,7 +207,7 @@ impl Node {
         };
         for entry in wanted {
             let (id, door) = (entry.volume_id, entry.door.clone());
-            let params = ExportAddParams { volume_id: id, door, controllers: None };
+            let params = ExportAddParams { volume_id: id, door, controllers: entry.controllers };
             self.export_add(
                 params,
                 Box::new(move |result| {

@@ -81,8 +81,8 @@ impl Node {
                 spdk: SpdkInfo { version: SPDK_VERSION.to_owned(), tree: spdk_rs::SPDK_TREE.to_owned() },
                 drives: node.drives.borrow().len() as u32,
                 volumes: volumes.len() as u32,
-                peer_address: None,
-                peers: Vec::new(),
+                peer_address: node.config.peer_listen,
+                peers: node.peer_infos(&views),
             }));
         });
     }
@@ -180,6 +180,29 @@ impl Node {
                 ("penstock_core_copied_bytes", "Payload bytes that were copied", view.memory.copied_bytes),
             ] {
                 table.counter(name, help, of_core, value);
+            }
+            for peer in &view.peers {
+                let node = penstock_api::NodeId::from_bytes(peer.node.0).map_or_else(|_| peer.node.to_string(), |id| id.to_string());
+                let labels = &[("peer", node.as_str()), ("core", core.as_str())];
+                table.gauge("penstock_peer_up", "1 while the peer is heard on this core", labels, f64::from(u8::from(peer.up.is_some())));
+                table.gauge("penstock_peer_queued_bytes", "Bytes that wait to be sent to the peer", labels, peer.queued_bytes as f64);
+                let c = &peer.counters;
+                for (name, help, value) in [
+                    ("penstock_peer_frames_sent", "Frames sent to the peer", c.frames_sent),
+                    ("penstock_peer_frames_received", "Frames received from the peer", c.frames_received),
+                    ("penstock_peer_bytes_sent", "Bytes sent to the peer", c.bytes_sent),
+                    ("penstock_peer_bytes_received", "Bytes received from the peer", c.bytes_received),
+                    ("penstock_peer_words_dropped", "Words not sent: queue full, or not connected", c.words_dropped),
+                    (
+                        "penstock_peer_words_unplaced",
+                        "Words that came for a segment that is not here, or while memory was short",
+                        c.words_unplaced,
+                    ),
+                    ("penstock_peer_connects", "Connections that came to stand", c.connects),
+                    ("penstock_peer_disconnects", "Connections that ended", c.disconnects),
+                ] {
+                    table.counter(name, help, labels, value);
+                }
             }
             for shard in &view.shards {
                 let (drive, store) = (drive_of(shard.drive), shard.store_no.to_string());

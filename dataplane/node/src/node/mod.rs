@@ -5,8 +5,10 @@
 
 mod drives;
 mod exports;
+mod groups;
 mod info;
 mod opening;
+mod peers;
 mod quarantine;
 mod rpc;
 mod stop;
@@ -32,7 +34,7 @@ pub use rpc::register as register_rpc;
 pub use stop::take_signals;
 
 use drives::Drive;
-use volumes::Volume;
+use volumes::{Place, Volume};
 
 /// How a call is answered, now or later.
 pub type Answer<R> = Box<dyn FnOnce(Result<R, RpcError>)>;
@@ -241,6 +243,7 @@ impl Node {
             socket = %self.config.rpc_socket().display(),
             "penstockd serves"
         );
+        self.spread_peers();
         self.restore();
         let ready = self.on_ready.borrow_mut().take();
         if let Some(ready) = ready {
@@ -342,7 +345,11 @@ impl Node {
             Report::OpenFailed { drive, store, why } => self.on_store_failed(drive, store, &why),
             Report::Fenced { drive, store, reason } => self.on_fenced(drive, store, reason),
             Report::Quarantined { drive, store, panic } => self.on_quarantined(drive, store, panic),
-            Report::Replica { drive, store, core, slot, shape, gone } => self.on_replica(drive, store, core, slot, shape, gone),
+            Report::Replica { drive, store, core, slot, shape, is_member, gone } => {
+                self.on_replica(Place { key: drive, store, core, slot }, shape, is_member, gone);
+            }
+            Report::Standing { core, slot, standing } => self.on_standing(core, slot, standing),
+            Report::GroupStopped { core, slot, why } => self.on_group_stopped(core, slot, why),
             Report::Corrupt { drive, store, slot, block } => self.on_corrupt(drive, store, slot, block),
             Report::ScrubDone { drive, store, blocks, corrupt } => {
                 tracing::info!(drive = drive.0, store, blocks, corrupt, "scrub is done");
@@ -353,7 +360,7 @@ impl Node {
     }
 
     /// Binds the node to a cluster, or confirms it.
-    fn claim(&self, cluster: ClusterId, node: NodeId) -> Result<(), RpcError> {
+    fn claim(self: &Rc<Self>, cluster: ClusterId, node: NodeId) -> Result<(), RpcError> {
         let (of_cluster, of_node) = {
             let state = self.state.borrow();
             (state.get().cluster_id, state.get().node_id)
@@ -368,7 +375,10 @@ impl Node {
         self.remember(|state| {
             state.cluster_id = Some(cluster);
             state.node_id = Some(node);
-        })
+        })?;
+        // It may have been named peers before it knew whose it is.
+        self.spread_peers();
+        Ok(())
     }
 
     /// Changes the node's durable state.

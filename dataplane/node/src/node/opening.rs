@@ -479,7 +479,7 @@ impl Node {
                         barrier,
                         fenced,
                         limits: Limits::default(),
-                        replication: penstock_engine::Replication::default(),
+                        replication: penstock_engine::Replication { node: label.node, ..Default::default() },
                         accept_lost_log,
                         canary: self.config.canary,
                     };

@@ -5,8 +5,9 @@
 use std::rc::Rc;
 
 use penstock_api::rpc::{
-    self as api, DriveAdd, DriveClearFence, DriveList, DriveProbe, DriveRemove, Empty, ErrorCode, ExportAdd, ExportRemove, Method,
-    MetricsGet, NodeClaim, NodeGet, Scrub, VolumeCreate, VolumeDelete, VolumeList, VolumeResize,
+    self as api, DriveAdd, DriveClearFence, DriveList, DriveProbe, DriveRemove, Empty, ErrorCode, ExportAdd, ExportRemove, GroupChange,
+    GroupTransfer, MemberCreate, Method, MetricsGet, NodeClaim, NodeGet, PeersSet, Scrub, VolumeCreate, VolumeDelete, VolumeList,
+    VolumeResize,
 };
 use spdk_rs::rpc::Reply;
 
@@ -52,6 +53,10 @@ pub fn register() -> Result<(), spdk_rs::Errno> {
     method::<DriveList>(|node, Empty {}, answer| node.drive_list(answer))?;
     method::<DriveClearFence>(|node, params, answer| node.drive_clear_fence(params.drive_id, answer))?;
     method::<VolumeCreate>(|node, params, answer| node.volume_create(params, answer))?;
+    method::<MemberCreate>(|node, params, answer| node.member_create(params, answer))?;
+    method::<GroupChange>(|node, params, answer| node.group_change(params, answer))?;
+    method::<GroupTransfer>(|node, params, answer| node.group_transfer(params, answer))?;
+    method::<PeersSet>(|node, params, answer| node.peers_set(params, answer))?;
     method::<VolumeDelete>(|node, params, answer| node.volume_delete(params, answer))?;
     method::<VolumeResize>(|node, params, answer| node.volume_resize(params, answer))?;
     method::<VolumeList>(|node, Empty {}, answer| node.volume_list(answer))?;

@@ -3,16 +3,19 @@
 use std::rc::Rc;
 
 use penstock_api::rpc::{
-    BlockSize, DriveState, Empty, ErrorCode, RpcError, VolumeCreateParams, VolumeDeleteParams, VolumeInfo, VolumeResizeParams, VolumeState,
+    BlockSize, ControllerRange, DriveState, Empty, ErrorCode, RpcError, VolumeCreateParams, VolumeDeleteParams, VolumeInfo,
+    VolumeResizeParams, VolumeState,
 };
 use penstock_api::{ByteSize, DriveId, ReplicaId, SegmentId, VolumeId};
 use penstock_engine::{Order, OrderError};
+use penstock_wire::peer::Members;
 use penstock_wire::{BLOCK, EXTENT, ReplicaShape, VOLUME_BLOCKS_MAX};
 
 use super::exports::OpenExport;
+use super::groups::{self, GroupStand};
 use super::{Answer, Node, fail};
 use crate::core::{CoreIndex, CoreView, DriveKey, VolumeSlot, VolumeView};
-use crate::door::VolumeFace;
+use crate::door::{ALL_CONTROLLERS, VolumeFace};
 use crate::inproc::Volume as LocalVolume;
 use crate::placement;
 
@@ -29,9 +32,19 @@ pub(super) struct Volume {
     pub core: CoreIndex,
     pub slot: VolumeSlot,
     pub deleting: bool,
+    /// Of a volume of several replicas: what its group said last.
+    pub group: Option<GroupStand>,
     pub exports: Vec<OpenExport>,
     /// Calls that wait until the volume is there.
     waiters: Vec<Answer<VolumeInfo>>,
+}
+
+/// Where a replica lives.
+pub(super) struct Place {
+    pub key: DriveKey,
+    pub store: u32,
+    pub core: CoreIndex,
+    pub slot: VolumeSlot,
 }
 
 impl Volume {
@@ -39,7 +52,7 @@ impl Volume {
         self.blocks * (BLOCK as u64 / u64::from(self.logical_block))
     }
 
-    pub fn face(&self, id: VolumeId) -> VolumeFace {
+    pub fn face(&self, id: VolumeId, controllers: Option<ControllerRange>) -> VolumeFace {
         VolumeFace {
             id,
             name: self.name.clone(),
@@ -47,6 +60,8 @@ impl Volume {
             blocks: self.logical_blocks(),
             home: self.core,
             slot: self.slot,
+            serves: self.group.as_ref().map(GroupStand::serves),
+            controllers: controllers.unwrap_or(ALL_CONTROLLERS),
         }
     }
 }
@@ -69,7 +84,7 @@ fn check_size(size: u64) -> Result<(), RpcError> {
     Ok(())
 }
 
-fn order_error(doing: &str, error: OrderError) -> RpcError {
+pub(super) fn order_error(doing: &str, error: OrderError) -> RpcError {
     match error {
         OrderError::NotServing | OrderError::Stopping => {
             fail(ErrorCode::NotReady, format!("{doing}: the drive does not serve now"), "try again when it does (`penstock pool ls`)")
@@ -79,8 +94,13 @@ fn order_error(doing: &str, error: OrderError) -> RpcError {
             format!("{doing}: the drive is fenced"),
             "find out what is wrong with the drive, then clear the fence (`penstock pool clear-fence`)",
         ),
-        OrderError::NotLeader(_) => {
-            fail(ErrorCode::NotReady, format!("{doing}: another node leads the volume's group"), "ask the node that leads it")
+        OrderError::NotLeader(Some(leader)) => {
+            let leader = penstock_api::NodeId::from_bytes(leader.0).map_or_else(|_| leader.to_string(), |id| id.to_string());
+            fail(ErrorCode::NotReady, format!("{doing}: node {leader} leads the volume's group"), "ask that node")
+        }
+        OrderError::NotLeader(None) => {
+            let message = format!("{doing}: nobody leads the volume's group, as far as this node knows");
+            fail(ErrorCode::NotReady, message, "ask the other nodes of its members, or again in a moment")
         }
         OrderError::NoSuchSegment => {
             fail(ErrorCode::NotFound, format!("{doing}: the drive has no such segment"), "look at `penstock volume ls`")
@@ -100,21 +120,15 @@ fn order_error(doing: &str, error: OrderError) -> RpcError {
 }
 
 impl Node {
-    pub(super) fn on_replica(
-        self: &Rc<Self>,
-        key: DriveKey,
-        store: u32,
-        core: CoreIndex,
-        slot: VolumeSlot,
-        shape: ReplicaShape,
-        gone: bool,
-    ) {
+    pub(super) fn on_replica(self: &Rc<Self>, place: Place, shape: ReplicaShape, is_member: bool, gone: bool) {
+        let Place { key, store, core, slot } = place;
         let drive = self.drives.borrow().iter().find(|(_, d)| d.key == key).map(|(&id, _)| id);
         let ids = (VolumeId::from_bytes(shape.volume.0), SegmentId::from_bytes(shape.segment.0), ReplicaId::from_bytes(shape.replica.0));
         let (Some(drive), (Ok(id), Ok(segment), Ok(replica))) = (drive, ids) else {
             tracing::error!(?shape, "a drive holds a volume whose ids are not Penstock's: it is left alone");
             return;
         };
+        self.spread_place(core, penstock_wire::SegmentId(segment.to_bytes()), gone);
         if gone {
             let known = self.volumes.borrow().get(&id).is_some_and(|v| v.key == key && v.slot == slot);
             if known {
@@ -148,6 +162,7 @@ impl Node {
                             core,
                             slot,
                             deleting: false,
+                            group: is_member.then(GroupStand::default),
                             exports: Vec::new(),
                             waiters: Vec::new(),
                         },
@@ -162,6 +177,11 @@ impl Node {
     }
 
     pub(super) fn volume_create(self: &Rc<Self>, params: VolumeCreateParams, answer: Answer<VolumeInfo>) {
+        self.replica_create(params, None, answer);
+    }
+
+    /// Makes a replica: the only one of its volume, or a member of a group.
+    pub(super) fn replica_create(self: &Rc<Self>, params: VolumeCreateParams, members: Option<Box<Members>>, answer: Answer<VolumeInfo>) {
         let id = params.volume_id;
         let size = params.size_bytes.bytes();
         if let Err(error) = check_size(size) {
@@ -213,7 +233,12 @@ impl Node {
                 logical_block: params.block_size.bytes(),
                 name: params.name.as_str().to_owned(),
             };
-            node.order(stores[store].core, key, store as u32, Order::Create(Box::new(shape)), move |node, result| match result {
+            let shape = Box::new(shape);
+            let order = match members {
+                None => Order::Create(shape),
+                Some(members) => Order::CreateMember { shape, members },
+            };
+            node.order(stores[store].core, key, store as u32, order, move |node, result| match result {
                 // The volume's notice came before its order's end, since a core reports in order.
                 Ok(()) => node.volume_info(id, answer),
                 Err(error) => answer(Err(order_error("creating a volume", error))),
@@ -364,7 +389,7 @@ impl Node {
             exports,
             counters: view.map(|v| v.counters).unwrap_or_default(),
             latency: view.map(|v| v.latency).unwrap_or_default(),
-            group: None,
+            group: view.and_then(|view| view.member.as_ref()).and_then(groups::info),
         })
     }
 }
