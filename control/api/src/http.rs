@@ -3,12 +3,14 @@
 //! Bodies refuse unknown fields; answers may grow fields, and clients ignore those they do not know. Not here:
 //! handlers, status codes' choice (control/server), rendering (control/cli).
 
+use std::net::SocketAddr;
+
 use serde::{Deserialize, Serialize};
 
 use crate::drive::DriveSpec;
 use crate::id::{ClusterId, DriveId, Id, NodeId, ReplicaId, SegmentId, VolumeId};
-use crate::name::VolumeName;
-use crate::rpc::{BlockSize, Door, DriveInfo, ErrorCode, ExportInfo, NodeInfo, ScrubAction, VolumeInfo};
+use crate::name::{NodeName, VolumeName};
+use crate::rpc::{BlockSize, Door, DriveInfo, ErrorCode, ExportInfo, GroupPart, NodeInfo, ScrubAction, VolumeInfo};
 use crate::size::ByteSize;
 
 /// Most bytes of a request's body.
@@ -18,7 +20,9 @@ pub const IDS_MAX: u32 = 10_000;
 
 /// Paths of the API. `{}` parts are a volume's name or id, or a drive's id.
 pub mod path {
+    /// The only node, where there is one.
     pub const NODE: &str = "/v1/node";
+    pub const NODES: &str = "/v1/nodes";
     pub const DRIVES: &str = "/v1/pool/drives";
     pub const IMPORT: &str = "/v1/pool/import";
     pub const VOLUMES: &str = "/v1/volumes";
@@ -28,6 +32,10 @@ pub mod path {
     pub const METRICS: &str = "/metrics";
     pub const HEALTH: &str = "/healthz";
 
+    /// `node` is a name or id.
+    pub fn node(node: &str) -> String {
+        format!("{NODES}/{node}")
+    }
     pub fn drive(drive: super::DriveId) -> String {
         format!("{DRIVES}/{drive}")
     }
@@ -46,6 +54,9 @@ pub mod path {
     }
     pub fn unexport(volume: &str) -> String {
         format!("{VOLUMES}/{volume}/unexport")
+    }
+    pub fn transfer(volume: &str) -> String {
+        format!("{VOLUMES}/{volume}/transfer")
     }
 }
 
@@ -105,15 +116,24 @@ impl Progress {
     }
 }
 
-/// `GET /v1/node`.
+/// `GET /v1/node` and `GET /v1/nodes/{node}`: one node, as control desires and sees it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct NodeView {
+    pub name: NodeName,
     /// Control's own; absent until the first drive is added or imported.
     #[serde(default)]
     pub cluster_id: Option<ClusterId>,
+    /// Absent until the node is needed for something.
     #[serde(default)]
     pub node_id: Option<NodeId>,
+    /// Where the other nodes reach it, and hosts over NVMe/TCP.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<String>, example = "10.0.0.1:7700"))]
+    pub peer_address: Option<SocketAddr>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(value_type = Option<String>, example = "10.0.0.1:4420"))]
+    pub nvmf_address: Option<SocketAddr>,
     pub control_version: String,
     pub control_pid: u32,
     pub control_uptime_s: u64,
@@ -125,7 +145,7 @@ pub struct NodeView {
     /// As last seen, which is now if `reachable`.
     #[serde(default)]
     pub node: Option<NodeInfo>,
-    /// Whether everything desired is observed.
+    /// Whether everything desired of this node is observed.
     pub settled: bool,
     /// What is not, one line each.
     #[serde(default)]
@@ -138,6 +158,9 @@ pub struct NodeView {
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct DriveAddBody {
     pub spec: DriveSpec,
+    /// Name or id; the only one if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node: Option<String>,
     /// Accept a drive whose content is gone with the process.
     #[serde(default)]
     pub volatile: bool,
@@ -154,6 +177,9 @@ pub struct DriveAddBody {
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct DriveView {
     pub drive_id: DriveId,
+    pub node_id: NodeId,
+    /// The node's name, or its id where it has none here.
+    pub node: String,
     pub spec: DriveSpec,
     pub volatile: bool,
     pub progress: Progress,
@@ -169,10 +195,13 @@ pub struct DriveView {
 #[serde(deny_unknown_fields)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct ImportBody {
-    /// Drives to open first. Those that the node has open already are imported without being named.
+    /// Drives to open first. Those that the nodes have open already are imported without being named.
     #[serde(default)]
     pub specs: Vec<DriveSpec>,
-    /// Also take up the doors that the node serves now.
+    /// The node whose drives they are, by name or id; the only one if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node: Option<String>,
+    /// Also take up the doors that the nodes serve now.
     #[serde(default = "yes")]
     pub exports: bool,
 }
@@ -206,9 +235,16 @@ pub struct VolumeCreateBody {
     pub size: ByteSize,
     #[serde(default)]
     pub block_size: BlockSize,
-    /// The drive with the most free space if absent.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub drive_id: Option<DriveId>,
+    /// 1, 3 or 5, each on another node.
+    #[serde(default = "one_replica")]
+    pub replicas: u8,
+    /// One for each replica, of distinct nodes; those with the most free space if none is named.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub drive_ids: Vec<DriveId>,
+}
+
+fn one_replica() -> u8 {
+    1
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -216,15 +252,42 @@ pub struct VolumeCreateBody {
 pub struct VolumeView {
     pub volume_id: VolumeId,
     pub segment_id: SegmentId,
-    pub replica_id: ReplicaId,
     pub name: VolumeName,
     /// Desired.
     pub size: ByteSize,
     pub block_size: BlockSize,
+    pub progress: Progress,
+    pub replicas: Vec<ReplicaView>,
+    pub exports: Vec<ExportView>,
+    /// As last observed where it is served: at the only replica, or at the one that leads.
+    #[serde(default)]
+    pub observed: Option<VolumeInfo>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct ReplicaView {
+    pub replica_id: ReplicaId,
+    /// Its number in the group, from 1.
+    pub member: u64,
+    pub node_id: NodeId,
+    /// The node's name, or its id where it has none here.
+    pub node: String,
     pub drive_id: DriveId,
     pub progress: Progress,
-    pub exports: Vec<ExportView>,
-    /// As last observed.
+    /// Whether its node answered last time; what follows is as last observed.
+    pub reachable: bool,
+    /// Absent for the replica of a volume that has one alone.
+    #[serde(default)]
+    pub part: Option<GroupPart>,
+    #[serde(default)]
+    pub term: Option<u64>,
+    /// Index of the last entry that was applied.
+    #[serde(default)]
+    pub applied: Option<u64>,
+    /// Entries that the leader has committed and this one has not applied; the two were not looked at in the same moment.
+    #[serde(default)]
+    pub lag: Option<u64>,
     #[serde(default)]
     pub observed: Option<VolumeInfo>,
 }
@@ -232,6 +295,9 @@ pub struct VolumeView {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct ExportView {
+    pub node_id: NodeId,
+    /// The node's name, or its id where it has none here.
+    pub node: String,
     pub door: Door,
     pub progress: Progress,
     #[serde(default)]
@@ -256,20 +322,36 @@ pub struct ForceQuery {
     pub force: bool,
 }
 
-/// `POST /v1/volumes/{volume}/export`. Answers an [`ExportView`]. Idempotent.
+/// `POST /v1/volumes/{volume}/export`. Answers a list of [`ExportView`], one for each node. Idempotent.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct ExportBody {
+    /// `nvmf` with address 0.0.0.0 and port 0 means each node's own address.
     pub door: Door,
+    /// On this node alone, by name or id; on every node with a replica if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node: Option<String>,
 }
 
-/// `POST /v1/volumes/{volume}/unexport`. Idempotent.
+/// `POST /v1/volumes/{volume}/transfer`. Answers a [`VolumeView`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct TransferBody {
+    /// The node that is to lead, by name or id.
+    pub to: String,
+}
+
+/// `POST /v1/volumes/{volume}/unexport`. Answers a list of [`ExportView`] while any is still open. Idempotent.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct UnexportBody {
     pub door: Door,
+    /// On this node alone, by name or id; wherever it is open if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node: Option<String>,
     /// Though hosts are connected.
     #[serde(default)]
     pub force: bool,

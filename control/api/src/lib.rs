@@ -15,7 +15,7 @@ pub mod size;
 
 pub use drive::{DriveKind, DriveSpec};
 pub use id::{ClusterId, DriveId, Id, NodeId, ReplicaId, SegmentId, VolumeId};
-pub use name::{Nqn, VolumeName};
+pub use name::{NodeName, Nqn, VolumeName};
 pub use size::ByteSize;
 
 /// Major version of both interfaces: the `/v1` of the HTTP paths and the `api` field of NodeInfo.

@@ -75,6 +75,30 @@ impl fmt::Display for VolumeName {
     }
 }
 
+/// A node's name, of the same alphabet. Given by an operator; the node's id is what counts.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct NodeName(VolumeName);
+
+impl NodeName {
+    pub fn as_str(&self) -> &str {
+        self.0.as_str()
+    }
+}
+
+impl FromStr for NodeName {
+    type Err = NameError;
+    fn from_str(text: &str) -> Result<Self, NameError> {
+        text.parse().map(Self)
+    }
+}
+
+impl fmt::Display for NodeName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&self.0, f)
+    }
+}
+
 /// Longest NQN in bytes (NVM Express base specification, 4.7).
 pub const NQN_BYTES_MAX: usize = 223;
 

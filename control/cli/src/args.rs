@@ -9,10 +9,10 @@ use penstock_api::{ByteSize, DriveSpec, Nqn, VolumeName};
 use crate::client::Api;
 use crate::output::Form;
 
-/// Where NVMe/TCP listens unless something else is said.
-pub const NVMF_DEFAULT: &str = "127.0.0.1:4420";
+/// Says that a door is at its node's own address: control puts that in.
+pub const NVMF_ANYWHERE: &str = "0.0.0.0:0";
 
-/// Volumes for virtual machines on this node.
+/// Volumes for virtual machines, on one node or replicated over several.
 #[derive(Debug, Parser)]
 #[command(
     name = "penstock",
@@ -21,8 +21,10 @@ pub const NVMF_DEFAULT: &str = "127.0.0.1:4420";
 Examples:
   penstock pool add 'file:/var/lib/penstock/d0.img?size=10GiB'
   penstock volume create db-0 4GiB
+  penstock volume create db-1 --size 4GiB --replicas 3
   penstock volume export db-0 --nvmf
   penstock volume ls -o json
+  penstock replica ls
   penstock top
 
 Sizes: 4096, 4k, 512MiB, 10GiB, 1.5TiB (k, m, g, t are binary; kB, MB, GB, TB decimal).
@@ -45,13 +47,16 @@ pub struct Args {
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Drives of this node
+    /// Drives of the nodes
     #[command(subcommand)]
     Pool(Pool),
     /// Volumes and their exports
     #[command(subcommand)]
     Volume(Volume),
-    /// The node itself
+    /// Replicas of the volumes that have several
+    #[command(subcommand)]
+    Replica(Replica),
+    /// The nodes themselves
     #[command(subcommand)]
     Node(Node),
     /// Unique ids
@@ -113,10 +118,13 @@ Options of all: power_safe=true (taken though no flush reaches it), stores=N (de
 
 Examples:
   penstock pool add 'file:/var/lib/penstock/d0.img?size=10GiB'
-  penstock pool add nvme:0000:00:04.0
+  penstock pool add nvme:0000:00:04.0 --node n2
   penstock pool add 'malloc:m0?size=1GiB' --volatile")]
     Add {
         spec: DriveSpec,
+        /// Node that has the drive, by name or id; the only one if absent
+        #[arg(long, value_name = "NODE")]
+        node: Option<String>,
         /// Stores to cut it into; one per core if absent
         #[arg(long, value_name = "N")]
         stores: Option<u16>,
@@ -149,11 +157,14 @@ Examples:
     /// Take up drives and volumes from what the drives say of themselves
     #[command(after_help = "\
 Examples:
-  penstock pool import                                   what the node has open
+  penstock pool import                                   what the nodes have open
   penstock pool import file:/var/lib/penstock/d0.img nvme:0000:00:04.0")]
     Import {
         specs: Vec<DriveSpec>,
-        /// Close the doors that the node serves now, instead of taking them up
+        /// Node that has the drives named, by name or id; the only one if absent
+        #[arg(long, value_name = "NODE")]
+        node: Option<String>,
+        /// Close the doors that the nodes serve now, instead of taking them up
         #[arg(long)]
         no_exports: bool,
     },
@@ -168,16 +179,27 @@ Examples:
 #[derive(Debug, Subcommand)]
 pub enum Volume {
     /// Create a volume
-    #[command(after_help = "Examples:\n  penstock volume create db-0 4GiB\n  penstock volume create old 100GB --block-size 512")]
+    #[command(after_help = "\
+Examples:
+  penstock volume create db-0 4GiB
+  penstock volume create db-1 --size 4GiB --replicas 3
+  penstock volume create old 100GB --block-size 512")]
     Create {
         name: VolumeName,
-        size: ByteSize,
+        #[arg(required_unless_present = "sized", value_name = "SIZE")]
+        size: Option<ByteSize>,
+        /// As the size without a flag
+        #[arg(long = "size", id = "sized", value_name = "SIZE", conflicts_with = "size")]
+        sized: Option<ByteSize>,
+        /// Copies, each on another node: 1, 3 or 5. Writes are durable on a majority before they are acknowledged
+        #[arg(long, value_name = "N", default_value_t = 1)]
+        replicas: u8,
         /// Logical block that hosts see: 512 or 4096
         #[arg(long, default_value = "4096", value_parser = ["512", "4096"])]
         block_size: String,
-        /// Drive's id, or its spec; the one with the most room if absent
+        /// Drive's id, or its spec; repeat for each replica. Those with the most room if absent
         #[arg(long)]
-        drive: Option<String>,
+        drive: Vec<String>,
         #[command(flatten)]
         wait: Wait,
     },
@@ -208,16 +230,28 @@ pub enum Volume {
         #[command(flatten)]
         wait: Wait,
     },
-    /// Open doors to a volume
+    /// Let the replica of another node lead
+    #[command(after_help = "Examples:\n  penstock volume transfer db-1 --to n2")]
+    Transfer {
+        volume: String,
+        /// Node that is to lead, by name or id
+        #[arg(long, value_name = "NODE")]
+        to: String,
+    },
+    /// Open doors to a volume, on every node that has a replica of it
     #[command(after_help = "\
 Examples:
   penstock volume export db-0 --nvmf
+  penstock volume export db-1 --nvmf=10.0.0.2:4421 --node n2
   penstock volume export db-0 --nvmf=127.0.0.1:4421 --vhost
   penstock volume export db-0 --vfio-user=db0")]
     Export {
         volume: String,
         #[command(flatten)]
         doors: Doors,
+        /// On this node alone, by name or id
+        #[arg(long, value_name = "NODE")]
+        node: Option<String>,
         #[command(flatten)]
         wait: Wait,
     },
@@ -227,6 +261,9 @@ Examples:
         volume: String,
         #[command(flatten)]
         doors: Doors,
+        /// On this node alone, by name or id
+        #[arg(long, value_name = "NODE")]
+        node: Option<String>,
         /// Though hosts are connected
         #[arg(long)]
         force: bool,
@@ -237,8 +274,8 @@ Examples:
 
 #[derive(Clone, Debug, Default, ClapArgs)]
 pub struct Doors {
-    /// NVMe over TCP [default: 127.0.0.1:4420]
-    #[arg(long, value_name = "ADDR:PORT", num_args = 0..=1, require_equals = true, default_missing_value = NVMF_DEFAULT)]
+    /// NVMe over TCP [default: the address that penstock-control has of each node, 127.0.0.1:4420 where there is one]
+    #[arg(long, value_name = "ADDR:PORT", num_args = 0..=1, require_equals = true, default_missing_value = NVMF_ANYWHERE)]
     pub nvmf: Option<SocketAddr>,
     /// NQN of the subsystem; chosen by the node if absent
     #[arg(long, requires = "nvmf", value_name = "NQN", value_parser = |text: &str| text.parse::<Nqn>())]
@@ -277,9 +314,25 @@ impl Doors {
 
 #[derive(Debug, Subcommand)]
 pub enum Node {
-    /// Show the node, and whether desired and observed agree
-    #[command(after_help = "Examples:\n  penstock node show\n  penstock node show -o json")]
-    Show,
+    /// List the nodes
+    #[command(after_help = "Examples:\n  penstock node ls\n  penstock node ls -o json")]
+    Ls,
+    /// Show a node, and whether desired and observed agree there
+    #[command(after_help = "Examples:\n  penstock node show\n  penstock node show n2\n  penstock node show -o json")]
+    Show {
+        /// Name or id; the only one if absent
+        node: Option<String>,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Replica {
+    /// List the replicas of all volumes, or of one: where they are, how they stand, how far behind
+    #[command(after_help = "Examples:\n  penstock replica ls\n  penstock replica ls db-1\n  penstock replica ls -o json")]
+    Ls {
+        /// Name or id
+        volume: Option<String>,
+    },
 }
 
 #[derive(Debug, Subcommand)]
@@ -341,7 +394,7 @@ mod tests {
             }
         };
         let text = |flags: &[&str]| parse(flags).unwrap().iter().map(Door::to_string).collect::<Vec<_>>().join(" ");
-        assert_eq!(text(&["--nvmf"]), "nvmf=127.0.0.1:4420");
+        assert_eq!(text(&["--nvmf"]), "nvmf=0.0.0.0:0", "wherever its node listens");
         assert_eq!(text(&["--nvmf=[::1]:1", "--vhost", "--vfio-user=x"]), "nvmf=[::1]:1 vhost vfio-user=x");
         assert!(parse(&["--vhost=../x"]).unwrap_err().contains("may not be in a name"));
         assert!(parse(&["--nqn", "nqn.2026-11.io:x"]).is_err(), "an NQN alone opens nothing");

@@ -9,6 +9,7 @@ mod failure;
 mod node;
 mod output;
 mod pool;
+mod replica;
 mod top;
 mod transport;
 mod volume;
@@ -28,6 +29,7 @@ fn run(args: Args) -> Result<(), Failure> {
     match args.command {
         Command::Pool(command) => pool::run(&client, form, command),
         Command::Volume(command) => volume::run(&client, form, command),
+        Command::Replica(command) => replica::run(&client, form, command),
         Command::Node(command) => node::run(&client, form, command),
         Command::Id(command) => node::run_id(&client, form, command),
         Command::Top(options) => top::run(&client, form, &options),

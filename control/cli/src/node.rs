@@ -1,4 +1,4 @@
-//! `penstock node show`, `penstock id new`.
+//! `penstock node …`, `penstock id new`.
 
 use penstock_api::http::{IdsBody, IdsView, NodeView, path};
 
@@ -9,11 +9,63 @@ use crate::output::{self, Form};
 
 pub fn run(client: &Client, form: Form, command: Node) -> Result<(), Failure> {
     match command {
-        Node::Show => {
-            let view: NodeView = client.get(path::NODE)?;
+        Node::Ls => {
+            let views: Vec<NodeView> = client.get(path::NODES)?;
+            output::show(form, &views, |views| table(views))
+        }
+        Node::Show { node } => {
+            let at = node.as_deref().map(checked).transpose()?.map_or_else(|| path::NODE.to_owned(), path::node);
+            let view: NodeView = client.get(&at)?;
             output::show(form, &view, facts)
         }
     }
+}
+
+/// A node is named by its name or id; anything else would change the path that is asked for.
+fn checked(node: &str) -> Result<&str, Failure> {
+    if node.parse::<penstock_api::NodeName>().is_ok() || node.parse::<penstock_api::NodeId>().is_ok() {
+        return Ok(node);
+    }
+    let shown: String = node.chars().take(64).collect();
+    let message = format!("\"{shown}\" is neither a node's name nor its id");
+    Err(Failure::Usage { message, hint: "see `penstock node ls`".to_owned() })
+}
+
+/// `there`, or why not.
+fn state(view: &NodeView) -> String {
+    match (&view.unreachable_reason, view.reachable) {
+        (_, true) => "there".to_owned(),
+        (Some(reason), false) => format!("away: {reason}"),
+        (None, false) => "away".to_owned(),
+    }
+}
+
+fn peers(view: &NodeView) -> String {
+    let known = view.node.as_ref().map(|node| node.peers.as_slice()).unwrap_or_default();
+    match known.len() {
+        0 => "-".to_owned(),
+        count => format!("{} of {count}", known.iter().filter(|peer| peer.connected).count()),
+    }
+}
+
+fn table(views: &[NodeView]) -> String {
+    let row = |view: &NodeView| {
+        let node = view.node.as_ref();
+        let agreed = if view.settled { "yes".to_owned() } else { format!("no: {} things", view.unsettled.len().max(1)) };
+        vec![
+            view.name.to_string(),
+            output::or_dash(view.node_id.map(|id| id.to_string())),
+            output::or_dash(view.peer_address.map(|at| at.to_string())),
+            output::or_dash(view.nvmf_address.map(|at| at.to_string())),
+            output::or_dash(node.map(|node| node.drives.to_string())),
+            output::or_dash(node.map(|node| node.volumes.to_string())),
+            peers(view),
+            agreed,
+            state(view),
+        ]
+    };
+    let header = ["NODE", "ID", "PEER", "NVMF", "DRIVES", "VOLUMES", "CONNECTED", "AGREED", "STATE"];
+    output::table(&header, &[4, 5], views.iter().map(row).collect())
 }
 
 pub fn run_id(client: &Client, form: Form, command: IdCommand) -> Result<(), Failure> {
@@ -27,13 +79,14 @@ pub fn run_id(client: &Client, form: Form, command: IdCommand) -> Result<(), Fai
 
 fn facts(view: &NodeView) -> String {
     let mut rows = vec![
+        ("name", view.name.to_string()),
         ("cluster", output::or_dash(view.cluster_id.map(|id| id.to_string()))),
         ("node", output::or_dash(view.node_id.map(|id| id.to_string()))),
         ("control", format!("{}, pid {}, up {} s", view.control_version, view.control_pid, view.control_uptime_s)),
     ];
-    match (&view.unreachable_reason, view.reachable) {
-        (Some(reason), false) => rows.push(("penstockd", format!("away: {reason}"))),
-        (_, reachable) => rows.push(("penstockd", if reachable { "there" } else { "away" }.to_owned())),
+    rows.push(("penstockd", state(view)));
+    for (what, at) in [("peer address", view.peer_address), ("nvmf address", view.nvmf_address)] {
+        rows.extend(at.map(|at| (what, at.to_string())));
     }
     if let Some(node) = &view.node {
         rows.extend([
@@ -43,6 +96,11 @@ fn facts(view: &NodeView) -> String {
             ("drives", node.drives.to_string()),
             ("volumes", node.volumes.to_string()),
         ]);
+        for peer in &node.peers {
+            let why = peer.reason.as_ref().map(|reason| format!(": {reason}")).unwrap_or_default();
+            let state = if peer.connected { "connected".to_owned() } else { format!("not connected{why}") };
+            rows.push(("other node", format!("{} at {}, {state}", peer.node_id, peer.address)));
+        }
         for core in &node.cores {
             let line = format!("{}: {:.0} % busy, {} stores, {} volumes", core.core, core.busy_fraction * 100.0, core.stores, core.volumes);
             rows.push(("core", line));

@@ -21,8 +21,15 @@ pub fn resolve(client: &Client, text: &str) -> Result<DriveId, Failure> {
     let spec: DriveSpec =
         without_size(text).parse().map_err(|error| usage(format!("\"{text}\" is neither an id nor a drive spec: {error}")))?;
     let drives: Vec<DriveView> = client.get(path::DRIVES)?;
-    let found = drives.iter().find(|drive| drive.spec.place() == spec.place()).map(|drive| drive.drive_id);
-    found.ok_or_else(|| usage(format!("no drive of the pool is at {}", spec.place())))
+    let found: Vec<&DriveView> = drives.iter().filter(|drive| drive.spec.place() == spec.place()).collect();
+    match found.as_slice() {
+        [drive] => Ok(drive.drive_id),
+        [] => Err(usage(format!("no drive of the pool is at {}", spec.place()))),
+        several => {
+            let on: Vec<String> = several.iter().map(|drive| format!("{} on {}", drive.drive_id, drive.node)).collect();
+            Err(usage(format!("{} drives of the pool are at {}: {}", several.len(), spec.place(), on.join(", "))))
+        }
+    }
 }
 
 /// To name a malloc drive its size is not needed; the grammar wants one.
@@ -40,8 +47,8 @@ fn find(client: &Client, id: DriveId) -> Result<Option<DriveView>, Failure> {
 
 pub fn run(client: &Client, form: Form, command: Pool) -> Result<(), Failure> {
     match command {
-        Pool::Add { spec, stores, oplog, volatile, force, wait } => {
-            let body = DriveAddBody { spec, volatile, stores, oplog_bytes: oplog, force };
+        Pool::Add { spec, node, stores, oplog, volatile, force, wait } => {
+            let body = DriveAddBody { spec, node, volatile, stores, oplog_bytes: oplog, force };
             let drive: DriveView = client.send("POST", path::DRIVES, &body)?.json()?;
             let id = drive.drive_id;
             let look = || Ok(find(client, id)?.map(|drive| (drive.clone(), drive.progress)));
@@ -59,8 +66,8 @@ pub fn run(client: &Client, form: Form, command: Pool) -> Result<(), Failure> {
             until_settled(&format!("drive {id}"), Duration::from_secs(wait.timeout), look)?;
             output::show(form, &serde_json::json!({"removed": id}), |_| format!("removed drive {id}; nothing on it was erased"))
         }
-        Pool::Import { specs, no_exports } => {
-            let report: ImportReport = client.send("POST", path::IMPORT, &ImportBody { specs, exports: !no_exports })?.json()?;
+        Pool::Import { specs, node, no_exports } => {
+            let report: ImportReport = client.send("POST", path::IMPORT, &ImportBody { specs, node, exports: !no_exports })?.json()?;
             output::show(form, &report, imported)
         }
         Pool::ClearFence { drive } => {
@@ -102,6 +109,7 @@ fn table(drives: &[DriveView]) -> String {
         let extent = 64 * 1024;
         vec![
             drive.drive_id.to_string(),
+            drive.node.clone(),
             drive.spec.to_string(),
             output::or_dash(seen.map(|seen| seen.size.rounded())),
             output::or_dash(seen.map(|_| ByteSize((total - free.min(total)).saturating_mul(extent)).rounded())),
@@ -110,8 +118,8 @@ fn table(drives: &[DriveView]) -> String {
             output::progress(&drive.progress),
         ]
     };
-    let header = ["DRIVE", "SPEC", "SIZE", "USED", "UNDRAINED", "VOLUMES", "STATE"];
-    output::table(&header, &[2, 3, 4, 5], drives.iter().map(row).collect())
+    let header = ["DRIVE", "NODE", "SPEC", "SIZE", "USED", "UNDRAINED", "VOLUMES", "STATE"];
+    output::table(&header, &[3, 4, 5, 6], drives.iter().map(row).collect())
 }
 
 pub fn drain(client: &Client, form: Form, drive: Option<&str>) -> Result<(), Failure> {

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use penstock_api::http::{NodeView, VolumeView, path};
 use penstock_api::rpc::LatencyInfo;
-use penstock_api::{ByteSize, VolumeId, VolumeName};
+use penstock_api::{ByteSize, ReplicaId, VolumeId, VolumeName};
 use serde::Serialize;
 
 use crate::args::Top;
@@ -16,7 +16,7 @@ use crate::output::{self, Form};
 
 struct Sample {
     at: Instant,
-    node: NodeView,
+    nodes: Vec<NodeView>,
     volumes: Vec<VolumeView>,
 }
 
@@ -35,18 +35,19 @@ struct Rates {
 }
 
 fn sample(client: &Client) -> Result<Sample, Failure> {
-    let node = client.get(path::NODE)?;
+    let nodes = client.get(path::NODES)?;
     let volumes = client.get(path::VOLUMES)?;
-    Ok(Sample { at: Instant::now(), node, volumes })
+    Ok(Sample { at: Instant::now(), nodes, volumes })
 }
 
-/// Counters begin anew when the node restarts: then nothing is known of the time between, and the rate is 0.
+/// Counters begin anew when the node restarts, and are another's when another replica leads: then nothing is known of the time between, and
+/// the rate is 0.
 fn rates(before: &[VolumeView], now: &[VolumeView], seconds: f64) -> Vec<Rates> {
-    let old: BTreeMap<VolumeId, _> =
-        before.iter().filter_map(|volume| Some((volume.volume_id, volume.observed.as_ref()?.counters))).collect();
+    let old: BTreeMap<ReplicaId, _> =
+        before.iter().filter_map(|volume| volume.observed.as_ref()).map(|seen| (seen.replica_id, seen.counters)).collect();
     let rate = |volume: &VolumeView| {
         let seen = volume.observed.as_ref()?;
-        let (counters, last) = (seen.counters, old.get(&volume.volume_id).copied().unwrap_or(seen.counters));
+        let (counters, last) = (seen.counters, old.get(&seen.replica_id).copied().unwrap_or(seen.counters));
         let per_s = |now: u64, last: u64| now.saturating_sub(last) as f64 / seconds.max(0.001);
         Some(Rates {
             volume_id: volume.volume_id,
@@ -64,13 +65,14 @@ fn rates(before: &[VolumeView], now: &[VolumeView], seconds: f64) -> Vec<Rates> 
     now.iter().filter_map(rate).collect()
 }
 
-fn screen(node: &NodeView, rates: &[Rates]) -> String {
+fn screen(nodes: &[NodeView], rates: &[Rates]) -> String {
     let mut text = String::new();
-    if let Some(seen) = &node.node {
+    for (node, seen) in nodes.iter().filter_map(|node| Some((node, node.node.as_ref()?))) {
         let cores: Vec<String> = seen.cores.iter().map(|core| format!("{}: {:.0} %", core.core, core.busy_fraction * 100.0)).collect();
         let away = if node.reachable { "" } else { "  (penstockd is away, this is the last look)" };
-        text.push_str(&format!("up {} s  cores {}{away}\n\n", seen.uptime_s, cores.join("  ")));
+        text.push_str(&format!("{}  up {} s  cores {}{away}\n", node.name, seen.uptime_s, cores.join("  ")));
     }
+    text.push('\n');
     let per_s = |bytes: f64| format!("{}/s", ByteSize(bytes as u64).rounded());
     let row = |rates: &Rates| {
         vec![
@@ -102,7 +104,7 @@ pub fn run(client: &Client, form: Form, options: &Top) -> Result<(), Failure> {
                 // One line per look, for programs that read along.
                 output::emit(&serde_json::to_string(&rates).map_err(|error| Failure::Garbled(error.to_string()))?)?;
             }
-            _ => output::show(form, &rates, |rates| format!("{}{}", if clear { "\x1b[H\x1b[2J" } else { "" }, screen(&now.node, rates)))?,
+            _ => output::show(form, &rates, |rates| format!("{}{}", if clear { "\x1b[H\x1b[2J" } else { "" }, screen(&now.nodes, rates)))?,
         }
         if options.once {
             return Ok(());
@@ -143,12 +145,11 @@ mod tests {
         VolumeView {
             volume_id,
             segment_id,
-            replica_id,
             name,
             size: ByteSize::gib(1),
             block_size: BlockSize::B4096,
-            drive_id,
             progress: Progress::Settled,
+            replicas: vec![],
             exports: vec![],
             observed: Some(observed),
         }

@@ -3,18 +3,21 @@
 use std::time::Duration;
 
 use penstock_api::VolumeName;
-use penstock_api::http::{ExportBody, ExportView, UnexportBody, VolumeCreateBody, VolumeResizeBody, VolumeView, path};
-use penstock_api::rpc::{BlockSize, Door, ErrorCode};
+use penstock_api::http::{
+    ExportBody, ExportView, ReplicaView, TransferBody, UnexportBody, VolumeCreateBody, VolumeResizeBody, VolumeView, path,
+};
+use penstock_api::rpc::{BlockSize, Door, ErrorCode, GroupPart};
 
 use crate::args::{Doors, Volume, Wait};
 use crate::client::Client;
 use crate::failure::Failure;
 use crate::output::{self, Form};
 use crate::pool;
+use crate::replica;
 use crate::wait::until_settled;
 
 /// A volume is named by its name or id; anything else would change the path that is asked for.
-fn checked(volume: &str) -> Result<&str, Failure> {
+pub fn checked(volume: &str) -> Result<&str, Failure> {
     if volume.parse::<VolumeName>().is_ok() || volume.parse::<penstock_api::VolumeId>().is_ok() {
         return Ok(volume);
     }
@@ -36,23 +39,27 @@ fn settle(client: &Client, volume: &str, wait: Wait) -> Result<Option<VolumeView
     until_settled(&format!("volume {volume}"), Duration::from_secs(wait.timeout), look)
 }
 
-fn settle_door(client: &Client, volume: &str, door: &Door, wait: Wait) -> Result<Option<ExportView>, Failure> {
+fn settle_door(client: &Client, volume: &str, at: &ExportView, wait: Wait) -> Result<Option<ExportView>, Failure> {
     let look = || {
         let exports = find(client, volume)?.map(|view| view.exports).unwrap_or_default();
-        Ok(exports.into_iter().find(|export| export.door == *door).map(|export| (export.clone(), export.progress)))
+        let found = exports.into_iter().find(|export| export.node_id == at.node_id && export.door == at.door);
+        Ok(found.map(|export| (export.clone(), export.progress)))
     };
-    until_settled(&format!("export {door} of volume {volume}"), Duration::from_secs(wait.timeout), look)
+    until_settled(&format!("export {} of volume {volume}", at.door), Duration::from_secs(wait.timeout), look)
 }
 
 pub fn run(client: &Client, form: Form, command: Volume) -> Result<(), Failure> {
     match command {
-        Volume::Create { name, size, block_size, drive, wait } => {
+        Volume::Create { name, size, sized, replicas, block_size, drive, wait } => {
+            let size = size.or(sized).expect("one of the two is required");
             let block_size = if block_size == "512" { BlockSize::B512 } else { BlockSize::B4096 };
-            let drive_id = drive.map(|drive| pool::resolve(client, &drive)).transpose()?;
-            let body = VolumeCreateBody { name, size, block_size, drive_id };
+            let drive_ids = drive.iter().map(|drive| pool::resolve(client, drive)).collect::<Result<_, _>>()?;
+            let body = VolumeCreateBody { name, size, block_size, replicas, drive_ids };
             let made: VolumeView = client.send("POST", path::VOLUMES, &body)?.json()?;
             let view = settle(client, &made.volume_id.to_string(), wait)?;
-            output::show(form, &view, |_| format!("created volume {} of {}, id {}", made.name, made.size, made.volume_id))
+            let on: Vec<&str> = made.replicas.iter().map(|replica| replica.node.as_str()).collect();
+            let on = if on.len() > 1 { format!(" on {}", on.join(", ")) } else { String::new() };
+            output::show(form, &view, |_| format!("created volume {} of {}{on}, id {}", made.name, made.size, made.volume_id))
         }
         Volume::Ls => {
             let volumes: Vec<VolumeView> = client.get(path::VOLUMES)?;
@@ -76,8 +83,23 @@ pub fn run(client: &Client, form: Form, command: Volume) -> Result<(), Failure> 
             settle(client, &id, wait)?;
             output::show(form, &serde_json::json!({"removed": view.volume_id}), |_| format!("removed volume {}", view.name))
         }
-        Volume::Export { volume, doors, wait } => export(client, form, checked(&volume)?, &doors, wait),
-        Volume::Unexport { volume, doors, force, wait } => unexport(client, form, checked(&volume)?, &doors, force, wait),
+        Volume::Transfer { volume, to } => {
+            let view: VolumeView = client.send("POST", &path::transfer(checked(&volume)?), &TransferBody { to: to.clone() })?.json()?;
+            let leads =
+                |replica: &ReplicaView| replica.observed.as_ref().is_some_and(|seen| seen.group.as_ref().is_some_and(|group| group.serves));
+            let leader = view.replicas.iter().find(|replica| replica.reachable && leads(replica));
+            match leader {
+                Some(leader) if leader.node == to || leader.node_id.to_string() == to => output::show(form, &view, |view| {
+                    format!("volume {} is led by {} now, term {}", view.name, leader.node, leader.term.unwrap_or(0))
+                }),
+                _ => Err(Failure::Unfinished {
+                    what: format!("the transfer of volume {volume} to {to}"),
+                    reason: "begun: it does not lead yet".to_owned(),
+                }),
+            }
+        }
+        Volume::Export { volume, doors, node, wait } => export(client, form, checked(&volume)?, &doors, node, wait),
+        Volume::Unexport { volume, doors, node, force, wait } => unexport(client, form, checked(&volume)?, &doors, node, (force, wait)),
     }
 }
 
@@ -85,23 +107,27 @@ fn usage(message: String) -> Failure {
     Failure::Usage { message, hint: "say which door: --nvmf[=ADDR:PORT], --vhost[=NAME] or --vfio-user[=NAME]".to_owned() }
 }
 
-fn export(client: &Client, form: Form, volume: &str, flags: &Doors, wait: Wait) -> Result<(), Failure> {
+fn export(client: &Client, form: Form, volume: &str, flags: &Doors, node: Option<String>, wait: Wait) -> Result<(), Failure> {
     let doors = flags.doors().map_err(usage)?;
     if doors.is_empty() {
         return Err(usage("no door is named".to_owned()));
     }
     let mut views = Vec::new();
     for door in doors {
-        client.send("POST", &path::export(volume), &ExportBody { door: door.clone() })?;
-        views.extend(settle_door(client, volume, &door, wait)?);
+        let begun: Vec<ExportView> = client.send("POST", &path::export(volume), &ExportBody { door, node: node.clone() })?.json()?;
+        for export in &begun {
+            views.extend(settle_door(client, volume, export, wait)?);
+        }
     }
     output::show(form, &views, |views| {
+        let are_several = views.iter().any(|view| view.node_id != views[0].node_id);
+        let on = |view: &ExportView| if are_several { format!(" on {}", view.node) } else { String::new() };
         let line = |view: &ExportView| match &view.observed {
             Some(seen) => {
                 let nqn = seen.nqn.as_ref().map(|nqn| format!(" as {nqn}")).unwrap_or_default();
-                format!("exported volume {volume} over {} at {}{nqn}\n", view.door.kind_word(), seen.address)
+                format!("exported volume {volume}{} over {} at {}{nqn}\n", on(view), view.door.kind_word(), seen.address)
             }
-            None => format!("exported volume {volume} over {}\n", view.door),
+            None => format!("exported volume {volume}{} over {}\n", on(view), view.door),
         };
         views.iter().map(line).collect()
     })
@@ -120,7 +146,7 @@ fn meant(volume: &str, open: &[Door], flags: &Doors) -> Result<Vec<Door>, Failur
     let named = flags.doors().map_err(usage)?;
     let pick = |door: &Door| {
         if open.contains(door) {
-            return Ok(door.clone());
+            return Ok(vec![door.clone()]);
         }
         let bare = match door {
             Door::Nvmf { address, port, nqn: None } => {
@@ -128,16 +154,18 @@ fn meant(volume: &str, open: &[Door], flags: &Doors) -> Result<Vec<Door>, Failur
                 let same_place =
                     |open: &&Door| matches!(open, Door::Nvmf { address: a, port: p, .. } if std::net::SocketAddr::new(*a, *p) == at);
                 if let Some(found) = open.iter().find(same_place) {
-                    return Ok(found.clone());
+                    return Ok(vec![found.clone()]);
                 }
-                at.to_string() == crate::args::NVMF_DEFAULT
+                at.to_string() == crate::args::NVMF_ANYWHERE
             }
             Door::Vhost { name } | Door::VfioUser { name } => name.is_none(),
             Door::Nvmf { .. } | Door::Local => false,
         };
         let alike: Vec<&Door> = open.iter().filter(|open| same_kind(open, door)).collect();
         match (bare, alike.as_slice()) {
-            (true, [only]) => Ok((*only).clone()),
+            (true, [only]) => Ok(vec![(*only).clone()]),
+            // One for each node of a volume with several replicas.
+            (true, [_, ..]) if matches!(door, Door::Nvmf { .. }) => Ok(alike.into_iter().cloned().collect()),
             _ => {
                 let shown: Vec<String> = open.iter().map(Door::to_string).collect();
                 let has = if shown.is_empty() { "no door".to_owned() } else { shown.join(", ") };
@@ -145,16 +173,31 @@ fn meant(volume: &str, open: &[Door], flags: &Doors) -> Result<Vec<Door>, Failur
             }
         }
     };
-    named.iter().map(pick).collect()
+    let each: Vec<Vec<Door>> = named.iter().map(pick).collect::<Result<_, _>>()?;
+    Ok(each.concat())
 }
 
-fn unexport(client: &Client, form: Form, volume: &str, flags: &Doors, force: bool, wait: Wait) -> Result<(), Failure> {
+fn unexport(
+    client: &Client,
+    form: Form,
+    volume: &str,
+    flags: &Doors,
+    node: Option<String>,
+    (force, wait): (bool, Wait),
+) -> Result<(), Failure> {
     let view: VolumeView = client.get(&path::volume(volume))?;
-    let open: Vec<Door> = view.exports.iter().map(|export| export.door.clone()).collect();
+    let is_there = |export: &&ExportView| node.as_ref().is_none_or(|node| export.node == *node || export.node_id.to_string() == *node);
+    let exports: Vec<&ExportView> = view.exports.iter().filter(is_there).collect();
+    // A door that is open on several nodes is one wish.
+    let mut open: Vec<Door> = exports.iter().map(|export| export.door.clone()).collect();
+    open.sort();
+    open.dedup();
     let doors = meant(volume, &open, flags)?;
     for door in &doors {
-        client.send("POST", &path::unexport(volume), &UnexportBody { door: door.clone(), force })?;
-        settle_door(client, volume, door, wait)?;
+        client.send("POST", &path::unexport(volume), &UnexportBody { door: door.clone(), node: node.clone(), force })?;
+        for export in exports.iter().filter(|export| export.door == *door) {
+            settle_door(client, volume, export, wait)?;
+        }
     }
     output::show(form, &doors, |doors| match doors.as_slice() {
         [] => format!("volume {volume} has no door"),
@@ -174,13 +217,21 @@ fn table(volumes: &[VolumeView]) -> String {
             volume.size.rounded(),
             output::or_dash(seen.map(|seen| seen.allocated_bytes.rounded())),
             volume.block_size.to_string(),
+            volume.replicas.len().to_string(),
+            output::or_dash(leader(volume)),
             output::or_dash(Some(doors.join(" ")).filter(|doors| !doors.is_empty())),
             output::or_dash(seen.map(|seen| seen.connections.to_string())),
             output::progress(&volume.progress),
         ]
     };
-    let header = ["NAME", "SIZE", "ALLOCATED", "BLOCK", "EXPORTS", "HOSTS", "STATE"];
-    output::table(&header, &[1, 2, 3, 5], volumes.iter().map(row).collect())
+    let header = ["NAME", "SIZE", "ALLOCATED", "BLOCK", "REPLICAS", "LEADER", "EXPORTS", "HOSTS", "STATE"];
+    output::table(&header, &[1, 2, 3, 4, 7], volumes.iter().map(row).collect())
+}
+
+/// The node of the replica that leads, as far as the nodes that are there say.
+fn leader(volume: &VolumeView) -> Option<String> {
+    let leads = |replica: &&ReplicaView| replica.reachable && replica.part == Some(GroupPart::Leader);
+    volume.replicas.iter().filter(leads).max_by_key(|replica| replica.term).map(|replica| replica.node.clone())
 }
 
 fn facts(volume: &VolumeView) -> String {
@@ -190,17 +241,23 @@ fn facts(volume: &VolumeView) -> String {
         ("state", output::progress(&volume.progress)),
         ("size", format!("{} ({} bytes)", volume.size.rounded(), volume.size.bytes())),
         ("block size", volume.block_size.to_string()),
-        ("drive", volume.drive_id.to_string()),
         ("segment", volume.segment_id.to_string()),
-        ("replica", volume.replica_id.to_string()),
     ];
+    let are_several = volume.replicas.len() > 1;
+    match volume.replicas.as_slice() {
+        [only] => {
+            rows.extend([("node", only.node.clone()), ("drive", only.drive_id.to_string()), ("replica", only.replica_id.to_string())])
+        }
+        several => rows.extend([("replicas", several.len().to_string()), ("leader", output::or_dash(leader(volume)))]),
+    }
     for export in &volume.exports {
         let seen = export.observed.as_ref();
         let at = seen.map(|seen| {
             let nqn = seen.nqn.as_ref().map(|nqn| format!(", {nqn}")).unwrap_or_default();
             format!(" at {}{nqn}, {} hosts", seen.address, seen.connected_hosts.len())
         });
-        rows.push(("export", format!("{}{} ({})", export.door, at.unwrap_or_default(), output::progress(&export.progress))));
+        let on = if are_several { format!("{}: ", export.node) } else { String::new() };
+        rows.push(("export", format!("{on}{}{} ({})", export.door, at.unwrap_or_default(), output::progress(&export.progress))));
     }
     if let Some(seen) = &volume.observed {
         let (counters, latency) = (&seen.counters, &seen.latency);
@@ -216,7 +273,8 @@ fn facts(volume: &VolumeView) -> String {
             ("write latency", latency_line(&latency.write)),
         ]);
     }
-    output::facts(rows)
+    let facts = output::facts(rows);
+    if are_several { format!("{facts}\n{}", replica::table(&volume.replicas)) } else { facts }
 }
 
 fn latency_line(latency: &penstock_api::rpc::LatencyInfo) -> String {
@@ -242,11 +300,13 @@ mod tests {
         };
         assert_eq!(meant("v", &open, &flags(None, None)).unwrap(), open);
         assert_eq!(meant("v", &open, &flags(Some("127.0.0.1:4421"), None)).unwrap(), [nvmf(4421)]);
-        assert_eq!(meant("v", &open, &flags(Some("127.0.0.1:4420"), None)).unwrap(), [nvmf(4421)], "the only one of its kind");
+        assert_eq!(meant("v", &open, &flags(Some("0.0.0.0:0"), None)).unwrap(), [nvmf(4421)], "the only one of its kind");
         assert_eq!(meant("v", &open, &flags(None, Some(""))).unwrap(), [named]);
         let failure = meant("v", &open, &flags(Some("127.0.0.1:9"), None)).unwrap_err();
         assert_eq!(failure.code(), 2);
-        assert!(meant("v", &[nvmf(1), nvmf(2)], &flags(Some("127.0.0.1:4420"), None)).is_err());
+        let each = [nvmf(1), nvmf(2)];
+        assert_eq!(meant("v", &each, &flags(Some("0.0.0.0:0"), None)).unwrap(), each, "one on each node");
+        assert!(meant("v", &each, &flags(Some("127.0.0.1:4420"), None)).is_err());
     }
 
     #[test]

@@ -1,17 +1,24 @@
 //! What people may ask for: each function judges one wish against what is desired and observed, and answers the
 //! records to make durable, or an error that says what to do next. Nothing happens at a node here.
 
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{Ipv4Addr, SocketAddr};
+
 use penstock_api::http::{ApiError, DriveAddBody, VolumeCreateBody};
 use penstock_api::rpc::{Door, DriveState, ErrorCode};
-use penstock_api::{ByteSize, DriveId, ReplicaId, SegmentId, VolumeId, VolumeName};
+use penstock_api::{ByteSize, DriveId, NodeId, ReplicaId, SegmentId, VolumeId, VolumeName};
 
-use crate::desired::{Desired, DesiredDoor, DesiredDrive, DesiredVolume, Phase, Record};
+use crate::desired::{Desired, DesiredDoor, DesiredDrive, DesiredGroup, DesiredReplica, DesiredVolume, Phase, Record};
 use crate::observed::Observed;
 
 /// Blocks inside are 4 KiB (DESIGN 6), so sizes are multiples of it.
 pub const SIZE_MULTIPLE: u64 = 4096;
-/// Doors of one volume, the bound on a record's size.
+/// Doors of one volume on one node, the bound on a record's size.
 pub const DOORS_MAX: usize = 16;
+/// How many replicas a volume may be made with. Two would hold no majority without both.
+pub const REPLICAS: [u8; 3] = [1, 3, 5];
+/// Where a node listens for hosts unless it was said otherwise.
+const NVMF_DEFAULT: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 4420);
 
 pub type Judged = Result<Vec<Record>, ApiError>;
 
@@ -36,17 +43,18 @@ fn drive(desired: &Desired, id: DriveId) -> Result<&DesiredDrive, ApiError> {
     desired.drives.get(&id).ok_or_else(|| not_found(&format!("drive {id}"), "see `penstock pool ls`"))
 }
 
-/// Where a drive of this spec's place is desired already.
-pub fn drive_at(desired: &Desired, place: &str) -> Option<DriveId> {
-    desired.drives.iter().find(|(_, drive)| drive.spec.place() == place).map(|(id, _)| *id)
+/// The drive of a node that is desired at this spec's place already.
+pub fn drive_at(desired: &Desired, node_id: NodeId, place: &str) -> Option<DriveId> {
+    desired.drives.iter().find(|(_, drive)| drive.node_id == node_id && drive.spec.place() == place).map(|(id, _)| *id)
 }
 
-pub fn add_drive(desired: &Desired, id: DriveId, body: &DriveAddBody, volatile: bool) -> Judged {
-    if let Some(known) = drive_at(desired, &body.spec.place()) {
+pub fn add_drive(desired: &Desired, id: DriveId, node_id: NodeId, body: &DriveAddBody, volatile: bool) -> Judged {
+    if let Some(known) = drive_at(desired, node_id, &body.spec.place()) {
         let error = ApiError::new(ErrorCode::AlreadyExists, format!("{} is in the pool as drive {known}", body.spec.place()));
         return Err(error.with_hint("see `penstock pool ls`"));
     }
     let drive = DesiredDrive {
+        node_id,
         spec: body.spec.clone(),
         phase: Phase::Present,
         volatile,
@@ -88,37 +96,88 @@ pub fn withdraw_drive(desired: &Desired, id: DriveId) -> Vec<Record> {
     }
 }
 
-/// The drive a new volume goes to: the one asked for, else the serving one with the most space that no volume of
-/// ours has a claim on yet.
-pub fn place(desired: &Desired, observed: Option<&Observed>, asked: Option<DriveId>) -> Result<DriveId, ApiError> {
-    if let Some(id) = asked {
-        return match drive(desired, id)?.phase {
-            Phase::Present => Ok(id),
-            Phase::Removing { .. } => Err(ApiError::new(ErrorCode::Busy, format!("drive {id} is being removed"))),
-        };
+pub fn check_replicas(replicas: u8) -> Result<(), ApiError> {
+    if REPLICAS.contains(&replicas) {
+        return Ok(());
     }
-    let present = || desired.drives.iter().filter(|(_, drive)| drive.phase.is_present());
-    if present().next().is_none() {
-        let error = ApiError::new(ErrorCode::NotFound, "the pool has no drive");
-        return Err(error.with_hint("add one first, for example: penstock pool add 'file:/var/lib/penstock/d0.img?size=10GiB'"));
+    Err(ApiError::new(ErrorCode::Invalid, format!("a volume of {replicas} replicas is not offered")).with_hint("use 1, 3 or 5"))
+}
+
+/// The drives a new volume goes to: those asked for, else on as many nodes as it has replicas the serving one with the most space that no
+/// volume of ours has a claim on yet, the emptiest nodes first. `observed` are the nodes that are there.
+pub fn place(
+    desired: &Desired,
+    observed: &BTreeMap<NodeId, &Observed>,
+    asked: &[DriveId],
+    replicas: u8,
+) -> Result<Vec<(NodeId, DriveId)>, ApiError> {
+    check_replicas(replicas)?;
+    let chosen = if asked.is_empty() { emptiest(desired, observed, usize::from(replicas))? } else { named(desired, asked, replicas)? };
+    let unreachable = chosen.iter().find(|(node_id, _)| desired.nodes.get(node_id).is_none_or(|node| node.peer.is_none()));
+    if let (2.., Some((node_id, _))) = (replicas, unreachable) {
+        let name = desired.node_name(*node_id);
+        let error = ApiError::new(ErrorCode::Invalid, format!("the other nodes do not know where to reach node {name}"));
+        return Err(error.with_hint("start penstock-control with --node NAME=SOCKET,peer=ADDR:PORT for each node"));
     }
-    let room = |id: DriveId| {
-        let seen = observed?.drives.get(&id).filter(|drive| drive.state == DriveState::Serving)?;
+    Ok(chosen)
+}
+
+fn named(desired: &Desired, asked: &[DriveId], replicas: u8) -> Result<Vec<(NodeId, DriveId)>, ApiError> {
+    if asked.len() != usize::from(replicas) {
+        let error = ApiError::new(ErrorCode::Invalid, format!("{} drives are named for {replicas} replicas", asked.len()));
+        return Err(error.with_hint("name as many drives as replicas, each of another node, or none"));
+    }
+    let mut nodes = BTreeSet::new();
+    let each = asked.iter().map(|id| {
+        let found = drive(desired, *id)?;
+        if !found.phase.is_present() {
+            return Err(ApiError::new(ErrorCode::Busy, format!("drive {id} is being removed")));
+        }
+        if !nodes.insert(found.node_id) {
+            let message = format!("two of the drives are of node {}: it would take two replicas with it", desired.node_name(found.node_id));
+            return Err(ApiError::new(ErrorCode::Invalid, message).with_hint("name drives of distinct nodes, see `penstock pool ls`"));
+        }
+        Ok((found.node_id, *id))
+    });
+    each.collect()
+}
+
+fn emptiest(desired: &Desired, observed: &BTreeMap<NodeId, &Observed>, replicas: usize) -> Result<Vec<(NodeId, DriveId)>, ApiError> {
+    let room = |id: DriveId, drive: &DesiredDrive| {
+        let seen = observed.get(&drive.node_id)?.drives.get(&id).filter(|drive| drive.state == DriveState::Serving)?;
         // Thin volumes of this drive may still grow into the free space; what they could take is set off.
         let promised: u64 = desired.volumes_on(id).map(|(_, volume)| volume.size.0).fold(0, u64::saturating_add);
         Some(i128::from(seen.free.0) - i128::from(promised))
     };
-    // Serving drives first, by room, then by id so that the choice is the same each time.
-    let best = present().max_by_key(|(id, _)| (room(**id), std::cmp::Reverse(**id)));
-    Ok(*best.expect("the pool has a drive").0)
+    let mut best: BTreeMap<NodeId, (Option<i128>, std::cmp::Reverse<DriveId>)> = BTreeMap::new();
+    for (&id, drive) in desired.drives.iter().filter(|(_, drive)| drive.phase.is_present()) {
+        // Serving drives first, by room, then by id so that the choice is the same each time.
+        let rank = (room(id, drive), std::cmp::Reverse(id));
+        let best = best.entry(drive.node_id).or_insert(rank);
+        *best = rank.max(*best);
+    }
+    if best.is_empty() {
+        let error = ApiError::new(ErrorCode::NotFound, "the pool has no drive");
+        return Err(error.with_hint("add one first, for example: penstock pool add 'file:/var/lib/penstock/d0.img?size=10GiB'"));
+    }
+    if best.len() < replicas {
+        let message = format!("{replicas} replicas want drives on {replicas} nodes, and {} of the pool's nodes have one", best.len());
+        return Err(
+            ApiError::new(ErrorCode::Capacity, message).with_hint("add drives of further nodes: penstock pool add SPEC --node NAME")
+        );
+    }
+    let mut ranked: Vec<_> = best.into_iter().collect();
+    ranked.sort_by_key(|(_, rank)| std::cmp::Reverse(*rank));
+    Ok(ranked.into_iter().take(replicas).map(|(node_id, (_, std::cmp::Reverse(drive_id)))| (node_id, drive_id)).collect())
 }
 
 /// Ids that a new volume carries.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct VolumeIds {
     pub volume: VolumeId,
     pub segment: SegmentId,
-    pub replica: ReplicaId,
+    /// One each.
+    pub replicas: Vec<ReplicaId>,
 }
 
 fn check_size(size: ByteSize) -> Result<(), ApiError> {
@@ -144,28 +203,31 @@ pub fn check_name_free(desired: &Desired, name: &VolumeName) -> Result<(), ApiEr
     }
 }
 
-pub fn create_volume(desired: &Desired, ids: VolumeIds, body: &VolumeCreateBody, drive_id: DriveId) -> Judged {
+/// `places`: a node and a drive of it for each replica.
+pub fn create_volume(desired: &Desired, ids: &VolumeIds, body: &VolumeCreateBody, places: &[(NodeId, DriveId)]) -> Judged {
     check_name_free(desired, &body.name)?;
     check_size(body.size)?;
+    assert_eq!(ids.replicas.len(), places.len(), "an id for each replica");
+    let replica = |((member, &replica_id), &(node_id, drive_id))| DesiredReplica { member, replica_id, node_id, drive_id, made: false };
+    let replicas: Vec<DesiredReplica> = (1..).zip(&ids.replicas).zip(places).map(replica).collect();
     let volume = DesiredVolume {
         name: body.name.clone(),
         segment_id: ids.segment,
-        replica_id: ids.replica,
         size: body.size,
         allow_shrink: false,
         block_size: body.block_size,
-        drive_id,
+        group: (replicas.len() > 1).then(|| DesiredGroup::of(&replicas, body.size)),
+        replicas,
         phase: Phase::Present,
-        made: false,
         doors: vec![],
     };
     Ok(vec![Record::PutVolume(ids.volume, volume)])
 }
 
-/// Takes back a volume that the node refused to make.
+/// Takes back a volume that a node refused to make.
 pub fn withdraw_volume(desired: &Desired, id: VolumeId) -> Vec<Record> {
     match desired.volumes.get(&id) {
-        Some(volume) if !volume.made => {
+        Some(volume) if volume.doors.is_empty() && volume.replicas.iter().any(|replica| !replica.made) => {
             vec![Record::PutVolume(id, DesiredVolume { phase: Phase::Removing { force: false }, ..volume.clone() })]
         }
         _ => vec![],
@@ -192,9 +254,9 @@ pub fn withdraw_resize(desired: &Desired, id: VolumeId, observed: ByteSize) -> V
     }
 }
 
-pub fn remove_volume(desired: &Desired, observed: Option<&Observed>, name_or_id: &str, force: bool) -> Judged {
+pub fn remove_volume(desired: &Desired, observed: &BTreeMap<NodeId, &Observed>, name_or_id: &str, force: bool) -> Judged {
     let (id, volume) = volume(desired, name_or_id)?;
-    let connections = observed.and_then(|observed| observed.volumes.get(&id)).map_or(0, |seen| seen.connections);
+    let connections: u32 = observed.values().filter_map(|observed| observed.volumes.get(&id)).map(|seen| seen.connections).sum();
     let doors: Vec<String> = volume.doors.iter().map(|desired| desired.door.to_string()).collect();
     if !force && connections > 0 {
         let error = ApiError::new(ErrorCode::Busy, format!("volume {} is in use by {connections} hosts", volume.name));
@@ -211,7 +273,7 @@ pub fn remove_volume(desired: &Desired, observed: Option<&Observed>, name_or_id:
 /// Takes back a removal that the node refused, so that the volume lives on.
 pub fn withdraw_removal(desired: &Desired, id: VolumeId) -> Vec<Record> {
     match desired.volumes.get(&id) {
-        Some(volume) if volume.made && matches!(volume.phase, Phase::Removing { force: false }) => {
+        Some(volume) if volume.replicas.iter().all(|replica| replica.made) && matches!(volume.phase, Phase::Removing { force: false }) => {
             vec![Record::PutVolume(id, DesiredVolume { phase: Phase::Present, ..volume.clone() })]
         }
         _ => vec![],
@@ -228,34 +290,85 @@ fn door_place(door: &Door, volume: &VolumeName) -> Option<String> {
     }
 }
 
-pub fn export(desired: &Desired, name_or_id: &str, door: &Door) -> Judged {
-    let (id, volume) = present_volume(desired, name_or_id)?;
-    if let Some(place) = door_place(door, &volume.name) {
-        let taken = desired.volumes.iter().find(|(other, holder)| {
-            **other != id && holder.doors.iter().any(|desired| door_place(&desired.door, &holder.name).as_ref() == Some(&place))
-        });
-        if let Some((_, holder)) = taken {
-            return Err(ApiError::new(ErrorCode::AlreadyExists, format!("{place} is a door of volume {}", holder.name)));
+/// The doors that one wish means: on the node named, else on every node that has a replica; with the node's own address where the wish has none.
+pub fn doors_meant(desired: &Desired, volume: &DesiredVolume, door: &Door, node: Option<&str>) -> Result<Vec<(NodeId, Door)>, ApiError> {
+    let nodes: Vec<NodeId> = match node {
+        None => volume.replicas.iter().map(|replica| replica.node_id).collect(),
+        Some(text) => {
+            let (id, node) = desired.find_node(text).ok_or_else(|| not_found(&format!("node {text}"), "see `penstock node ls`"))?;
+            if volume.replica_on(id).is_none() {
+                let message = format!("volume {} has no replica on node {}", volume.name, node.name);
+                return Err(
+                    ApiError::new(ErrorCode::Invalid, message).with_hint(format!("`penstock volume show {}` says where", volume.name))
+                );
+            }
+            vec![id]
         }
+    };
+    let Door::Nvmf { address, port, nqn } = door else { return Ok(nodes.into_iter().map(|id| (id, door.clone())).collect()) };
+    let is_open = address.is_unspecified() && *port == 0;
+    if !is_open && nodes.len() > 1 {
+        let message = format!("{} nodes cannot all listen at {}", nodes.len(), SocketAddr::new(*address, *port));
+        return Err(
+            ApiError::new(ErrorCode::Invalid, message).with_hint("leave the address out, which takes each node's own, or name one --node")
+        );
     }
+    let at = |id: NodeId| {
+        let own = desired.nodes.get(&id).and_then(|node| node.nvmf).or((volume.group.is_none()).then_some(NVMF_DEFAULT));
+        let at = if is_open { own } else { Some(SocketAddr::new(*address, *port)) };
+        let at = at.ok_or_else(|| {
+            let message = format!("node {} has no address for hosts", desired.node_name(id));
+            ApiError::new(ErrorCode::Invalid, message).with_hint("start penstock-control with --node NAME=SOCKET,…,nvmf=ADDR:PORT")
+        })?;
+        Ok((id, Door::Nvmf { address: at.ip(), port: at.port(), nqn: nqn.clone() }))
+    };
+    nodes.into_iter().map(at).collect()
+}
+
+pub fn export(desired: &Desired, name_or_id: &str, doors: &[(NodeId, Door)]) -> Judged {
+    let (id, volume) = present_volume(desired, name_or_id)?;
     let mut volume = volume.clone();
-    if let Some(desired) = volume.doors.iter_mut().find(|desired| desired.door == *door) {
-        desired.phase = Phase::Present;
-    } else if volume.doors.len() < DOORS_MAX {
-        volume.doors.push(DesiredDoor { door: door.clone(), phase: Phase::Present });
-    } else {
-        return Err(ApiError::new(ErrorCode::Capacity, format!("volume {} has {DOORS_MAX} doors, the most", volume.name)));
+    for (node_id, door) in doors {
+        if let Some(place) = door_place(door, &volume.name) {
+            let is_taken = |holder: &DesiredVolume| {
+                let mut there = holder.doors.iter().filter(|desired| desired.node_id == *node_id);
+                there.any(|desired| door_place(&desired.door, &holder.name).as_ref() == Some(&place))
+            };
+            if let Some((_, holder)) = desired.volumes.iter().find(|(other, holder)| **other != id && is_taken(holder)) {
+                return Err(ApiError::new(ErrorCode::AlreadyExists, format!("{place} is a door of volume {}", holder.name)));
+            }
+        }
+        let (node_id, door) = (*node_id, door.clone());
+        if let Some(desired) = volume.doors.iter_mut().find(|desired| desired.node_id == node_id && desired.door == door) {
+            desired.phase = Phase::Present;
+        } else if volume.doors.iter().filter(|desired| desired.node_id == node_id).count() < DOORS_MAX {
+            volume.doors.push(DesiredDoor { node_id, door, phase: Phase::Present });
+        } else {
+            return Err(ApiError::new(ErrorCode::Capacity, format!("volume {} has {DOORS_MAX} doors, the most", volume.name)));
+        }
     }
     Ok(vec![Record::PutVolume(id, volume)])
 }
 
-pub fn unexport(desired: &Desired, name_or_id: &str, door: &Door, force: bool) -> Judged {
+/// Closes a door wherever it is open, or on one node. Answers which.
+pub fn unexport(
+    desired: &Desired,
+    name_or_id: &str,
+    door: &Door,
+    node: Option<NodeId>,
+    force: bool,
+) -> Result<(Vec<NodeId>, Vec<Record>), ApiError> {
     let (id, volume) = volume(desired, name_or_id)?;
     let mut volume = volume.clone();
-    if let Some(desired) = volume.doors.iter_mut().find(|desired| desired.door == *door) {
+    let mut closed = Vec::new();
+    let meant = |desired: &&mut DesiredDoor| desired.door == *door && node.is_none_or(|node| desired.node_id == node);
+    for desired in volume.doors.iter_mut().filter(meant) {
         let force = force || matches!(desired.phase, Phase::Removing { force: true });
         desired.phase = Phase::Removing { force };
-        return Ok(vec![Record::PutVolume(id, volume)]);
+        closed.push(desired.node_id);
+    }
+    if !closed.is_empty() {
+        return Ok((closed, vec![Record::PutVolume(id, volume)]));
     }
     let doors: Vec<String> = volume.doors.iter().map(|desired| desired.door.to_string()).collect();
     let has = if doors.is_empty() { "it has none".to_owned() } else { format!("it has {}", doors.join(", ")) };
@@ -263,14 +376,15 @@ pub fn unexport(desired: &Desired, name_or_id: &str, door: &Door, force: bool) -
 }
 
 /// Takes back an export or unexport that the node refused. `phase` is what the door returns to; `None` drops it.
-pub fn withdraw_door(desired: &Desired, id: VolumeId, door: &Door, phase: Option<Phase>) -> Vec<Record> {
-    let Some(volume) = desired.volumes.get(&id).filter(|volume| volume.door(door).is_some()) else {
+pub fn withdraw_door(desired: &Desired, id: VolumeId, node_id: NodeId, door: &Door, phase: Option<Phase>) -> Vec<Record> {
+    let Some(volume) = desired.volumes.get(&id).filter(|volume| volume.door(node_id, door).is_some()) else {
         return vec![];
     };
     let mut volume = volume.clone();
+    let is_it = |desired: &DesiredDoor| desired.node_id == node_id && desired.door == *door;
     match phase {
-        Some(phase) => volume.doors.iter_mut().filter(|desired| desired.door == *door).for_each(|desired| desired.phase = phase),
-        None => volume.doors.retain(|desired| desired.door != *door),
+        Some(phase) => volume.doors.iter_mut().filter(|desired| is_it(desired)).for_each(|desired| desired.phase = phase),
+        None => volume.doors.retain(|desired| !is_it(desired)),
     }
     vec![Record::PutVolume(id, volume)]
 }

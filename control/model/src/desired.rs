@@ -5,9 +5,10 @@
 //! one wish and end with it. Not here: who may change it how (change), what follows from it (reconcile).
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 
-use penstock_api::rpc::{BlockSize, Door};
-use penstock_api::{ByteSize, DriveId, DriveSpec, ReplicaId, SegmentId, VolumeId, VolumeName};
+use penstock_api::rpc::{BlockSize, ControllerRange, Door, GroupMember, GroupMembers, MemberRole, PeerAddress};
+use penstock_api::{ByteSize, DriveId, DriveSpec, NodeId, NodeName, ReplicaId, SegmentId, VolumeId, VolumeName};
 use serde::{Deserialize, Serialize};
 
 use crate::issuer::Identity;
@@ -16,6 +17,7 @@ use crate::issuer::Identity;
 pub struct Desired {
     /// Absent until the first drive is added or imported, or the first id issued.
     pub identity: Option<Identity>,
+    pub nodes: BTreeMap<NodeId, DesiredNode>,
     pub drives: BTreeMap<DriveId, DesiredDrive>,
     pub volumes: BTreeMap<VolumeId, DesiredVolume>,
 }
@@ -35,7 +37,18 @@ impl Phase {
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
+pub struct DesiredNode {
+    pub name: NodeName,
+    /// Where the other nodes reach it.
+    pub peer: Option<SocketAddr>,
+    /// Where hosts reach it over NVMe/TCP, unless a door says otherwise.
+    pub nvmf: Option<SocketAddr>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct DesiredDrive {
+    pub node_id: NodeId,
     pub spec: DriveSpec,
     pub phase: Phase,
     pub volatile: bool,
@@ -52,21 +65,44 @@ pub struct DesiredDrive {
 pub struct DesiredVolume {
     pub name: VolumeName,
     pub segment_id: SegmentId,
-    pub replica_id: ReplicaId,
     pub size: ByteSize,
     /// Permission to cut off what lies beyond `size`. Ends when the size is reached.
     pub allow_shrink: bool,
     pub block_size: BlockSize,
-    pub drive_id: DriveId,
+    /// On distinct nodes, in order of member number. Those of a volume that is going away leave one by one.
+    pub replicas: Vec<DesiredReplica>,
+    /// Absent for a volume that was made with one replica, which has no group.
+    pub group: Option<DesiredGroup>,
     pub phase: Phase,
+    pub doors: Vec<DesiredDoor>,
+}
+
+/// What a volume with several replicas has beside them.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DesiredGroup {
+    /// As its members were first made: what each of them is told, whenever it is made. What changed since comes to it by the group's log.
+    pub first: GroupMembers,
+    pub first_size: ByteSize,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DesiredReplica {
+    /// Its number in the group, from 1.
+    pub member: u64,
+    pub replica_id: ReplicaId,
+    pub node_id: NodeId,
+    pub drive_id: DriveId,
     /// It was seen: if it is absent later, it was lost, and an empty one must not take its place.
     pub made: bool,
-    pub doors: Vec<DesiredDoor>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DesiredDoor {
+    pub node_id: NodeId,
+    /// With a real address: where it says none when it is asked for, the node's own is put in.
     pub door: Door,
     pub phase: Phase,
 }
@@ -75,6 +111,8 @@ pub struct DesiredDoor {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Record {
     Identity(Identity),
+    PutNode(NodeId, DesiredNode),
+    DropNode(NodeId),
     PutDrive(DriveId, DesiredDrive),
     DropDrive(DriveId),
     PutVolume(VolumeId, DesiredVolume),
@@ -87,6 +125,8 @@ impl Desired {
         for record in records {
             match record.clone() {
                 Record::Identity(identity) => self.identity = Some(identity),
+                Record::PutNode(id, node) => drop(self.nodes.insert(id, node)),
+                Record::DropNode(id) => drop(self.nodes.remove(&id)),
                 Record::PutDrive(id, drive) => drop(self.drives.insert(id, drive)),
                 Record::DropDrive(id) => drop(self.drives.remove(&id)),
                 Record::PutVolume(id, volume) => drop(self.volumes.insert(id, volume)),
@@ -104,12 +144,67 @@ impl Desired {
     }
 
     pub fn volumes_on(&self, drive_id: DriveId) -> impl Iterator<Item = (&VolumeId, &DesiredVolume)> {
-        self.volumes.iter().filter(move |(_, volume)| volume.drive_id == drive_id)
+        self.volumes.iter().filter(move |(_, volume)| volume.replicas.iter().any(|replica| replica.drive_id == drive_id))
+    }
+
+    /// Finds a node by id, else by name.
+    pub fn find_node(&self, name_or_id: &str) -> Option<(NodeId, &DesiredNode)> {
+        if let Ok(id) = name_or_id.parse::<NodeId>() {
+            return self.nodes.get(&id).map(|node| (id, node));
+        }
+        self.nodes.iter().find(|(_, node)| node.name.as_str() == name_or_id).map(|(id, node)| (*id, node))
+    }
+
+    /// A node's name, or its id where it has none here.
+    pub fn node_name(&self, id: NodeId) -> String {
+        self.nodes.get(&id).map_or_else(|| id.to_string(), |node| node.name.to_string())
+    }
+
+    /// The nodes that `node_id` has to reach: none where it cannot be reached itself, since then it is no part of any group.
+    pub fn peers_of(&self, node_id: NodeId) -> Vec<PeerAddress> {
+        if self.nodes.get(&node_id).is_none_or(|node| node.peer.is_none()) {
+            return vec![];
+        }
+        let others = self.nodes.iter().filter(|(id, _)| **id != node_id);
+        others.filter_map(|(id, node)| Some(PeerAddress { node_id: *id, address: node.peer? })).collect()
     }
 }
 
+/// Controllers of one replica's doors. At most 16 replicas a volume: 16 ranges in NVMe's 1 to 0xFFEF.
+const CONTROLLERS: u16 = 0xFFEF / 16;
+
 impl DesiredVolume {
-    pub fn door(&self, door: &Door) -> Option<&DesiredDoor> {
-        self.doors.iter().find(|desired| desired.door == *door)
+    pub fn door(&self, node_id: NodeId, door: &Door) -> Option<&DesiredDoor> {
+        self.doors.iter().find(|desired| desired.node_id == node_id && desired.door == *door)
+    }
+
+    pub fn replica_on(&self, node_id: NodeId) -> Option<&DesiredReplica> {
+        self.replicas.iter().find(|replica| replica.node_id == node_id)
+    }
+
+    /// Whether a majority of its replicas was seen: nothing that hosts write can be in members that are yet to be made.
+    pub fn is_founded(&self) -> bool {
+        self.replicas.iter().filter(|replica| replica.made).count() > self.replicas.len() / 2
+    }
+
+    /// The controller ids of the doors on a node. No call adds members to a group yet, so numbers are at most five and ranges never meet;
+    /// whoever adds that call has to see to it that two members whose numbers differ by 16 never are in one group.
+    pub fn controllers(&self, node_id: NodeId) -> Option<ControllerRange> {
+        self.group.as_ref()?;
+        let slot = ((self.replica_on(node_id)?.member - 1) % 16) as u16;
+        Some(ControllerRange { first: 1 + slot * CONTROLLERS, last: (slot + 1) * CONTROLLERS })
+    }
+}
+
+impl DesiredGroup {
+    pub fn of(replicas: &[DesiredReplica], first_size: ByteSize) -> Self {
+        let member = |replica: &DesiredReplica| GroupMember {
+            member: replica.member,
+            role: MemberRole::Voter,
+            replica_id: replica.replica_id,
+            node_id: replica.node_id,
+        };
+        let next = replicas.iter().map(|replica| replica.member).max().unwrap_or(0) + 1;
+        Self { first: GroupMembers { next, list: replicas.iter().map(member).collect() }, first_size }
     }
 }

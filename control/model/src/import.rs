@@ -8,12 +8,12 @@ use penstock_api::id::Incarnation;
 use penstock_api::rpc::{DriveLabel, ErrorCode};
 use penstock_api::{ClusterId, DriveId, DriveSpec, NodeId, VolumeName};
 
-use crate::desired::{Desired, DesiredDoor, DesiredDrive, DesiredVolume, Phase, Record};
+use crate::desired::{Desired, DesiredDoor, DesiredDrive, DesiredGroup, DesiredReplica, DesiredVolume, Phase, Record};
 use crate::issuer::Identity;
-use crate::observed::Observed;
+use crate::observed::{Observed, ObservedVolume};
 
-/// Whether this control may speak for the cluster and node that drives name: it is theirs already, or it has
-/// nothing of its own. Answers the identity to take, if it is not taken yet.
+/// Whether this control may speak for the cluster that drives name: it is theirs already, or it has nothing of its own. Answers the
+/// identity to take, if it is not taken yet; which node is which is [`crate::enroll`]'s.
 pub fn adopt(desired: &Desired, cluster_id: ClusterId, node_id: NodeId) -> Result<Option<Identity>, ApiError> {
     let (cluster, node) = (cluster_id.0.parts(), node_id.0.parts());
     if cluster.cluster != node.cluster || ClusterId::of(cluster.cluster) != cluster_id || node.node.get() == 0 {
@@ -25,13 +25,10 @@ pub fn adopt(desired: &Desired, cluster_id: ClusterId, node_id: NodeId) -> Resul
     }
     let found = Identity { cluster: cluster.cluster, node: node.node, incarnation: Incarnation::FIRST };
     match desired.identity {
-        Some(identity) if identity.cluster_id() == cluster_id && identity.node_id() == node_id => Ok(None),
+        Some(identity) if identity.cluster_id() == cluster_id => Ok(None),
         Some(identity) if !desired.drives.is_empty() || !desired.volumes.is_empty() => {
-            let ours = identity.cluster_id();
-            let message = format!(
-                "the drives belong to node {node_id} of cluster {cluster_id}, this control to node {} of {ours}",
-                identity.node_id()
-            );
+            let message =
+                format!("the drives belong to node {node_id} of cluster {cluster_id}, this control to cluster {}", identity.cluster_id());
             Err(ApiError::new(ErrorCode::Conflict, message)
                 .with_hint("import into a control with an empty state directory, or remove this one's drives first"))
         }
@@ -50,19 +47,17 @@ pub fn import_drive(desired: &Desired, spec: &DriveSpec, label: &DriveLabel, vol
             let drive = DesiredDrive { spec: spec.clone(), phase: Phase::Present, made: true, ..drive.clone() };
             vec![Record::PutDrive(label.drive_id, drive)]
         }
-        None => vec![Record::PutDrive(label.drive_id, drive_as_found(spec, volatile))],
+        None => vec![Record::PutDrive(label.drive_id, drive_as_found(label.node_id, spec, volatile))],
     }
 }
 
-fn drive_as_found(spec: &DriveSpec, volatile: bool) -> DesiredDrive {
+pub(crate) fn drive_as_found(node_id: NodeId, spec: &DriveSpec, volatile: bool) -> DesiredDrive {
     let (stores, oplog_bytes) = (spec.stores, None);
-    DesiredDrive { spec: spec.clone(), phase: Phase::Present, volatile, stores, oplog_bytes, force: false, made: true }
+    DesiredDrive { node_id, spec: spec.clone(), phase: Phase::Present, volatile, stores, oplog_bytes, force: false, made: true }
 }
 
-/// Takes up every drive and volume that the node has open and that is unknown here.
-pub fn import_observed(desired: &Desired, observed: &Observed, identity: &Identity, with_exports: bool) -> (Vec<Record>, ImportReport) {
-    let mut records = Vec::new();
-    let mut report = ImportReport {
+pub fn empty_report(identity: &Identity) -> ImportReport {
+    ImportReport {
         cluster_id: identity.cluster_id(),
         node_id: identity.node_id(),
         drives: vec![],
@@ -70,7 +65,19 @@ pub fn import_observed(desired: &Desired, observed: &Observed, identity: &Identi
         exports: 0,
         known: 0,
         renamed: vec![],
-    };
+    }
+}
+
+/// Takes up every drive and replica that a node has open and that is unknown here. Node by node; a volume comes with the first of its
+/// replicas, and the others join it as their nodes are looked at.
+pub fn import_observed(
+    desired: &Desired,
+    node_id: NodeId,
+    observed: &Observed,
+    with_exports: bool,
+    report: &mut ImportReport,
+) -> Vec<Record> {
+    let mut records = Vec::new();
     let mut drives: BTreeSet<DriveId> = BTreeSet::new();
     for (&drive_id, seen) in &observed.drives {
         match desired.drives.get(&drive_id) {
@@ -80,45 +87,64 @@ pub fn import_observed(desired: &Desired, observed: &Observed, identity: &Identi
             }
             Some(_) => {} // on its way out: a person wanted that
             None => {
-                records.push(Record::PutDrive(drive_id, drive_as_found(&seen.spec, seen.volatile)));
+                records.push(Record::PutDrive(drive_id, drive_as_found(node_id, &seen.spec, seen.volatile)));
                 report.drives.push(drive_id);
                 drives.insert(drive_id);
             }
         }
     }
     let mut names: BTreeSet<VolumeName> = desired.volumes.values().map(|volume| volume.name.clone()).collect();
-    for (&volume_id, seen) in &observed.volumes {
-        if desired.volumes.contains_key(&volume_id) {
-            report.known += 1;
-            continue;
-        }
-        if !drives.contains(&seen.drive_id) {
-            continue;
-        }
-        let name = free_name(&names, &seen.name);
-        if name != seen.name {
-            report.renamed.push(format!("{} -> {name}", seen.name));
-        }
-        names.insert(name.clone());
-        let doors: Vec<DesiredDoor> =
-            seen.doors.iter().filter(|_| with_exports).map(|door| DesiredDoor { door: door.clone(), phase: Phase::Present }).collect();
-        report.exports += doors.len() as u32;
-        report.volumes.push(name.clone());
-        let volume = DesiredVolume {
-            name,
-            segment_id: seen.segment_id,
-            replica_id: seen.replica_id,
-            size: seen.size,
-            allow_shrink: false,
-            block_size: seen.block_size,
-            drive_id: seen.drive_id,
-            phase: Phase::Present,
-            made: true,
-            doors,
+    for (&volume_id, seen) in observed.volumes.iter().filter(|(_, seen)| drives.contains(&seen.drive_id)) {
+        let volume = match desired.volumes.get(&volume_id) {
+            Some(known) if known.replica_on(node_id).is_some() || known.group.is_none() || !known.phase.is_present() => {
+                report.known += 1;
+                continue;
+            }
+            Some(known) => known.clone(),
+            None => {
+                let name = free_name(&names, &seen.name);
+                if name != seen.name {
+                    report.renamed.push(format!("{} -> {name}", seen.name));
+                }
+                names.insert(name.clone());
+                report.volumes.push(name.clone());
+                volume_as_found(name, seen)
+            }
         };
-        records.push(Record::PutVolume(volume_id, volume));
+        records.push(Record::PutVolume(volume_id, with_replica(volume, node_id, seen, with_exports, report)));
     }
-    (records, report)
+    records
+}
+
+fn volume_as_found(name: VolumeName, seen: &ObservedVolume) -> DesiredVolume {
+    DesiredVolume {
+        name,
+        segment_id: seen.segment_id,
+        size: seen.size,
+        allow_shrink: false,
+        block_size: seen.block_size,
+        replicas: vec![],
+        group: seen.group.as_ref().map(|group| DesiredGroup { first: group.members.clone(), first_size: seen.size }),
+        phase: Phase::Present,
+        doors: vec![],
+    }
+}
+
+fn with_replica(
+    mut volume: DesiredVolume,
+    node_id: NodeId,
+    seen: &ObservedVolume,
+    with_exports: bool,
+    report: &mut ImportReport,
+) -> DesiredVolume {
+    let member = seen.group.as_ref().map_or(1, |group| group.member);
+    volume.replicas.push(DesiredReplica { member, replica_id: seen.replica_id, node_id, drive_id: seen.drive_id, made: true });
+    volume.replicas.sort_by_key(|replica| replica.member);
+    if with_exports {
+        report.exports += seen.doors.len() as u32;
+        volume.doors.extend(seen.doors.iter().map(|door| DesiredDoor { node_id, door: door.clone(), phase: Phase::Present }));
+    }
+    volume
 }
 
 /// `name`, or the first of `name-2`, `name-3`, … that nobody has.

@@ -5,11 +5,13 @@
 //!                                       ├─ reconcile ──▶ [Step] ──▶ node, or control's own store
 //!   node ──lists───▶ Observed ──────────┘
 //! ```
+//! Each node is looked at and brought along by itself: one that is away holds up none of the others.
 //! Everything here is a function of its arguments. Absent: clocks, randomness, threads, files, sockets, async.
 #![forbid(unsafe_code)]
 
 pub mod change;
 pub mod desired;
+pub mod enroll;
 pub mod import;
 pub mod issuer;
 pub mod observed;
@@ -17,7 +19,9 @@ pub mod progress;
 pub mod reconcile;
 pub mod retry;
 
-pub use desired::{Desired, DesiredDoor, DesiredDrive, DesiredVolume, Phase, Record};
+pub use desired::{Desired, DesiredDoor, DesiredDrive, DesiredGroup, DesiredNode, DesiredReplica, DesiredVolume, Phase, Record};
+#[doc(inline)]
+pub use enroll::enroll;
 pub use issuer::{Identity, Issuer};
 pub use observed::Observed;
 pub use reconcile::{LocalStep, NodeStep, Plan, Step, Subject, reconcile};

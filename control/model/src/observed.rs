@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use penstock_api::id::Id;
-use penstock_api::rpc::{BlockSize, Door, DriveInfo, DriveState, NodeInfo, VolumeInfo, VolumeState};
+use penstock_api::rpc::{BlockSize, Door, DriveInfo, DriveState, GroupInfo, NodeInfo, PeerAddress, VolumeInfo, VolumeState};
 use penstock_api::{ByteSize, ClusterId, DriveId, DriveSpec, NodeId, ReplicaId, SegmentId, VolumeId, VolumeName};
 
 /// One look at a node. The lists are of one moment: the node answers them without serving a change between.
@@ -11,6 +11,8 @@ use penstock_api::{ByteSize, ClusterId, DriveId, DriveSpec, NodeId, ReplicaId, S
 pub struct Observed {
     pub cluster_id: Option<ClusterId>,
     pub node_id: Option<NodeId>,
+    /// The other nodes that it knows, in order.
+    pub peers: Vec<PeerAddress>,
     pub drives: BTreeMap<DriveId, ObservedDrive>,
     pub volumes: BTreeMap<VolumeId, ObservedVolume>,
 }
@@ -36,6 +38,14 @@ pub struct ObservedVolume {
     pub reason: Option<String>,
     pub doors: BTreeSet<Door>,
     pub connections: u32,
+    pub group: Option<GroupInfo>,
+}
+
+impl ObservedVolume {
+    /// Whether what only a leader takes is taken here.
+    pub fn is_served(&self) -> bool {
+        self.group.as_ref().is_none_or(|group| group.serves)
+    }
 }
 
 /// Bytes of an extent (DESIGN 6).
@@ -43,9 +53,13 @@ const EXTENT_BYTES: u64 = 64 * 1024;
 
 impl Observed {
     pub fn new(node: &NodeInfo, drives: &[DriveInfo], volumes: &[VolumeInfo]) -> Self {
+        let mut peers: Vec<PeerAddress> =
+            node.peers.iter().map(|peer| PeerAddress { node_id: peer.node_id, address: peer.address }).collect();
+        peers.sort_by_key(|peer| peer.node_id);
         Self {
             cluster_id: node.cluster_id,
             node_id: node.node_id,
+            peers,
             drives: drives.iter().map(|drive| (drive.drive_id, ObservedDrive::from(drive))).collect(),
             volumes: volumes.iter().map(|volume| (volume.volume_id, ObservedVolume::from(volume))).collect(),
         }
@@ -90,6 +104,7 @@ impl From<&VolumeInfo> for ObservedVolume {
             reason: volume.reason.clone(),
             doors: volume.exports.iter().map(|export| export.door.clone()).collect(),
             connections: volume.connections,
+            group: volume.group.clone(),
         }
     }
 }

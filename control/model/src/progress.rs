@@ -1,21 +1,29 @@
-//! Says, for one drive, volume or door, how far what is desired has come. For people and for calls that wait.
+//! Says, for one drive, replica, volume or door, how far what is desired has come. For people and for calls that wait.
 
-use penstock_api::DriveId;
-use penstock_api::VolumeId;
+use std::collections::BTreeMap;
+
 use penstock_api::http::Progress;
-use penstock_api::rpc::{DriveState, ErrorCode, VolumeState};
+use penstock_api::rpc::{DriveState, ErrorCode, GroupPart, VolumeState};
+use penstock_api::{DriveId, NodeId, VolumeId};
 
-use crate::desired::{Desired, DesiredDoor, DesiredVolume, Phase};
-use crate::observed::Observed;
+use crate::desired::{Desired, DesiredDoor, DesiredReplica, DesiredVolume, Phase};
+use crate::observed::{Observed, ObservedVolume};
 use crate::reconcile::{Subject, claim_conflict, conflict};
 use crate::retry::Refusals;
 
-/// What progress is judged by. `observed` is `None` while the node is away.
+/// One node. `observed` is `None` while it is away.
 #[derive(Clone, Copy)]
-pub struct Look<'a> {
-    pub desired: &'a Desired,
+pub struct NodeLook<'a> {
     pub observed: Option<&'a Observed>,
     pub refusals: &'a Refusals,
+}
+
+/// What progress is judged by.
+#[derive(Clone)]
+pub struct Look<'a> {
+    pub desired: &'a Desired,
+    /// Those that this control was told how to reach.
+    pub nodes: BTreeMap<NodeId, NodeLook<'a>>,
 }
 
 fn pending(reason: impl Into<String>) -> Progress {
@@ -26,11 +34,22 @@ fn refused(code: ErrorCode, message: String, hint: &str) -> Progress {
     Progress::Refused { code, message, hint: Some(hint.to_owned()) }
 }
 
-const AWAY: &str = "the node is away";
+impl<'a> Look<'a> {
+    fn observed(&self, node_id: NodeId) -> Option<&'a Observed> {
+        self.nodes.get(&node_id)?.observed
+    }
 
-impl Look<'_> {
-    fn refusal(&self, subject: &Subject) -> Option<Progress> {
-        let refusal = self.refusals.get(subject)?;
+    fn seen(&self, node_id: NodeId, id: VolumeId) -> Option<&'a ObservedVolume> {
+        self.observed(node_id)?.volumes.get(&id)
+    }
+
+    /// With one node there is nothing to tell it from.
+    fn node_word(&self, node_id: NodeId) -> String {
+        if self.desired.nodes.len() < 2 { "the node".to_owned() } else { format!("node {}", self.desired.node_name(node_id)) }
+    }
+
+    fn refusal(&self, node_id: NodeId, subject: &Subject) -> Option<Progress> {
+        let refusal = self.nodes.get(&node_id)?.refusals.get(subject)?;
         let code = refusal.error.kind().unwrap_or(ErrorCode::Internal);
         // The node will take it in time by itself: that is waiting, not refusing.
         if code == ErrorCode::NotReady {
@@ -40,27 +59,33 @@ impl Look<'_> {
         Some(Progress::Refused { code, message: refusal.error.message.clone(), hint })
     }
 
-    /// The whole node: why nothing can go on, if so.
-    fn node(&self) -> Option<Progress> {
-        let Some(observed) = self.observed else {
-            return Some(pending(AWAY));
+    /// A whole node: why nothing can go on there, if so.
+    fn node(&self, node_id: NodeId) -> Option<Progress> {
+        let Some(node) = self.nodes.get(&node_id) else {
+            return Some(pending(format!(
+                "{} is not among those that penstock-control was started with (--node)",
+                self.node_word(node_id)
+            )));
+        };
+        let Some(observed) = node.observed else {
+            return Some(pending(format!("{} is away", self.node_word(node_id))));
         };
         let identity = self.desired.identity.as_ref()?;
-        if let Some(conflict) = claim_conflict(identity, observed) {
+        if let Some(conflict) = claim_conflict(identity, node_id, observed) {
             return Some(refused(
                 ErrorCode::Conflict,
                 conflict,
                 "point this control at its own node, or start it with an empty state directory and import",
             ));
         }
-        self.refusal(&Subject::Node)
+        self.refusal(node_id, &Subject::Node)
     }
 
     pub fn drive(&self, id: DriveId) -> Progress {
         let Some(drive) = self.desired.drives.get(&id) else {
             return Progress::Settled;
         };
-        let blocked = self.node().or_else(|| self.refusal(&Subject::Drive(id)));
+        let blocked = self.node(drive.node_id).or_else(|| self.refusal(drive.node_id, &Subject::Drive(id)));
         if !drive.phase.is_present() {
             return match blocked {
                 Some(Progress::Pending { reason }) => Progress::Removing { reason },
@@ -71,7 +96,7 @@ impl Look<'_> {
         if let Some(blocked) = blocked {
             return blocked;
         }
-        let seen = self.observed.and_then(|observed| observed.drives.get(&id));
+        let seen = self.observed(drive.node_id).and_then(|observed| observed.drives.get(&id));
         let because = |seen: &crate::observed::ObservedDrive| seen.reason.clone().unwrap_or_else(|| "no reason given".to_owned());
         match seen {
             None => pending("the node opens it"),
@@ -98,16 +123,55 @@ impl Look<'_> {
         }
     }
 
-    /// Of the volume itself; its doors are judged apart.
+    /// Of the volume: of its replicas, the one that is furthest from what is desired. Its doors are judged apart.
     pub fn volume(&self, id: VolumeId) -> Progress {
         let Some(volume) = self.desired.volumes.get(&id) else {
             return Progress::Settled;
         };
-        let drive = self.desired.drives.get(&volume.drive_id);
+        let is_worse = |progress: &Progress| match progress {
+            Progress::Settled => 0,
+            Progress::Pending { .. } | Progress::Removing { .. } => 1,
+            Progress::Refused { .. } => 2,
+        };
+        let each = volume.replicas.iter().map(|replica| (replica, self.replica(id, volume, replica)));
+        // The first of the worst.
+        let worst = each.reduce(|worst, next| if is_worse(&next.1) > is_worse(&worst.1) { next } else { worst });
+        let Some((replica, progress)) = worst else { return Progress::Settled };
+        if volume.group.is_none() {
+            return progress;
+        }
+        let on = |text: String| format!("its replica on {}: {text}", self.desired.node_name(replica.node_id));
+        match progress {
+            Progress::Settled => Progress::Settled,
+            Progress::Pending { reason } => pending(on(reason)),
+            Progress::Removing { reason } => Progress::Removing { reason: on(reason) },
+            Progress::Refused { code, message, hint } => Progress::Refused { code, message: on(message), hint },
+        }
+    }
+
+    /// Whether waiting longer may change what [`Self::volume`] says, while nodes that are away stay away.
+    pub fn volume_may_go_on(&self, id: VolumeId) -> bool {
+        let Some(volume) = self.desired.volumes.get(&id) else { return false };
+        volume.replicas.iter().any(|replica| {
+            let progress = self.replica(id, volume, replica);
+            self.observed(replica.node_id).is_some() && matches!(progress, Progress::Pending { .. } | Progress::Removing { .. })
+        })
+    }
+
+    pub fn replica(&self, id: VolumeId, volume: &DesiredVolume, replica: &DesiredReplica) -> Progress {
+        let node_id = replica.node_id;
+        let drive = self.desired.drives.get(&replica.drive_id);
+        if drive.is_none() && volume.group.is_some() && volume.phase.is_present() {
+            return refused(
+                ErrorCode::NotFound,
+                format!("its drive {} was taken out of the pool", replica.drive_id),
+                "`penstock pool import` of the drive brings it back",
+            );
+        }
         if drive.is_none_or(|drive| drive.phase == Phase::Removing { force: true }) {
             return Progress::Removing { reason: "it leaves with its drive".to_owned() };
         }
-        let blocked = self.node().or_else(|| self.refusal(&Subject::Volume(id))).or_else(|| self.drive_in_the_way(volume));
+        let blocked = self.node(node_id).or_else(|| self.refusal(node_id, &Subject::Volume(id))).or_else(|| self.drive_in_the_way(replica));
         if !volume.phase.is_present() {
             return match blocked {
                 Some(Progress::Pending { reason }) => Progress::Removing { reason },
@@ -118,60 +182,48 @@ impl Look<'_> {
         if let Some(blocked) = blocked {
             return blocked;
         }
-        let Some(seen) = self.observed.and_then(|observed| observed.volumes.get(&id)) else {
+        let Some(seen) = self.seen(node_id, id) else {
             let volatile = drive.is_some_and(|drive| drive.volatile);
-            if volume.made && !volatile {
+            if replica.made && volume.group.is_some() {
                 return refused(
                     ErrorCode::NotFound,
-                    format!("the volume was on drive {} and is not there any more: its data is lost there", volume.drive_id),
+                    format!("it was on drive {} and is not there any more; the volume goes on with its other replicas", replica.drive_id),
+                    "check that this is the right drive: an empty one never takes its place",
+                );
+            }
+            if replica.made && !volatile {
+                return refused(
+                    ErrorCode::NotFound,
+                    format!("the volume was on drive {} and is not there any more: its data is lost there", replica.drive_id),
                     "check that this is the right drive; `penstock volume rm --force` gives the volume up",
                 );
             }
             return pending("the node makes it");
         };
-        if let Some(conflict) = conflict(volume, seen) {
+        if let Some(conflict) = conflict(volume, replica, seen) {
             return refused(ErrorCode::Conflict, conflict, "nothing is done until a person has looked: remove the wrong one");
         }
-        match seen.state {
-            VolumeState::Serving => {}
-            VolumeState::Opening => return pending("the node recovers it"),
-            VolumeState::Deleting => return pending("the node deletes it"),
-            VolumeState::Unavailable => {
-                let reason = seen.reason.clone().unwrap_or_else(|| "no reason given".to_owned());
-                return refused(ErrorCode::NotReady, format!("the volume is unavailable: {reason}"), "see `penstock pool ls`");
-            }
-        }
-        if seen.size > volume.size && !volume.allow_shrink {
-            return refused(
-                ErrorCode::Conflict,
-                format!("the volume has {} on the node and {} here", seen.size, volume.size),
-                "`penstock volume resize` to the size that is right",
-            );
-        }
-        if seen.size != volume.size {
-            return pending("the node resizes it");
-        }
-        if !volume.made || volume.allow_shrink { pending("it serves, which is being recorded") } else { Progress::Settled }
+        seen_replica(volume, replica, seen)
     }
 
-    fn drive_in_the_way(&self, volume: &DesiredVolume) -> Option<Progress> {
-        if self.observed.is_some_and(|observed| observed.is_serving(volume.drive_id)) {
+    fn drive_in_the_way(&self, replica: &DesiredReplica) -> Option<Progress> {
+        if self.observed(replica.node_id).is_some_and(|observed| observed.is_serving(replica.drive_id)) {
             return None;
         }
-        match self.drive(volume.drive_id) {
+        match self.drive(replica.drive_id) {
             Progress::Settled | Progress::Removing { .. } => None,
-            Progress::Pending { reason } => Some(pending(format!("its drive {}: {reason}", volume.drive_id))),
+            Progress::Pending { reason } => Some(pending(format!("its drive {}: {reason}", replica.drive_id))),
             Progress::Refused { code, message, hint } => {
-                Some(Progress::Refused { code, message: format!("its drive {}: {message}", volume.drive_id), hint })
+                Some(Progress::Refused { code, message: format!("its drive {}: {message}", replica.drive_id), hint })
             }
         }
     }
 
     pub fn door(&self, id: VolumeId, volume: &DesiredVolume, desired: &DesiredDoor) -> Progress {
+        let node_id = desired.node_id;
         let subject = Subject::Door(id, desired.door.clone());
-        let blocked = self.node().or_else(|| self.refusal(&subject));
-        let seen = self.observed.and_then(|observed| observed.volumes.get(&id));
-        let served = seen.is_some_and(|seen| seen.doors.contains(&desired.door));
+        let blocked = self.node(node_id).or_else(|| self.refusal(node_id, &subject));
+        let served = self.seen(node_id, id).is_some_and(|seen| seen.doors.contains(&desired.door));
         if !desired.phase.is_present() || !volume.phase.is_present() {
             return match blocked {
                 Some(Progress::Pending { reason }) => Progress::Removing { reason },
@@ -185,14 +237,20 @@ impl Look<'_> {
         if served {
             return Progress::Settled;
         }
-        match self.volume(id) {
-            Progress::Settled => pending("the node opens it"),
-            other => other,
+        match volume.replica_on(node_id).map(|replica| self.replica(id, volume, replica)) {
+            Some(Progress::Settled) if !volume.is_founded() => pending("a majority of its replicas is made first"),
+            Some(Progress::Settled) | None => pending("the node opens it"),
+            Some(other) => other,
         }
     }
 
     /// Everything that does not agree yet, a line each. Empty means desired and observed agree.
     pub fn unsettled(&self) -> Vec<String> {
+        self.desired.nodes.keys().flat_map(|id| self.unsettled_on(*id)).collect()
+    }
+
+    /// As [`Self::unsettled`], of one node.
+    pub fn unsettled_on(&self, node_id: NodeId) -> Vec<String> {
         let mut lines = Vec::new();
         let mut note = |what: String, progress: Progress| match progress {
             Progress::Settled => {}
@@ -200,27 +258,74 @@ impl Look<'_> {
             Progress::Removing { reason } => lines.push(format!("{what} is being removed: {reason}")),
             Progress::Refused { message, .. } => lines.push(format!("{what} is refused: {message}")),
         };
-        for id in self.desired.drives.keys() {
+        let desired = self.desired;
+        for (id, _) in desired.drives.iter().filter(|(_, drive)| drive.node_id == node_id) {
             note(format!("drive {id}"), self.drive(*id));
         }
-        for (id, volume) in &self.desired.volumes {
-            note(format!("volume {}", volume.name), self.volume(*id));
-            for door in &volume.doors {
+        for (id, volume) in &desired.volumes {
+            let Some(replica) = volume.replica_on(node_id) else { continue };
+            note(format!("volume {}", volume.name), self.replica(*id, volume, replica));
+            for door in volume.doors.iter().filter(|door| door.node_id == node_id) {
                 note(format!("export {} of volume {}", door.door, volume.name), self.door(*id, volume, door));
             }
-            let undesired = self.observed.and_then(|observed| observed.volumes.get(id)).into_iter().flat_map(|seen| &seen.doors);
-            for door in undesired.filter(|door| volume.door(door).is_none()) {
-                let refusal = self.refusal(&Subject::Door(*id, door.clone()));
+            let undesired = self.seen(node_id, *id).into_iter().flat_map(|seen| &seen.doors);
+            for door in undesired.filter(|door| volume.door(node_id, door).is_none()) {
+                let refusal = self.refusal(node_id, &Subject::Door(*id, door.clone()));
                 let closing = Progress::Removing { reason: "nobody desires it".to_owned() };
                 note(format!("export {door} of volume {}", volume.name), refusal.unwrap_or(closing));
             }
         }
-        if let Some(observed) = self.observed {
-            for id in crate::reconcile::reconcile(self.desired, observed).strays {
-                let name = &observed.volumes[&id].name;
-                lines.push(format!("volume {name} ({id}) is on the node and unknown here: `penstock pool import` takes it up"));
-            }
+        let Some(observed) = self.observed(node_id) else { return lines };
+        let plan = crate::reconcile::reconcile(desired, node_id, observed);
+        if plan.steps.iter().any(|step| step.subject() == Subject::Peers) {
+            note("its list of other nodes".to_owned(), self.refusal(node_id, &Subject::Peers).unwrap_or(pending("the node is told")));
+        }
+        for id in plan.strays {
+            let name = &observed.volumes[&id].name;
+            lines.push(format!("volume {name} ({id}) is on the node and unknown here: `penstock pool import` takes it up"));
         }
         lines
     }
+}
+
+/// A replica that its node shows.
+fn seen_replica(volume: &DesiredVolume, replica: &DesiredReplica, seen: &ObservedVolume) -> Progress {
+    let why = || seen.reason.clone().unwrap_or_else(|| "no reason given".to_owned());
+    match seen.state {
+        VolumeState::Serving => {}
+        VolumeState::Opening => return pending("the node recovers it"),
+        VolumeState::Deleting => return pending("the node deletes it"),
+        VolumeState::Unavailable => {
+            return refused(ErrorCode::NotReady, format!("the volume is unavailable: {}", why()), "see `penstock pool ls`");
+        }
+    }
+    if let Some(group) = &seen.group {
+        let why = || group.reason.clone().map(|reason| format!(": {reason}")).unwrap_or_default();
+        match group.part {
+            GroupPart::Stopped => {
+                return refused(
+                    ErrorCode::Fenced,
+                    format!("it has stopped{}", why()),
+                    "see its node's log; the volume goes on with the others",
+                );
+            }
+            GroupPart::Doubtful => return pending(format!("it asks the others about what it cannot judge alone{}", why())),
+            GroupPart::Leader if group.serves => {}
+            _ if group.leader.is_none() => return pending("its group elects a leader"),
+            GroupPart::Leader => return pending("it leads, and takes up what its group has"),
+            _ if seen.size != volume.size => return pending("it has not heard of the new size yet"),
+            _ => {}
+        }
+    }
+    if seen.is_served() && seen.size > volume.size && !volume.allow_shrink {
+        return refused(
+            ErrorCode::Conflict,
+            format!("the volume has {} on the node and {} here", seen.size, volume.size),
+            "`penstock volume resize` to the size that is right",
+        );
+    }
+    if seen.size != volume.size {
+        return pending("the node resizes it");
+    }
+    if !replica.made || volume.allow_shrink { pending("it serves, which is being recorded") } else { Progress::Settled }
 }

@@ -8,12 +8,12 @@
 //! put an empty volume in the place of a lost one; shrink without permission.
 
 use penstock_api::rpc::{
-    Door, DriveAddParams, DriveRemoveParams, DriveState, ExportAddParams, ExportRemoveParams, NodeClaimParams, VolumeCreateParams,
-    VolumeDeleteParams, VolumeResizeParams, VolumeState,
+    Door, DriveAddParams, DriveRemoveParams, DriveState, ExportAddParams, ExportRemoveParams, MemberCreateParams, NodeClaimParams,
+    PeersSetParams, VolumeCreateParams, VolumeDeleteParams, VolumeResizeParams, VolumeState,
 };
-use penstock_api::{DriveId, VolumeId};
+use penstock_api::{DriveId, NodeId, VolumeId};
 
-use crate::desired::{Desired, DesiredVolume, Phase, Record};
+use crate::desired::{Desired, DesiredReplica, DesiredVolume, Phase, Record};
 use crate::issuer::Identity;
 use crate::observed::{Observed, ObservedVolume};
 
@@ -26,11 +26,13 @@ impl Step {
     }
 }
 
-/// What a step is about, and what its failure is remembered under.
+/// What a step at one node is about, and what its failure is remembered under.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Subject {
     Node,
+    Peers,
     Drive(DriveId),
+    /// The volume's replica on the node.
     Volume(VolumeId),
     Door(VolumeId, Door),
 }
@@ -45,21 +47,25 @@ pub enum Step {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum LocalStep {
     DriveMade(DriveId),
-    VolumeMade(VolumeId),
+    ReplicaMade(VolumeId, NodeId),
     ShrinkDone(VolumeId),
-    /// With the volumes that lived on it, which stay on the drive as they are.
+    /// With the volumes of one replica that lived on it, which stay on the drive as they are. Replicas of others stay in their volumes: their
+    /// groups count on them.
     ForgetDrive(DriveId),
-    ForgetVolume(VolumeId),
-    ForgetDoor(VolumeId, Door),
+    /// With the volume, where it was the last.
+    ForgetReplica(VolumeId, NodeId),
+    ForgetDoor(VolumeId, NodeId, Door),
 }
 
 /// A step at the node: one JSON-RPC call.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum NodeStep {
     Claim(NodeClaimParams),
+    SetPeers(PeersSetParams),
     AddDrive(DriveAddParams),
     RemoveDrive(DriveRemoveParams),
     CreateVolume(VolumeCreateParams),
+    CreateMember(MemberCreateParams),
     ResizeVolume(VolumeResizeParams),
     DeleteVolume(VolumeDeleteParams),
     AddExport(ExportAddParams),
@@ -70,9 +76,11 @@ impl NodeStep {
     pub fn subject(&self) -> Subject {
         match self {
             Self::Claim(_) => Subject::Node,
+            Self::SetPeers(_) => Subject::Peers,
             Self::AddDrive(params) => Subject::Drive(params.drive_id),
             Self::RemoveDrive(params) => Subject::Drive(params.drive_id),
             Self::CreateVolume(params) => Subject::Volume(params.volume_id),
+            Self::CreateMember(params) => Subject::Volume(params.volume_id),
             Self::ResizeVolume(params) => Subject::Volume(params.volume_id),
             Self::DeleteVolume(params) => Subject::Volume(params.volume_id),
             Self::AddExport(params) => Subject::Door(params.volume_id, params.door.clone()),
@@ -83,9 +91,11 @@ impl NodeStep {
     pub const fn word(&self) -> &'static str {
         match self {
             Self::Claim(_) => "claim node",
+            Self::SetPeers(_) => "set peers",
             Self::AddDrive(_) => "add drive",
             Self::RemoveDrive(_) => "remove drive",
             Self::CreateVolume(_) => "create volume",
+            Self::CreateMember(_) => "create member",
             Self::ResizeVolume(_) => "resize volume",
             Self::DeleteVolume(_) => "delete volume",
             Self::AddExport(_) => "add export",
@@ -107,38 +117,47 @@ pub struct Plan {
 }
 
 /// Whether the node belongs to us; otherwise says why not.
-pub fn claim_conflict(identity: &Identity, observed: &Observed) -> Option<String> {
-    let (ours, our_node) = (identity.cluster_id(), identity.node_id());
+pub fn claim_conflict(identity: &Identity, node_id: NodeId, observed: &Observed) -> Option<String> {
+    let ours = identity.cluster_id();
     match (observed.cluster_id, observed.node_id) {
         (Some(cluster), _) if cluster != ours => Some(format!("the node belongs to cluster {cluster}, this control to {ours}")),
-        (_, Some(node)) if node != our_node => Some(format!("the node is {node}, this control is for {our_node}")),
+        (_, Some(node)) if node != node_id => Some(format!("the node is {node}, this control is for {node_id}")),
         _ => None,
     }
 }
 
-pub fn reconcile(desired: &Desired, observed: &Observed) -> Plan {
-    let mut plan = Plan { strays: strays(desired, observed), ..Plan::default() };
+/// The round of one node. It follows from what is desired and from that node alone: others may be away, or seen at another time.
+pub fn reconcile(desired: &Desired, node_id: NodeId, observed: &Observed) -> Plan {
+    let mut plan = Plan { strays: strays(desired, node_id, observed), ..Plan::default() };
     let Some(identity) = &desired.identity else {
         return plan;
     };
-    if desired.drives.is_empty() && desired.volumes.is_empty() {
+    let has_replicas = || desired.volumes.values().any(|volume| volume.replica_on(node_id).is_some());
+    if !desired.drives.values().any(|drive| drive.node_id == node_id) && !has_replicas() {
         return plan; // nothing to do at the node, so it need not be claimed: an import may still adopt its cluster
     }
-    plan.blocked = claim_conflict(identity, observed);
+    plan.blocked = claim_conflict(identity, node_id, observed);
     if plan.blocked.is_some() {
         return plan;
     }
     if observed.cluster_id.is_none() || observed.node_id.is_none() {
-        let claim = NodeClaimParams { cluster_id: identity.cluster_id(), node_id: identity.node_id() };
+        let claim = NodeClaimParams { cluster_id: identity.cluster_id(), node_id };
         plan.steps.push(Step::Node(NodeStep::Claim(claim)));
         return plan;
     }
-    plan_drives(desired, observed, identity, &mut plan);
+    let peers = desired.peers_of(node_id);
+    if peers != observed.peers {
+        plan.steps.push(Step::Node(NodeStep::SetPeers(PeersSetParams { peers })));
+    }
+    plan_drives(desired, node_id, observed, identity, &mut plan);
     for (&volume_id, volume) in &desired.volumes {
-        match desired.drives.get(&volume.drive_id).map(|drive| drive.phase) {
-            None => plan.steps.push(Step::Local(LocalStep::ForgetVolume(volume_id))),
+        let Some(replica) = volume.replica_on(node_id) else { continue };
+        match desired.drives.get(&replica.drive_id).map(|drive| drive.phase) {
+            // The drive may come back by an import, and its group counts on it until then.
+            None if volume.group.is_some() && volume.phase.is_present() => {}
+            None => plan.steps.push(Step::Local(LocalStep::ForgetReplica(volume_id, node_id))),
             Some(Phase::Removing { force: true }) => {} // leaves with its drive, untouched
-            Some(_) => plan_volume(desired, observed, volume_id, volume, &mut plan),
+            Some(_) => plan_replica(desired, observed, (volume_id, volume), replica, &mut plan),
         }
     }
     // What is taken away goes first: it may be in the way of what is to come. The sort is stable.
@@ -150,27 +169,29 @@ fn rank(step: &Step) -> u8 {
     match step {
         Step::Local(_) => 0,
         Step::Node(NodeStep::Claim(_)) => 1,
-        Step::Node(NodeStep::RemoveExport(_)) => 2,
-        Step::Node(NodeStep::DeleteVolume(_)) => 3,
-        Step::Node(NodeStep::RemoveDrive(_)) => 4,
-        Step::Node(NodeStep::AddDrive(_)) => 5,
-        Step::Node(NodeStep::ResizeVolume(_)) => 6,
-        Step::Node(NodeStep::CreateVolume(_)) => 7,
-        Step::Node(NodeStep::AddExport(_)) => 8,
+        Step::Node(NodeStep::SetPeers(_)) => 2,
+        Step::Node(NodeStep::RemoveExport(_)) => 3,
+        Step::Node(NodeStep::DeleteVolume(_)) => 4,
+        Step::Node(NodeStep::RemoveDrive(_)) => 5,
+        Step::Node(NodeStep::AddDrive(_)) => 6,
+        Step::Node(NodeStep::ResizeVolume(_)) => 7,
+        Step::Node(NodeStep::CreateVolume(_) | NodeStep::CreateMember(_)) => 8,
+        Step::Node(NodeStep::AddExport(_)) => 9,
     }
 }
 
-fn strays(desired: &Desired, observed: &Observed) -> Vec<VolumeId> {
+fn strays(desired: &Desired, node_id: NodeId, observed: &Observed) -> Vec<VolumeId> {
     let leaving = |drive_id| desired.drives.get(&drive_id).is_some_and(|drive| !drive.phase.is_present());
+    let known = |id: &VolumeId| desired.volumes.get(id).is_some_and(|volume| volume.replica_on(node_id).is_some());
     let stray = |(id, volume): (&VolumeId, &ObservedVolume)| {
-        let unknown = !desired.volumes.contains_key(id) && !leaving(volume.drive_id) && volume.state != VolumeState::Deleting;
+        let unknown = !known(id) && !leaving(volume.drive_id) && volume.state != VolumeState::Deleting;
         unknown.then_some(*id)
     };
     observed.volumes.iter().filter_map(stray).collect()
 }
 
-fn plan_drives(desired: &Desired, observed: &Observed, identity: &Identity, plan: &mut Plan) {
-    for (&drive_id, drive) in &desired.drives {
+fn plan_drives(desired: &Desired, node_id: NodeId, observed: &Observed, identity: &Identity, plan: &mut Plan) {
+    for (&drive_id, drive) in desired.drives.iter().filter(|(_, drive)| drive.node_id == node_id) {
         let seen = observed.drives.get(&drive_id);
         let occupied = desired.volumes_on(drive_id).next().is_some();
         let step = match (drive.phase, seen) {
@@ -182,7 +203,7 @@ fn plan_drives(desired: &Desired, observed: &Observed, identity: &Identity, plan
                     spec: drive.spec.clone(),
                     drive_id,
                     cluster_id: identity.cluster_id(),
-                    node_id: identity.node_id(),
+                    node_id,
                     stores: drive.stores,
                     oplog_bytes: drive.oplog_bytes,
                     force: drive.force && !drive.made,
@@ -197,21 +218,28 @@ fn plan_drives(desired: &Desired, observed: &Observed, identity: &Identity, plan
     }
 }
 
-fn plan_volume(desired: &Desired, observed: &Observed, volume_id: VolumeId, volume: &DesiredVolume, plan: &mut Plan) {
+fn plan_replica(
+    desired: &Desired,
+    observed: &Observed,
+    (volume_id, volume): (VolumeId, &DesiredVolume),
+    replica: &DesiredReplica,
+    plan: &mut Plan,
+) {
+    let node_id = replica.node_id;
     let Some(seen) = observed.volumes.get(&volume_id) else {
-        if observed.is_serving(volume.drive_id) {
-            plan_absent_volume(desired, volume_id, volume, plan);
+        if observed.is_serving(replica.drive_id) {
+            plan_absent_replica(desired, (volume_id, volume), replica, plan);
         }
         return;
     };
-    if conflict(volume, seen).is_some() || seen.state == VolumeState::Deleting {
+    if conflict(volume, replica, seen).is_some() || seen.state == VolumeState::Deleting {
         return;
     }
-    if !volume.made {
-        plan.steps.push(Step::Local(LocalStep::VolumeMade(volume_id)));
+    if !replica.made {
+        plan.steps.push(Step::Local(LocalStep::ReplicaMade(volume_id, node_id)));
     }
     for door in &seen.doors {
-        let desired_phase = volume.door(door).map(|desired| desired.phase);
+        let desired_phase = volume.door(node_id, door).map(|desired| desired.phase);
         let force = match (volume.phase, desired_phase) {
             (Phase::Removing { force }, _) => force,
             (Phase::Present, Some(Phase::Present)) => continue,
@@ -227,75 +255,100 @@ fn plan_volume(desired: &Desired, observed: &Observed, volume_id: VolumeId, volu
         }
         return;
     }
-    if seen.size < volume.size || (seen.size > volume.size && volume.allow_shrink) {
-        let params = VolumeResizeParams { volume_id, size_bytes: volume.size, allow_shrink: volume.allow_shrink };
-        plan.steps.push(Step::Node(NodeStep::ResizeVolume(params)));
-    } else if seen.size == volume.size && volume.allow_shrink {
-        plan.steps.push(Step::Local(LocalStep::ShrinkDone(volume_id)));
+    // A group's size is changed where it is led, and comes to the others by its log.
+    if seen.is_served() {
+        if seen.size < volume.size || (seen.size > volume.size && volume.allow_shrink) {
+            let params = VolumeResizeParams { volume_id, size_bytes: volume.size, allow_shrink: volume.allow_shrink };
+            plan.steps.push(Step::Node(NodeStep::ResizeVolume(params)));
+        } else if seen.size == volume.size && volume.allow_shrink {
+            plan.steps.push(Step::Local(LocalStep::ShrinkDone(volume_id)));
+        }
     }
-    for desired in &volume.doors {
+    for desired in volume.doors.iter().filter(|desired| desired.node_id == node_id) {
         match desired.phase {
-            Phase::Present if !seen.doors.contains(&desired.door) && seen.state == VolumeState::Serving => {
-                let params = ExportAddParams { volume_id, door: desired.door.clone(), controllers: None };
+            Phase::Present if !seen.doors.contains(&desired.door) && seen.state == VolumeState::Serving && volume.is_founded() => {
+                let params = ExportAddParams { volume_id, door: desired.door.clone(), controllers: volume.controllers(node_id) };
                 plan.steps.push(Step::Node(NodeStep::AddExport(params)));
             }
             Phase::Removing { .. } if !seen.doors.contains(&desired.door) => {
-                plan.steps.push(Step::Local(LocalStep::ForgetDoor(volume_id, desired.door.clone())));
+                plan.steps.push(Step::Local(LocalStep::ForgetDoor(volume_id, node_id, desired.door.clone())));
             }
             _ => {}
         }
     }
 }
 
-/// The volume is not there, and its drive has told of all it holds.
-fn plan_absent_volume(desired: &Desired, volume_id: VolumeId, volume: &DesiredVolume, plan: &mut Plan) {
+/// The replica is not there, and its drive has told of all it holds.
+fn plan_absent_replica(desired: &Desired, (volume_id, volume): (VolumeId, &DesiredVolume), replica: &DesiredReplica, plan: &mut Plan) {
     if !volume.phase.is_present() {
-        plan.steps.push(Step::Local(LocalStep::ForgetVolume(volume_id)));
+        plan.steps.push(Step::Local(LocalStep::ForgetReplica(volume_id, replica.node_id)));
         return;
     }
-    let drive = &desired.drives[&volume.drive_id];
-    if volume.made && !drive.volatile {
+    let drive = &desired.drives[&replica.drive_id];
+    // A member that forgot what it promised must never speak under its old id, so one of a group is not made anew on memory either.
+    if replica.made && (!drive.volatile || volume.group.is_some()) {
         plan.lost.push(volume_id);
         return;
     }
     if !drive.phase.is_present() {
         return;
     }
-    plan.steps.push(Step::Node(NodeStep::CreateVolume(VolumeCreateParams {
-        volume_id,
-        segment_id: volume.segment_id,
-        replica_id: volume.replica_id,
-        name: volume.name.clone(),
-        size_bytes: volume.size,
-        block_size: volume.block_size,
-        drive_id: volume.drive_id,
-    })));
+    let (segment_id, replica_id, drive_id) = (volume.segment_id, replica.replica_id, replica.drive_id);
+    let (name, block_size) = (volume.name.clone(), volume.block_size);
+    plan.steps.push(Step::Node(match &volume.group {
+        None => NodeStep::CreateVolume(VolumeCreateParams {
+            volume_id,
+            segment_id,
+            replica_id,
+            name,
+            size_bytes: volume.size,
+            block_size,
+            drive_id,
+        }),
+        Some(group) => NodeStep::CreateMember(MemberCreateParams {
+            volume_id,
+            segment_id,
+            replica_id,
+            name,
+            size_bytes: group.first_size,
+            block_size,
+            drive_id,
+            members: group.first.clone(),
+        }),
+    }));
 }
 
 /// Both sides know the id and mean different things by it: nothing is done until a person has looked.
-pub fn conflict(desired: &DesiredVolume, seen: &ObservedVolume) -> Option<String> {
+pub fn conflict(desired: &DesiredVolume, replica: &DesiredReplica, seen: &ObservedVolume) -> Option<String> {
     let differ = |what: &str, ours: String, theirs: String| Some(format!("{what} is {theirs} on the node and {ours} in control"));
     if desired.segment_id != seen.segment_id {
         return differ("the segment", desired.segment_id.to_string(), seen.segment_id.to_string());
     }
-    if desired.replica_id != seen.replica_id {
-        return differ("the replica", desired.replica_id.to_string(), seen.replica_id.to_string());
+    if replica.replica_id != seen.replica_id {
+        return differ("the replica", replica.replica_id.to_string(), seen.replica_id.to_string());
     }
     if desired.block_size != seen.block_size {
         return differ("the block size", desired.block_size.to_string(), seen.block_size.to_string());
     }
-    if desired.drive_id != seen.drive_id {
-        return differ("the drive", desired.drive_id.to_string(), seen.drive_id.to_string());
+    if replica.drive_id != seen.drive_id {
+        return differ("the drive", replica.drive_id.to_string(), seen.drive_id.to_string());
     }
-    None
+    match (&desired.group, &seen.group) {
+        (Some(_), Some(group)) if group.member != replica.member => {
+            differ("the member's number", replica.member.to_string(), group.member.to_string())
+        }
+        (None, Some(group)) => differ("the number of replicas", "1".to_owned(), group.members.list.len().to_string()),
+        (Some(_), None) => differ("the number of replicas", desired.replicas.len().to_string(), "1".to_owned()),
+        _ => None,
+    }
 }
 
 impl LocalStep {
     pub fn subject(&self) -> Subject {
         match self {
             Self::DriveMade(id) | Self::ForgetDrive(id) => Subject::Drive(*id),
-            Self::VolumeMade(id) | Self::ShrinkDone(id) | Self::ForgetVolume(id) => Subject::Volume(*id),
-            Self::ForgetDoor(id, door) => Subject::Door(*id, door.clone()),
+            Self::ReplicaMade(id, _) | Self::ShrinkDone(id) | Self::ForgetReplica(id, _) => Subject::Volume(*id),
+            Self::ForgetDoor(id, _, door) => Subject::Door(*id, door.clone()),
         }
     }
 
@@ -310,25 +363,39 @@ impl LocalStep {
                 }
                 _ => vec![],
             },
-            Self::VolumeMade(id) => change_volume(desired, *id, |volume| volume.made = true),
+            Self::ReplicaMade(id, node_id) => change_volume(desired, *id, |volume| {
+                volume.replicas.iter_mut().filter(|replica| replica.node_id == *node_id).for_each(|replica| replica.made = true);
+            }),
             Self::ShrinkDone(id) => change_volume(desired, *id, |volume| volume.allow_shrink = false),
             Self::ForgetDrive(id) => match desired.drives.get(id) {
                 Some(drive) if !drive.phase.is_present() => {
-                    let volumes = desired.volumes_on(*id).map(|(volume_id, _)| Record::DropVolume(*volume_id));
+                    let alone = desired.volumes_on(*id).filter(|(_, volume)| volume.group.is_none());
+                    let volumes = alone.map(|(volume_id, _)| Record::DropVolume(*volume_id));
                     volumes.chain([Record::DropDrive(*id)]).collect()
                 }
                 _ => vec![],
             },
-            Self::ForgetVolume(id) => match desired.volumes.get(id) {
-                Some(volume) if !volume.phase.is_present() || !desired.drives.contains_key(&volume.drive_id) => {
-                    vec![Record::DropVolume(*id)]
-                }
-                _ => vec![],
-            },
-            Self::ForgetDoor(id, door) => change_volume(desired, *id, |volume| {
-                volume.doors.retain(|desired| desired.door != *door || desired.phase.is_present());
+            Self::ForgetReplica(id, node_id) => forget_replica(desired, *id, *node_id),
+            Self::ForgetDoor(id, node_id, door) => change_volume(desired, *id, |volume| {
+                let gone =
+                    |desired: &crate::DesiredDoor| desired.node_id == *node_id && desired.door == *door && !desired.phase.is_present();
+                volume.doors.retain(|desired| !gone(desired));
             }),
         }
+    }
+}
+
+fn forget_replica(desired: &Desired, id: VolumeId, node_id: NodeId) -> Vec<Record> {
+    let Some(volume) = desired.volumes.get(&id) else { return vec![] };
+    let Some(replica) = volume.replica_on(node_id) else { return vec![] };
+    let is_homeless = volume.group.is_none() && !desired.drives.contains_key(&replica.drive_id);
+    match (volume.phase.is_present() && !is_homeless, volume.replicas.len()) {
+        (true, _) => vec![],
+        (false, 1) => vec![Record::DropVolume(id)],
+        (false, _) => change_volume(desired, id, |volume| {
+            volume.replicas.retain(|replica| replica.node_id != node_id);
+            volume.doors.retain(|desired| desired.node_id != node_id);
+        }),
     }
 }
 

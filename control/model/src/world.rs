@@ -1,17 +1,18 @@
-//! Tests: a control and a node in one small world, driven by random wishes, crashes and refusals, against the rule
+//! Tests: a control and three nodes in one small world, driven by random wishes, crashes and refusals, against the rule
 //! that once the trouble stops, desired and observed agree, nothing was lost that nobody removed, and no id came
-//! twice. The node is a few maps: media that survive, and what is open, which does not.
+//! twice. A node is a few maps: media that survive, and what is open, which does not. A group is led by the first node that has it open.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
 
 use penstock_api::http::{DriveAddBody, VolumeCreateBody};
 use penstock_api::id::{ClusterTag, Id, Incarnation, NodeNumber};
-use penstock_api::rpc::{BlockSize, Door, DriveLabel, DriveState, ErrorCode, RpcError, VolumeState};
+use penstock_api::rpc::{BlockSize, Door, DriveLabel, DriveState, ErrorCode, GroupInfo, GroupPart, PeerAddress, RpcError, VolumeState};
 use penstock_api::{ByteSize, ClusterId, DriveId, NodeId, ReplicaId, SegmentId, VolumeId};
 use proptest::prelude::*;
 
 use crate::change::{self, VolumeIds};
-use crate::desired::{Desired, Phase, Record};
+use crate::desired::{Desired, DesiredNode, Record};
 use crate::import;
 use crate::issuer::{Identity, Issuer, Mark, Take};
 use crate::observed::{Observed, ObservedDrive, ObservedVolume};
@@ -29,6 +30,7 @@ struct Node {
     /// By place. Survive everything.
     media: BTreeMap<String, Medium>,
     claim: Option<(ClusterId, NodeId)>,
+    peers: Vec<PeerAddress>,
     /// Open drives and the doors served; gone with the process.
     open: BTreeMap<DriveId, (String, ObservedDrive)>,
     doors: BTreeMap<VolumeId, BTreeSet<Door>>,
@@ -37,6 +39,7 @@ struct Node {
 impl Node {
     fn crash(&mut self, volatile_places: &[String]) {
         self.claim = None;
+        self.peers.clear();
         self.open.clear();
         self.doors.clear();
         for place in volatile_places {
@@ -54,6 +57,7 @@ impl Node {
         Observed {
             cluster_id: self.claim.map(|claim| claim.0),
             node_id: self.claim.map(|claim| claim.1),
+            peers: self.peers.clone(),
             drives: self.open.iter().map(|(id, (_, drive))| (*id, drive.clone())).collect(),
             volumes: volumes.collect(),
         }
@@ -68,6 +72,11 @@ impl Node {
         let places: Vec<String> = self.open.values().map(|(place, _)| place.clone()).collect();
         let place = places.into_iter().find(|place| self.media[place].volumes.contains_key(&id))?;
         self.media.get_mut(&place)?.volumes.get_mut(&id)
+    }
+
+    fn make(&mut self, volume_id: VolumeId, volume: ObservedVolume) -> Result<(), RpcError> {
+        self.medium_of(volume.drive_id)?.volumes.entry(volume_id).or_insert(volume);
+        Ok(())
     }
 
     fn call(&mut self, step: &NodeStep) -> Result<(), RpcError> {
@@ -106,6 +115,7 @@ impl Node {
                 gone.iter().for_each(|id| drop(self.doors.remove(id)));
                 self.open.remove(&params.drive_id);
             }
+            NodeStep::SetPeers(params) => self.peers = params.peers.clone(),
             NodeStep::CreateVolume(params) => {
                 let volume = ObservedVolume {
                     segment_id: params.segment_id,
@@ -118,8 +128,43 @@ impl Node {
                     reason: None,
                     doors: BTreeSet::new(),
                     connections: 0,
+                    group: None,
                 };
-                self.medium_of(params.drive_id)?.volumes.entry(params.volume_id).or_insert(volume);
+                self.make(params.volume_id, volume)?;
+            }
+            NodeStep::CreateMember(params) => {
+                let me = params.members.list.iter().find(|member| member.replica_id == params.replica_id);
+                let Some(me) = me.filter(|member| Some(member.node_id) == self.claim.map(|claim| claim.1)) else {
+                    return refuse(ErrorCode::Invalid, "no member is on this node");
+                };
+                let group = GroupInfo {
+                    member: me.member,
+                    part: GroupPart::Follower,
+                    reason: None,
+                    term: 1,
+                    leader: Some(me.node_id),
+                    serves: false,
+                    asleep: false,
+                    last: 0,
+                    persisted: 0,
+                    committed: 0,
+                    applied: 0,
+                    members: params.members.clone(),
+                };
+                let volume = ObservedVolume {
+                    segment_id: params.segment_id,
+                    replica_id: params.replica_id,
+                    name: params.name.clone(),
+                    size: params.size_bytes,
+                    block_size: params.block_size,
+                    drive_id: params.drive_id,
+                    state: VolumeState::Serving,
+                    reason: None,
+                    doors: BTreeSet::new(),
+                    connections: 0,
+                    group: Some(group),
+                };
+                self.make(params.volume_id, volume)?;
             }
             NodeStep::ResizeVolume(params) => match self.volume(params.volume_id) {
                 None => return refuse(ErrorCode::NotFound, "no such volume"),
@@ -153,22 +198,73 @@ struct World {
     mark: Option<Mark>,
     issuer: Issuer,
     issued: BTreeSet<Id>,
-    node: Node,
-    /// Volumes that were settled once and that nobody removed since: they must be there in the end.
-    kept: BTreeSet<VolumeId>,
+    nodes: BTreeMap<NodeId, Node>,
+    /// Replicas that were settled once and that nobody removed since: they must be there in the end.
+    kept: BTreeSet<(VolumeId, NodeId)>,
 }
+
+const NODES: u16 = 3;
 
 fn identity() -> Identity {
     let (cluster, node) = (ClusterTag::new(7).unwrap(), NodeNumber::new(1).unwrap());
     Identity { cluster, node, incarnation: Incarnation::FIRST }
 }
 
+fn node_id(n: u16) -> NodeId {
+    NodeId::of(identity().cluster, NodeNumber::new(1 + n % NODES).unwrap())
+}
+
+fn named() -> BTreeMap<NodeId, DesiredNode> {
+    let address = |port| Some(SocketAddr::from(([127, 0, 0, 1], port)));
+    let named = |n| DesiredNode { name: format!("n{n}").parse().unwrap(), peer: address(7700 + n), nvmf: address(4420 + n) };
+    (0..NODES).map(|n| (node_id(n), named(n))).collect()
+}
+
 impl World {
     fn new() -> Self {
-        let desired = Desired { identity: Some(identity()), ..Desired::default() };
+        let desired = Desired { identity: Some(identity()), nodes: named(), ..Desired::default() };
         let issuer = Issuer::open(identity(), None);
-        let (issued, node, kept) = (BTreeSet::new(), Node::default(), BTreeSet::new());
-        Self { desired, mark: None, issuer, issued, node, kept }
+        let nodes = (0..NODES).map(|n| (node_id(n), Node::default())).collect();
+        Self { desired, mark: None, issuer, issued: BTreeSet::new(), nodes, kept: BTreeSet::new() }
+    }
+
+    /// What a node shows; the first one that has a group open leads it.
+    fn observe(&self, node_id: NodeId) -> Observed {
+        let mut observed = self.nodes[&node_id].observe();
+        for (id, volume) in &mut observed.volumes {
+            let has = |node: &Node| node.observe().volumes.contains_key(id);
+            let leader = self.nodes.iter().find(|(_, node)| has(node)).map(|(id, _)| *id);
+            if let Some(group) = &mut volume.group {
+                group.serves = leader == Some(node_id);
+            }
+        }
+        observed
+    }
+
+    fn observe_all(&self) -> BTreeMap<NodeId, Observed> {
+        self.nodes.keys().map(|id| (*id, self.observe(*id))).collect()
+    }
+
+    fn call(&mut self, node_id: NodeId, step: &NodeStep) -> Result<(), RpcError> {
+        if let NodeStep::ResizeVolume(params) = step
+            && self.observe(node_id).volumes.get(&params.volume_id).is_some_and(|seen| !seen.is_served())
+        {
+            return Err(RpcError::new(ErrorCode::NotReady, "another node leads"));
+        }
+        let known =
+            |world: &Self, id| world.nodes.values().flat_map(|node| node.media.values()).find_map(|m| m.volumes.get(&id)).map(|v| v.size);
+        let (changed, size) = match step {
+            NodeStep::ResizeVolume(params) => (params.volume_id, Some(params.size_bytes)),
+            NodeStep::CreateMember(params) => (params.volume_id, known(self, params.volume_id)),
+            _ => return self.nodes.get_mut(&node_id).unwrap().call(step),
+        };
+        self.nodes.get_mut(&node_id).unwrap().call(step)?;
+        if let Some(size) = size {
+            // By the group's log, wherever a member is.
+            let media = self.nodes.values_mut().flat_map(|node| node.media.values_mut());
+            media.filter_map(|medium| medium.volumes.get_mut(&changed)).for_each(|volume| volume.size = size);
+        }
+        Ok(())
     }
 
     fn id(&mut self) -> Id {
@@ -193,19 +289,19 @@ impl World {
         }
     }
 
-    /// One round of reconciling, of which the first `upto` steps happen before a crash. Answers how many there were.
-    fn round(&mut self, upto: usize, lost_answer: bool) -> usize {
-        let observed = self.node.observe();
+    /// One round of reconciling at one node, of which the first `upto` steps happen before a crash. Answers how many there were.
+    fn round(&mut self, node_id: NodeId, upto: usize, lost_answer: bool) -> usize {
+        let observed = self.observe(node_id);
         for id in observed.ids() {
             if let Some(mark) = self.issuer.on_seen(id).unwrap() {
                 self.mark = Some(mark);
                 self.issuer.on_durable(mark);
             }
         }
-        let plan = reconcile(&self.desired, &observed);
-        assert_eq!(plan, reconcile(&self.desired, &observed), "not deterministic");
+        let plan = reconcile(&self.desired, node_id, &observed);
+        assert_eq!(plan, reconcile(&self.desired, node_id, &observed), "not deterministic");
         assert_eq!(plan.blocked, None);
-        assert!(plan.lost.is_empty(), "lost {:?}", plan.lost);
+        assert!(plan.lost.iter().all(|id| self.is_forgetful(*id, node_id)), "lost {:?}", plan.lost);
         for (at, step) in plan.steps.iter().take(upto).enumerate() {
             match step {
                 Step::Local(local) => {
@@ -213,52 +309,75 @@ impl World {
                     self.desired.apply(&records);
                 }
                 Step::Node(step) => {
-                    let first = self.node.call(step);
+                    let first = self.call(node_id, step);
                     // Done at the node, but the answer never came: the step happens once more.
                     if lost_answer && at + 1 == upto {
-                        assert_eq!(self.node.call(step).is_ok(), first.is_ok(), "{step:?} is not idempotent");
+                        assert_eq!(self.call(node_id, step).is_ok(), first.is_ok(), "{step:?} is not idempotent");
                     }
                 }
             }
         }
-        for (id, volume) in &self.desired.volumes {
-            let serving = self.desired.drives.get(&volume.drive_id).is_some_and(|drive| drive.phase.is_present() && !drive.volatile);
-            if volume.made && volume.phase.is_present() && serving {
-                self.kept.insert(*id);
-            } else {
-                self.kept.remove(id);
-            }
-        }
-        self.kept.retain(|id| self.desired.volumes.contains_key(id));
+        self.remember_kept();
         plan.steps.len()
     }
 
+    /// A member on memory, which is not made anew when it is gone.
+    fn is_forgetful(&self, id: VolumeId, node_id: NodeId) -> bool {
+        let replica = self.desired.volumes[&id].replica_on(node_id).expect("planned here");
+        self.desired.drives.get(&replica.drive_id).is_some_and(|drive| drive.volatile)
+    }
+
+    fn remember_kept(&mut self) {
+        let mut kept = BTreeSet::new();
+        for (id, volume) in &self.desired.volumes {
+            for replica in &volume.replicas {
+                let serving = self.desired.drives.get(&replica.drive_id).is_some_and(|drive| drive.phase.is_present() && !drive.volatile);
+                if replica.made && volume.phase.is_present() && serving {
+                    kept.insert((*id, replica.node_id));
+                }
+            }
+        }
+        self.kept = kept;
+    }
+
     fn converge(&mut self) {
-        for _ in 0..12 {
-            if self.round(usize::MAX, false) == 0 {
+        let nodes: Vec<NodeId> = self.nodes.keys().copied().collect();
+        for _ in 0..14 {
+            let steps: usize = nodes.iter().map(|id| self.round(*id, usize::MAX, false)).sum();
+            if steps == 0 {
                 return;
             }
         }
-        panic!("twelve quiet rounds and still {:?}", reconcile(&self.desired, &self.node.observe()).steps);
+        let left: Vec<_> = nodes.iter().map(|id| reconcile(&self.desired, *id, &self.observe(*id)).steps).collect();
+        panic!("fourteen quiet rounds and still {left:?}");
     }
 
     fn assert_agreed(&self) {
-        let observed = self.node.observe();
+        let observed = self.observe_all();
         for (id, drive) in &self.desired.drives {
             assert!(drive.phase.is_present() && drive.made, "{drive:?}");
-            assert_eq!(observed.drives[id].state, DriveState::Serving);
+            assert_eq!(observed[&drive.node_id].drives[id].state, DriveState::Serving);
         }
-        assert!(observed.drives.keys().all(|id| self.desired.drives.contains_key(id)));
+        assert!(observed.values().flat_map(|seen| seen.drives.keys()).all(|id| self.desired.drives.contains_key(id)));
         for (id, volume) in &self.desired.volumes {
-            let seen = &observed.volumes[id];
-            assert!(volume.phase.is_present() && volume.made && !volume.allow_shrink, "{volume:?}");
-            assert_eq!((seen.size, seen.drive_id), (volume.size, volume.drive_id));
-            let doors: BTreeSet<Door> = volume.doors.iter().map(|desired| desired.door.clone()).collect();
-            assert_eq!(seen.doors, doors);
-            assert!(volume.doors.iter().all(|desired| desired.phase == Phase::Present));
+            assert!(volume.phase.is_present(), "{volume:?}");
+            for replica in &volume.replicas {
+                let is_gone = volume.group.is_some()
+                    && self.desired.drives.get(&replica.drive_id).is_none_or(|drive| drive.volatile)
+                    && !observed[&replica.node_id].volumes.contains_key(id);
+                if is_gone {
+                    continue; // its drive was taken away, or forgot it: the others go on
+                }
+                let seen = &observed[&replica.node_id].volumes[id];
+                assert!(replica.made, "{volume:?}");
+                assert_eq!((seen.size, seen.drive_id), (volume.size, replica.drive_id));
+                let doors = volume.doors.iter().filter(|desired| desired.node_id == replica.node_id);
+                assert_eq!(seen.doors, doors.map(|desired| desired.door.clone()).collect());
+                assert!(!volume.allow_shrink || observed.values().all(|seen| seen.volumes.get(id).is_none_or(|seen| !seen.is_served())));
+            }
         }
-        for id in &self.kept {
-            assert!(observed.volumes.contains_key(id), "{id} was kept by nobody's wish but is gone");
+        for (id, node_id) in &self.kept {
+            assert!(observed[node_id].volumes.contains_key(id), "{id} on {node_id} was kept by nobody's wish but is gone");
         }
     }
 
@@ -270,14 +389,16 @@ impl World {
         self.desired.volumes.values().nth(pick % self.desired.volumes.len().max(1)).map(|volume| volume.name.to_string())
     }
 
-    fn volatile_places(&self) -> Vec<String> {
-        self.desired.drives.values().filter(|drive| drive.volatile).map(|drive| drive.spec.place()).collect()
+    fn volatile_places(&self, node_id: NodeId) -> Vec<String> {
+        let drives = self.desired.drives.values().filter(|drive| drive.node_id == node_id && drive.volatile);
+        drives.map(|drive| drive.spec.place()).collect()
     }
 }
 
 #[derive(Clone, Debug)]
 enum Event {
     AddDrive {
+        node: u16,
         place: u8,
         volatile: bool,
     },
@@ -289,6 +410,7 @@ enum Event {
         name: u8,
         size: u64,
         pick: Option<usize>,
+        replicas: u8,
     },
     Resize {
         pick: usize,
@@ -309,11 +431,14 @@ enum Event {
     },
     /// A round that dies after `upto` steps; what was done stays done.
     Round {
+        node: u16,
         upto: usize,
         lost_answer: bool,
     },
     ControlCrash,
-    NodeCrash,
+    NodeCrash {
+        node: u16,
+    },
     /// Control loses its whole state and is rebuilt from the drives.
     Import,
 }
@@ -321,36 +446,41 @@ enum Event {
 fn any_event() -> impl Strategy<Value = Event> {
     let pick = 0usize..8;
     prop_oneof![
-        2 => (0u8..4, any::<bool>()).prop_map(|(place, volatile)| Event::AddDrive { place, volatile }),
+        4 => (0..NODES, 0u8..2, any::<bool>()).prop_map(|(node, place, volatile)| Event::AddDrive { node, place, volatile }),
         1 => (pick.clone(), any::<bool>()).prop_map(|(pick, force)| Event::RemoveDrive { pick, force }),
-        4 => (0u8..6, 1u64..9, proptest::option::of(pick.clone())).prop_map(|(name, size, pick)| Event::Create { name, size, pick }),
+        2 => (0u8..6, 1u64..9, proptest::option::of(pick.clone())).prop_map(|(name, size, pick)| Event::Create { name, size, pick, replicas: 1 }),
+        3 => (0u8..6, 1u64..9).prop_map(|(name, size)| Event::Create { name, size, pick: None, replicas: 3 }),
         2 => (pick.clone(), 1u64..9, any::<bool>()).prop_map(|(pick, size, shrink)| Event::Resize { pick, size, shrink }),
         2 => (pick.clone(), any::<bool>()).prop_map(|(pick, force)| Event::Remove { pick, force }),
         3 => (pick.clone(), 0u16..3).prop_map(|(pick, port)| Event::Export { pick, port }),
         2 => (pick, 0u16..3).prop_map(|(pick, port)| Event::Unexport { pick, port }),
-        8 => (0usize..6, any::<bool>()).prop_map(|(upto, lost_answer)| Event::Round { upto, lost_answer }),
+        12 => (0..NODES, 0usize..6, any::<bool>()).prop_map(|(node, upto, lost_answer)| Event::Round { node, upto, lost_answer }),
         2 => Just(Event::ControlCrash),
-        2 => Just(Event::NodeCrash),
+        3 => (0..NODES).prop_map(|node| Event::NodeCrash { node }),
         1 => Just(Event::Import),
     ]
 }
 
 fn door(port: u16) -> Door {
-    Door::Nvmf { address: [127, 0, 0, 1].into(), port: 4420 + port, nqn: None }
+    match port {
+        0 => Door::NVMF_ANYWHERE,
+        _ => Door::Vhost { name: Some(format!("s{port}").parse().unwrap()) },
+    }
 }
 
 fn happen(world: &mut World, event: Event) {
     match event {
-        Event::AddDrive { place, volatile } => {
+        Event::AddDrive { node, place, volatile } => {
+            let node_id = node_id(node);
             let text = if volatile { format!("malloc:m{place}?size=1GiB") } else { format!("file:/d{place}?size=1GiB") };
             let spec: penstock_api::DriveSpec = text.parse().unwrap();
             // As the server does: a drive of ours is imported, not added.
-            if world.node.media.get(&spec.place()).is_some_and(|medium| medium.label.is_some()) {
+            if world.nodes[&node_id].media.get(&spec.place()).is_some_and(|medium| medium.label.is_some()) {
                 return;
             }
-            let body = DriveAddBody { spec, volatile, stores: None, oplog_bytes: None, force: false };
+            let body = DriveAddBody { spec, node: None, volatile, stores: None, oplog_bytes: None, force: false };
             let id = DriveId(world.id());
-            let judged = change::add_drive(&world.desired, id, &body, volatile);
+            let judged = change::add_drive(&world.desired, id, node_id, &body, volatile);
             world.commit(judged);
         }
         Event::RemoveDrive { pick, force } => {
@@ -359,14 +489,16 @@ fn happen(world: &mut World, event: Event) {
                 world.commit(judged);
             }
         }
-        Event::Create { name, size, pick } => {
-            let ids = VolumeIds { volume: VolumeId(world.id()), segment: SegmentId(world.id()), replica: ReplicaId(world.id()) };
+        Event::Create { name, size, pick, replicas } => {
+            let (volume, segment) = (VolumeId(world.id()), SegmentId(world.id()));
+            let ids = VolumeIds { volume, segment, replicas: (0..replicas).map(|_| ReplicaId(world.id())).collect() };
             let (name, size) = (format!("v{name}").parse().unwrap(), ByteSize::mib(size));
-            let asked = pick.and_then(|pick| world.drive(pick));
-            let body = VolumeCreateBody { name, size, block_size: BlockSize::B4096, drive_id: asked };
-            let observed = world.node.observe();
-            let judged = change::place(&world.desired, Some(&observed), asked)
-                .and_then(|drive_id| change::create_volume(&world.desired, ids, &body, drive_id));
+            let drive_ids: Vec<DriveId> = pick.and_then(|pick| world.drive(pick)).into_iter().collect();
+            let body = VolumeCreateBody { name, size, block_size: BlockSize::B4096, replicas, drive_ids };
+            let observed = world.observe_all();
+            let there = observed.iter().map(|(id, seen)| (*id, seen)).collect();
+            let judged = change::place(&world.desired, &there, &body.drive_ids, replicas)
+                .and_then(|places| change::create_volume(&world.desired, &ids, &body, &places));
             world.commit(judged);
         }
         Event::Resize { pick, size, shrink } => {
@@ -377,33 +509,38 @@ fn happen(world: &mut World, event: Event) {
         }
         Event::Remove { pick, force } => {
             if let Some(name) = world.name(pick) {
-                let judged = change::remove_volume(&world.desired, Some(&world.node.observe()), &name, force);
+                let judged = change::remove_volume(&world.desired, &BTreeMap::new(), &name, force);
                 world.commit(judged);
             }
         }
         Event::Export { pick, port } => {
             if let Some(name) = world.name(pick) {
-                let judged = change::export(&world.desired, &name, &door(port));
+                let (_, volume) = world.desired.find_volume(&name).unwrap();
+                let judged = change::doors_meant(&world.desired, volume, &door(port), None)
+                    .and_then(|doors| change::export(&world.desired, &name, &doors));
                 world.commit(judged);
             }
         }
         Event::Unexport { pick, port } => {
             if let Some(name) = world.name(pick) {
-                let judged = change::unexport(&world.desired, &name, &door(port), false);
-                world.commit(judged);
+                let (_, volume) = world.desired.find_volume(&name).unwrap();
+                if let Some(door) = volume.doors.get(usize::from(port)).map(|desired| desired.door.clone()) {
+                    let judged = change::unexport(&world.desired, &name, &door, None, false).map(|(_, records)| records);
+                    world.commit(judged);
+                }
             }
         }
-        Event::Round { upto, lost_answer } => {
-            world.round(upto, lost_answer);
+        Event::Round { node, upto, lost_answer } => {
+            world.round(node_id(node), upto, lost_answer);
         }
         Event::ControlCrash => {
             let json = |value: &crate::DesiredVolume| serde_json::from_str(&serde_json::to_string(value).unwrap()).unwrap();
             world.desired.volumes = world.desired.volumes.iter().map(|(id, volume)| (*id, json(volume))).collect();
             world.issuer = Issuer::open(world.desired.identity.unwrap(), world.mark);
         }
-        Event::NodeCrash => {
-            let places = world.volatile_places();
-            world.node.crash(&places);
+        Event::NodeCrash { node } => {
+            let places = world.volatile_places(node_id(node));
+            world.nodes.get_mut(&node_id(node)).unwrap().crash(&places);
         }
         Event::Import => import_after_loss(world),
     }
@@ -414,12 +551,10 @@ fn import_after_loss(world: &mut World) {
     world.converge();
     let before = world.desired.clone();
     world.desired = Desired::default();
-    let named: Vec<(penstock_api::DriveSpec, (ClusterId, NodeId, DriveId), bool)> = before
-        .drives
-        .values()
-        .filter_map(|drive| Some((drive.spec.clone(), world.node.media.get(&drive.spec.place())?.label?, drive.volatile)))
-        .collect();
-    let Some((_, (cluster_id, node_id, _), _)) = named.first() else {
+    let label = |drive: &crate::DesiredDrive| world.nodes[&drive.node_id].media.get(&drive.spec.place())?.label;
+    let found: Vec<(penstock_api::DriveSpec, (ClusterId, NodeId, DriveId), bool)> =
+        before.drives.values().filter_map(|drive| Some((drive.spec.clone(), label(drive)?, drive.volatile))).collect();
+    let Some((_, (cluster_id, node_id, _), _)) = found.first() else {
         world.desired = before;
         return;
     };
@@ -427,22 +562,53 @@ fn import_after_loss(world: &mut World) {
     world.desired.apply(&[Record::Identity(adopted)]);
     world.mark = None;
     world.issuer = Issuer::open(adopted, None);
-    for (spec, (cluster_id, node_id, drive_id), volatile) in &named {
+    // Those that say who they are first: the others get numbers that are free then.
+    let mut names: Vec<(Option<NodeId>, DesiredNode)> =
+        named().into_iter().map(|(id, node)| (world.nodes[&id].claim.map(|claim| claim.1), node)).collect();
+    names.sort_by_key(|(shown, _)| shown.is_none());
+    for (shown, node) in &names {
+        // Unclaimed means that nothing of the cluster was ever there, so any id will do for it.
+        if shown.is_some() {
+            let (_, records) = crate::enroll(&world.desired, node, *shown).unwrap();
+            world.desired.apply(&records);
+        }
+    }
+    for (spec, (cluster_id, node_id, drive_id), volatile) in &found {
         let label = DriveLabel { cluster_id: *cluster_id, node_id: *node_id, drive_id: *drive_id, incarnation: 1 };
         let records = import::import_drive(&world.desired, spec, &label, *volatile);
         world.desired.apply(&records);
     }
-    world.round(usize::MAX, false);
-    let observed = world.node.observe();
-    let (records, _) = import::import_observed(&world.desired, &observed, &adopted, true);
-    world.desired.apply(&records);
-    let (again, report) = import::import_observed(&world.desired, &observed, &adopted, true);
-    assert!(again.is_empty() && report.volumes.is_empty(), "importing twice changed {again:?}");
+    let nodes: Vec<NodeId> = world.nodes.keys().copied().collect();
+    for id in nodes {
+        world.round(id, usize::MAX, false);
+    }
+    let observed = world.observe_all();
+    let take_up = |world: &mut World| {
+        let mut report = import::empty_report(&adopted);
+        let mut changed = 0;
+        for (id, seen) in &observed {
+            let records = import::import_observed(&world.desired, *id, seen, true, &mut report);
+            changed += records.len();
+            world.desired.apply(&records);
+        }
+        changed
+    };
+    take_up(world);
+    assert_eq!(take_up(world), 0, "importing twice changed something");
+    for (id, node) in &before.nodes {
+        world.desired.apply(&[Record::PutNode(*id, node.clone())]);
+    }
     // Ids that lie on no drive are known to nobody now; those of things removed before do not matter either.
-    let alive: BTreeSet<Id> = observed.ids().collect();
+    let alive: BTreeSet<Id> = observed.values().flat_map(Observed::ids).collect();
     world.issued.retain(|id| alive.contains(id));
+    // Replicas that are nowhere any more (on a drive that was taken away, or that forgot) are not found again.
     let facts = |desired: &Desired| {
-        desired.volumes.iter().map(|(id, volume)| (*id, volume.size, volume.drive_id, volume.doors.len())).collect::<Vec<_>>()
+        let there = |id: &VolumeId, node_id: &NodeId| observed[node_id].volumes.contains_key(id);
+        let replicas = desired.volumes.iter().flat_map(|(id, volume)| {
+            let here = volume.replicas.iter().filter(|replica| there(id, &replica.node_id));
+            here.map(|replica| (*id, volume.size, replica.clone(), volume.doors.iter().filter(|d| d.node_id == replica.node_id).count()))
+        });
+        replicas.collect::<Vec<_>>()
     };
     assert_eq!(facts(&world.desired), facts(&before));
     assert_eq!(world.desired.drives.keys().collect::<Vec<_>>(), before.drives.keys().collect::<Vec<_>>());
@@ -462,64 +628,133 @@ proptest! {
     }
 }
 
+/// One node with a drive and a volume, settled; the other two have nothing to do.
+fn small() -> World {
+    let mut world = World::new();
+    happen(&mut world, Event::AddDrive { node: 0, place: 0, volatile: false });
+    happen(&mut world, Event::Create { name: 0, size: 1, pick: None, replicas: 1 });
+    world.converge();
+    world
+}
+
+/// Three nodes with a drive each, and a volume on all of them.
+fn wide() -> World {
+    let mut world = World::new();
+    (0..NODES).for_each(|node| happen(&mut world, Event::AddDrive { node, place: 0, volatile: false }));
+    world.converge();
+    happen(&mut world, Event::Create { name: 0, size: 1, pick: None, replicas: 3 });
+    world
+}
+
+fn plan_of(world: &World, n: u16) -> crate::Plan {
+    reconcile(&world.desired, node_id(n), &world.observe(node_id(n)))
+}
+
 #[test]
 fn world_swapped_blank_drive_is_not_formatted_and_its_volumes_are_not_replaced() {
-    let mut world = World::new();
-    happen(&mut world, Event::AddDrive { place: 0, volatile: false });
-    happen(&mut world, Event::Create { name: 0, size: 1, pick: None });
-    world.converge();
-    world.node.crash(&[]);
-    world.node.media.clear();
-    let plan = reconcile(&world.desired, &world.node.observe());
+    let mut world = small();
+    let node = world.nodes.get_mut(&node_id(0)).unwrap();
+    node.crash(&[]);
+    node.media.clear();
+    let plan = plan_of(&world, 0);
     let Step::Node(claim) = &plan.steps[0] else { panic!("{plan:?}") };
-    world.node.call(claim).unwrap();
-    let plan = reconcile(&world.desired, &world.node.observe());
-    let Step::Node(add) = &plan.steps[0] else { panic!("{plan:?}") };
-    assert_eq!(world.node.call(add).unwrap_err().kind(), Some(ErrorCode::NotFound));
-    assert_eq!(world.node.media.values().next().unwrap().label, None);
+    world.call(node_id(0), claim).unwrap();
+    let plan = plan_of(&world, 0);
+    let add = plan.steps.iter().find_map(|step| match step {
+        Step::Node(step @ NodeStep::AddDrive(_)) => Some(step.clone()),
+        _ => None,
+    });
+    assert_eq!(world.call(node_id(0), &add.unwrap()).unwrap_err().kind(), Some(ErrorCode::NotFound));
+    assert_eq!(world.nodes[&node_id(0)].media.values().next().unwrap().label, None);
 }
 
 #[test]
 fn world_volume_gone_from_a_serving_drive_is_reported_lost_not_made_anew() {
-    let mut world = World::new();
-    happen(&mut world, Event::AddDrive { place: 0, volatile: false });
-    happen(&mut world, Event::Create { name: 0, size: 1, pick: None });
-    world.converge();
+    let mut world = small();
     let id = *world.desired.volumes.keys().next().unwrap();
-    world.node.media.values_mut().for_each(|medium| medium.volumes.clear());
-    let plan = reconcile(&world.desired, &world.node.observe());
+    world.nodes.get_mut(&node_id(0)).unwrap().media.values_mut().for_each(|medium| medium.volumes.clear());
+    let plan = plan_of(&world, 0);
     assert_eq!((plan.steps, plan.lost), (vec![], vec![id]));
 }
 
 #[test]
-fn world_node_of_another_cluster_is_left_alone() {
-    let mut world = World::new();
-    happen(&mut world, Event::AddDrive { place: 0, volatile: false });
+fn world_node_of_another_cluster_is_left_alone_and_the_others_are_not() {
+    let mut world = wide();
     let other = ClusterTag::new(9).unwrap();
-    world.node.claim = Some((ClusterId::of(other), NodeId::of(other, NodeNumber::new(1).unwrap())));
-    let plan = reconcile(&world.desired, &world.node.observe());
+    world.nodes.get_mut(&node_id(1)).unwrap().claim = Some((ClusterId::of(other), NodeId::of(other, NodeNumber::new(1).unwrap())));
+    let plan = plan_of(&world, 1);
     assert!(plan.steps.is_empty() && plan.blocked.unwrap().contains("belongs to cluster"));
+    assert!(plan_of(&world, 0).steps.iter().any(|step| matches!(step, Step::Node(NodeStep::CreateMember(_)))));
 }
 
 #[test]
 fn world_older_control_state_never_shrinks_or_deletes() {
-    let mut world = World::new();
-    happen(&mut world, Event::AddDrive { place: 0, volatile: false });
-    happen(&mut world, Event::Create { name: 0, size: 1, pick: None });
-    world.converge();
+    let mut world = small();
     let copy = (world.desired.clone(), world.mark);
     happen(&mut world, Event::Resize { pick: 0, size: 8, shrink: false });
     for _ in 0..2000 {
         world.id();
     }
-    happen(&mut world, Event::Create { name: 1, size: 1, pick: None });
+    happen(&mut world, Event::Create { name: 1, size: 1, pick: None, replicas: 1 });
     world.converge();
     (world.desired, world.mark) = copy;
     world.issuer = Issuer::open(world.desired.identity.unwrap(), world.mark);
-    let plan = reconcile(&world.desired, &world.node.observe());
+    let plan = plan_of(&world, 0);
     assert_eq!(plan.steps, vec![]);
     assert_eq!(plan.strays.len(), 1);
-    world.round(usize::MAX, false);
+    world.round(node_id(0), usize::MAX, false);
     assert_eq!(world.issuer.identity().incarnation.get(), 1, "the drives show ids that this state never issued");
-    happen(&mut world, Event::Create { name: 2, size: 1, pick: None });
+    happen(&mut world, Event::Create { name: 2, size: 1, pick: None, replicas: 1 });
+}
+
+#[test]
+fn world_members_are_told_the_same_membership_and_doors_wait_for_a_majority() {
+    let mut world = wide();
+    happen(&mut world, Event::Export { pick: 0, port: 0 });
+    let first = |world: &World, n: u16| {
+        plan_of(world, n).steps.into_iter().find_map(|step| match step {
+            Step::Node(NodeStep::CreateMember(params)) => Some(params),
+            _ => None,
+        })
+    };
+    let (a, b) = (first(&world, 0).unwrap(), first(&world, 2).unwrap());
+    assert_eq!((&a.members, a.segment_id, a.volume_id), (&b.members, b.segment_id, b.volume_id));
+    assert!(a.replica_id != b.replica_id && a.members.list.len() == 3 && a.members.next == 4);
+
+    let opens = |world: &World, n: u16| plan_of(world, n).steps.iter().any(|step| matches!(step, Step::Node(NodeStep::AddExport(_))));
+    world.round(node_id(0), usize::MAX, false); // made
+    world.round(node_id(0), usize::MAX, false); // recorded
+    assert!(!opens(&world, 0), "one of three is made");
+    world.round(node_id(1), usize::MAX, false);
+    world.round(node_id(1), usize::MAX, false);
+    assert!(opens(&world, 0) && opens(&world, 1) && !opens(&world, 2), "node 3 is away, and holds up nobody");
+    world.converge();
+    world.assert_agreed();
+}
+
+#[test]
+fn world_member_that_its_drive_forgot_is_never_made_again() {
+    let mut world = wide();
+    world.converge();
+    let id = *world.desired.volumes.keys().next().unwrap();
+    world.nodes.get_mut(&node_id(1)).unwrap().media.values_mut().for_each(|medium| medium.volumes.clear());
+    let plan = plan_of(&world, 1);
+    assert_eq!((plan.steps, plan.lost), (vec![], vec![id]));
+    happen(&mut world, Event::Remove { pick: 0, force: false });
+    world.converge();
+    assert!(world.desired.volumes.is_empty());
+}
+
+#[test]
+fn world_nodes_know_each_other_and_hear_of_changes() {
+    let mut world = wide();
+    world.converge();
+    let peers = |world: &World, n: u16| world.nodes[&node_id(n)].peers.iter().map(|peer| peer.node_id).collect::<Vec<_>>();
+    assert_eq!(peers(&world, 0), [node_id(1), node_id(2)]);
+    assert_eq!(peers(&world, 2), [node_id(0), node_id(1)]);
+    let moved = DesiredNode { peer: Some("127.0.0.1:9".parse().unwrap()), ..world.desired.nodes[&node_id(1)].clone() };
+    world.desired.apply(&[Record::PutNode(node_id(1), moved)]);
+    assert!(plan_of(&world, 1).steps.is_empty());
+    world.converge();
+    assert_eq!(world.nodes[&node_id(0)].peers[0].address.port(), 9);
 }

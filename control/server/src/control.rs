@@ -1,19 +1,21 @@
-//! The one owner of control's state: what is desired, what was last seen, what was refused.
+//! The one owner of control's state: what is desired, what was last seen of each node, what was refused.
 //!
 //! Wishes are judged and committed one at a time; memory follows the disk, never the other way round. If a commit
 //! fails, nobody knows what the disk holds, so the process ends and the next one reads it.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use penstock_api::http::ApiError;
 use penstock_api::id::{ClusterTag, Id, Incarnation, NodeNumber};
 use penstock_api::rpc::{self, DriveInfo, ErrorCode, NodeInfo, VolumeInfo};
+use penstock_api::{NodeId, NodeName, VolumeId};
 use penstock_model::change::Judged;
 use penstock_model::issuer::{Exhausted, Identity, Issuer, Mark, Residence, Take, residence};
-use penstock_model::progress::Look;
+use penstock_model::progress::{Look, NodeLook};
 use penstock_model::retry::{Millis, Refusals};
-use penstock_model::{Desired, Observed, Record, Subject};
+use penstock_model::{Desired, DesiredNode, Observed, Record, Subject, enroll};
 use tokio::sync::{Notify, watch};
 
 use crate::home;
@@ -21,7 +23,7 @@ use crate::metrics::Counters;
 use crate::node::NodeClient;
 use crate::store::{EmbeddedStore, Store, StoreError, Stored, Write};
 
-/// One whole look at the node.
+/// One whole look at a node.
 #[derive(Debug)]
 pub struct Seen {
     pub node: NodeInfo,
@@ -30,9 +32,15 @@ pub struct Seen {
     pub observed: Observed,
 }
 
+impl Seen {
+    pub fn volume(&self, id: VolumeId) -> Option<&VolumeInfo> {
+        self.volumes.iter().find(|volume| volume.volume_id == id)
+    }
+}
+
+/// What is known of one node that this control was told how to reach.
 #[derive(Default)]
-pub struct State {
-    pub desired: Desired,
+pub struct NodeState {
     /// The last look, kept while the node is away.
     pub seen: Option<Arc<Seen>>,
     /// Why the last look failed, if it did.
@@ -40,27 +48,73 @@ pub struct State {
     pub refusals: Refusals,
 }
 
-impl State {
+impl NodeState {
     /// The last look, unless the node is away.
     pub fn present(&self) -> Option<&Arc<Seen>> {
         self.seen.as_ref().filter(|_| self.away.is_none())
     }
+}
+
+#[derive(Default)]
+pub struct State {
+    pub desired: Desired,
+    pub nodes: BTreeMap<NodeName, NodeState>,
+}
+
+impl State {
+    /// The id that a name has, once it has one.
+    pub fn node_id(&self, name: &NodeName) -> Option<NodeId> {
+        self.desired.find_node(name.as_str()).map(|(id, _)| id)
+    }
+
+    pub fn node(&self, id: NodeId) -> Option<&NodeState> {
+        self.nodes.get(&self.desired.nodes.get(&id)?.name)
+    }
 
     pub fn look(&self) -> Look<'_> {
-        Look { desired: &self.desired, observed: self.present().map(|seen| &seen.observed), refusals: &self.refusals }
+        let each = self.nodes.iter().filter_map(|(name, node)| {
+            let observed = node.present().map(|seen| &seen.observed);
+            Some((self.node_id(name)?, NodeLook { observed, refusals: &node.refusals }))
+        });
+        Look { desired: &self.desired, nodes: each.collect() }
+    }
+
+    /// The nodes that are there.
+    pub fn observed(&self) -> BTreeMap<NodeId, &Observed> {
+        self.look().nodes.into_iter().filter_map(|(id, node)| Some((id, node.observed?))).collect()
+    }
+}
+
+/// A node that this control was told how to reach.
+pub struct NodeHandle {
+    pub named: DesiredNode,
+    pub client: NodeClient,
+    /// Something is to be done there.
+    wake: Notify,
+}
+
+impl NodeHandle {
+    pub fn new(named: DesiredNode, client: NodeClient) -> Self {
+        Self { named, client, wake: Notify::new() }
+    }
+
+    pub fn name(&self) -> &NodeName {
+        &self.named.name
+    }
+
+    pub async fn woken(&self) {
+        self.wake.notified().await;
     }
 }
 
 pub struct Control {
     store: Arc<dyn Store>,
-    pub node: NodeClient,
+    pub nodes: Vec<NodeHandle>,
     pub counters: Counters,
     state: Mutex<State>,
     /// Held from judging a wish to its commit. Absent until the cluster is founded or adopted.
     issuer: tokio::sync::Mutex<Option<Issuer>>,
-    /// Something is to be done.
-    wake: Notify,
-    /// Counts rounds of the reconciler.
+    /// Counts rounds of the reconcilers.
     rounds: watch::Sender<u64>,
     fatal: watch::Sender<Option<String>>,
     started: Instant,
@@ -86,8 +140,8 @@ pub enum OpenError {
 }
 
 impl Control {
-    /// Opens the state directory and everything that needs no node.
-    pub fn open(dir: &std::path::Path, restored: bool, node: NodeClient, wait: Duration) -> Result<Self, OpenError> {
+    /// Opens the state directory and everything that needs no node. `nodes` have distinct names.
+    pub fn open(dir: &std::path::Path, restored: bool, nodes: Vec<NodeHandle>, wait: Duration) -> Result<Self, OpenError> {
         let io = |source| OpenError::Dir { dir: dir.display().to_string(), source };
         home::make_dir(dir).map_err(io)?;
         let store = EmbeddedStore::open(&home::store_path(dir))?;
@@ -119,14 +173,19 @@ impl Control {
                 tracing::warn!(identity = ?desired.identity, "the state was restored from a copy: new incarnation");
             }
         }
+        let renamed = renamed(&desired, &nodes);
+        if !renamed.is_empty() {
+            store.commit(&renamed.iter().cloned().map(Write::Record).collect::<Vec<_>>())?;
+            desired.apply(&renamed);
+        }
         let issuer = desired.identity.map(|identity| Issuer::open(identity, mark));
+        let states = nodes.iter().map(|node| (node.name().clone(), NodeState::default())).collect();
         Ok(Self {
             store: Arc::new(store),
-            node,
+            nodes,
             counters: Counters::default(),
-            state: Mutex::new(State { desired, ..State::default() }),
+            state: Mutex::new(State { desired, nodes: states }),
             issuer: tokio::sync::Mutex::new(issuer),
-            wake: Notify::new(),
             rounds: watch::channel(0).0,
             fatal: watch::channel(None).0,
             started: Instant::now(),
@@ -149,11 +208,44 @@ impl Control {
     }
 
     pub fn wake(&self) {
-        self.wake.notify_one();
+        self.nodes.iter().for_each(|node| node.wake.notify_one());
     }
 
-    pub async fn woken(&self) {
-        self.wake.notified().await;
+    /// The node that is meant: by name or id, or the only one.
+    pub fn handle(&self, name_or_id: Option<&str>) -> Result<&NodeHandle, ApiError> {
+        let names = || self.nodes.iter().map(|node| node.name().to_string()).collect::<Vec<_>>().join(", ");
+        let Some(text) = name_or_id else {
+            return match self.nodes.as_slice() {
+                [only] => Ok(only),
+                _ => {
+                    let message = format!("there are {} nodes, and none is named", self.nodes.len());
+                    Err(ApiError::new(ErrorCode::Invalid, message).with_hint(format!("say which with --node: {}", names())))
+                }
+            };
+        };
+        let name = text.parse::<NodeId>().ok().and_then(|id| self.state().desired.nodes.get(&id).map(|node| node.name.clone()));
+        let is_meant = |node: &&NodeHandle| name.as_ref().map_or(node.name().as_str() == text, |name| node.name() == name);
+        self.nodes.iter().find(is_meant).ok_or_else(|| {
+            let shown: String = text.chars().take(64).collect();
+            ApiError::new(ErrorCode::NotFound, format!("there is no node {shown}")).with_hint(format!("there are: {}", names()))
+        })
+    }
+
+    /// How to reach the node of that id.
+    pub fn client(&self, id: NodeId) -> Result<&NodeClient, ApiError> {
+        self.handle(Some(&id.to_string())).map(|node| &node.client)
+    }
+
+    /// The node's id, given to it now if it has none yet.
+    pub async fn enroll(&self, node: &NodeHandle, shown: Option<NodeId>) -> Result<NodeId, ApiError> {
+        let mut found = None;
+        self.change(&[], |state| {
+            let (id, records) = enroll(&state.desired, &node.named, shown)?;
+            found = Some(id);
+            Ok(records)
+        })
+        .await?;
+        Ok(found.expect("judged, so found"))
     }
 
     pub fn round_done(&self) {
@@ -193,13 +285,17 @@ impl Control {
         if !records.is_empty() {
             self.commit(records.iter().cloned().map(Write::Record).collect()).await?;
         }
-        {
-            let mut state = self.state();
-            state.desired.apply(&records);
-            subjects.iter().for_each(|subject| state.refusals.forget(subject));
+        self.state().desired.apply(&records);
+        self.forget(subjects);
+        Ok(records)
+    }
+
+    /// Refusals of old wishes about these do not count any more.
+    pub fn forget(&self, subjects: &[Subject]) {
+        for node in self.state().nodes.values_mut() {
+            subjects.iter().for_each(|subject| node.refusals.forget(subject));
         }
         self.wake();
-        Ok(records)
     }
 
     /// Issues ids, founding the cluster if there is none yet.
@@ -229,16 +325,28 @@ impl Control {
         Ok(self.ids(1).await?.remove(0))
     }
 
-    /// A new cluster, unless the node has one already.
+    /// A new cluster of all nodes, unless one of them has one already.
     async fn found(&self) -> Result<Identity, ApiError> {
         // Asked now: a control that lost its state must not take a node that holds volumes for a new one.
-        let node = self.node.call::<rpc::NodeGet>(&rpc::Empty {}).await.map_err(|error| {
-            ApiError::new(ErrorCode::NotReady, format!("a new cluster begins with its node, and {error}"))
-                .with_hint("start penstockd first, or point penstock-control at its socket with --node-socket")
-        })?;
-        if let Some(cluster) = node.cluster_id {
-            let message = format!("the node belongs to cluster {cluster} already, and this control knows nothing of it");
-            return Err(ApiError::new(ErrorCode::Conflict, message).with_hint("`penstock pool import` takes up what its drives hold"));
+        let mut answered = false;
+        let mut away = None;
+        for node in &self.nodes {
+            match node.client.call::<rpc::NodeGet>(&rpc::Empty {}).await {
+                Ok(info) => {
+                    answered = true;
+                    if let Some(cluster) = info.cluster_id {
+                        let message =
+                            format!("node {} belongs to cluster {cluster} already, and this control knows nothing of it", node.name());
+                        let error = ApiError::new(ErrorCode::Conflict, message);
+                        return Err(error.with_hint("`penstock pool import` takes up what its drives hold"));
+                    }
+                }
+                Err(error) => away = Some(error),
+            }
+        }
+        if let (false, Some(error)) = (answered, away) {
+            let error = ApiError::new(ErrorCode::NotReady, format!("a new cluster begins with its nodes, and {error}"));
+            return Err(error.with_hint("start penstockd first, or point penstock-control at its socket with --node"));
         }
         let mut tag = [0u8; 8];
         let random = getrandom::fill(&mut tag[2..]);
@@ -246,9 +354,17 @@ impl Control {
         let cluster = ClusterTag::new(u64::from_be_bytes(tag)).expect("six bytes are 48 bits");
         let node = NodeNumber::new(1).expect("1 is a node number");
         let identity = Identity { cluster, node, incarnation: Incarnation::FIRST };
-        self.commit(vec![Write::Record(Record::Identity(identity))]).await?;
-        self.state().desired.apply(&[Record::Identity(identity)]);
-        tracing::info!(cluster = %identity.cluster_id(), node = %identity.node_id(), "founded a cluster");
+        let mut desired = self.state().desired.clone();
+        let mut records = vec![Record::Identity(identity)];
+        desired.apply(&records);
+        for node in &self.nodes {
+            let (_, numbered) = enroll(&desired, &node.named, None)?;
+            desired.apply(&numbered);
+            records.extend(numbered);
+        }
+        self.commit(records.iter().cloned().map(Write::Record).collect()).await?;
+        self.state().desired.apply(&records);
+        tracing::info!(cluster = %identity.cluster_id(), nodes = self.nodes.len(), "founded a cluster");
         Ok(identity)
     }
 
@@ -268,14 +384,17 @@ impl Control {
         // No mark of a former identity may be read as one of the new: they are replaced together.
         let high_water = penstock_api::id::Sequence::new(1).expect("1 is a sequence");
         let mark = Mark { incarnation: identity.incarnation, high_water };
-        self.commit(vec![Write::Record(Record::Identity(identity)), Write::Mark(mark)]).await?;
-        self.state().desired.apply(&[Record::Identity(identity)]);
+        // Nor may a number of the former one's nodes.
+        let forgotten = self.state().desired.nodes.keys().map(|id| Record::DropNode(*id)).collect::<Vec<_>>();
+        let records: Vec<Record> = forgotten.into_iter().chain([Record::Identity(identity)]).collect();
+        self.commit(records.iter().cloned().map(Write::Record).chain([Write::Mark(mark)]).collect()).await?;
+        self.state().desired.apply(&records);
         *writer = Some(Issuer::open(identity, Some(mark)));
         tracing::info!(cluster = %identity.cluster_id(), node = %identity.node_id(), "adopted a cluster");
         Ok(identity)
     }
 
-    /// Looks whether the node holds ids that this state cannot have issued, and goes on under a new incarnation.
+    /// Looks whether a node holds ids that this state cannot have issued, and goes on under a new incarnation.
     pub async fn on_seen_ids(&self, observed: &Observed) -> Result<(), ApiError> {
         let mut writer = self.issuer.lock().await;
         let Some(issuer) = &mut *writer else { return Ok(()) };
@@ -305,4 +424,24 @@ impl Control {
             }
         }
     }
+}
+
+/// What a start under other flags records: the first node of a state from before nodes had names, a node that has another name now, and
+/// addresses that changed. Names that are new altogether get their number when they are needed.
+fn renamed(desired: &Desired, nodes: &[NodeHandle]) -> Vec<Record> {
+    let Some(identity) = desired.identity else { return vec![] };
+    let is_known = |node: &&NodeHandle| desired.find_node(node.name().as_str()).is_some();
+    let mut records: Vec<Record> = Vec::new();
+    for node in nodes.iter().filter(is_known) {
+        // A node that is known is never refused without a look at it.
+        records.extend(enroll(desired, &node.named, None).map(|(_, records)| records).unwrap_or_default());
+    }
+    let mut fresh = nodes.iter().filter(|node| !is_known(node));
+    let mut orphans = desired.nodes.iter().filter(|(_, known)| nodes.iter().all(|node| *node.name() != known.name));
+    match (fresh.next(), fresh.next(), orphans.next(), orphans.next()) {
+        (Some(node), _, None, _) if desired.nodes.is_empty() => records.push(Record::PutNode(identity.node_id(), node.named.clone())),
+        (Some(node), None, Some((id, _)), None) => records.push(Record::PutNode(*id, node.named.clone())),
+        _ => {}
+    }
+    records
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use clap::Parser;
 use penstock_control::config::{Config, LogForm};
-use penstock_control::control::Control;
+use penstock_control::control::{Control, NodeHandle};
 use penstock_control::node::NodeClient;
 use penstock_control::reconciler::Reconciler;
 use penstock_control::{http, listen};
@@ -29,13 +29,20 @@ fn start_log(form: LogForm) {
 async fn run(config: Config) -> Result<(), Box<dyn std::error::Error>> {
     let mut term = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    let node = NodeClient::new(&config.node_socket);
+    let flags = config.nodes()?;
+    let names = flags.iter().map(|node| format!("{}={}", node.named.name, node.socket.display())).collect::<Vec<_>>().join(" ");
+    let nodes: Vec<NodeHandle> = flags.into_iter().map(|node| NodeHandle::new(node.named, NodeClient::new(&node.socket))).collect();
+    let count = nodes.len();
     // The store first: its lock keeps a second control from taking this one's socket.
-    let control = Arc::new(Control::open(&config.state_dir, config.restored, node, config.wait())?);
+    let control = Arc::new(Control::open(&config.state_dir, config.restored, nodes, config.wait())?);
     let bound = listen::bind(&config.listen).await?;
-    tracing::info!(listen = bound.address(), node = %config.node_socket.display(), "penstock-control {} is up", env!("CARGO_PKG_VERSION"));
+    tracing::info!(listen = bound.address(), nodes = names, "penstock-control {} is up", env!("CARGO_PKG_VERSION"));
 
-    let mut reconciler = tokio::spawn(Reconciler::new(Arc::clone(&control), config.period()).run());
+    // One for each node: what happens at one holds up no other.
+    let mut reconcilers = tokio::task::JoinSet::new();
+    for at in 0..count {
+        reconcilers.spawn(Reconciler::new(Arc::clone(&control), at, config.period()).run());
+    }
     let (stop, stopped) = tokio::sync::watch::channel(false);
     let shutdown = async move {
         let mut stopped = stopped;
@@ -48,12 +55,12 @@ async fn run(config: Config) -> Result<(), Box<dyn std::error::Error>> {
         _ = term.recv() => "SIGTERM",
         _ = interrupt.recv() => "SIGINT",
         reason = control.fatal() => return Err(format!("the store failed: {reason}").into()),
-        ended = &mut reconciler => return Err(format!("the reconciler ended: {:?}", ended.err()).into()),
+        Some(ended) = reconcilers.join_next() => return Err(format!("a reconciler ended: {:?}", ended.err()).into()),
         ended = &mut server => return Err(format!("the API ended: {ended:?}").into()),
     };
     tracing::info!("leaving on {reason}");
     stop.send_replace(true);
-    reconciler.abort();
+    reconcilers.abort_all();
     if tokio::time::timeout(LEAVE_LIMIT, &mut server).await.is_err() {
         tracing::warn!("requests were still under way after {} s", LEAVE_LIMIT.as_secs());
         server.abort();

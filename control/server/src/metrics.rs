@@ -1,6 +1,7 @@
-//! Prometheus text from control's own counters and from what the node says of itself.
+//! Prometheus text from control's own counters and from what the nodes say of themselves; where there are several, each of their points
+//! says which by a label `node`.
 //!
-//! What comes from the node is checked: a family of a name that Prometheus would not read is left out, so that one
+//! What comes from a node is checked: a family of a name that Prometheus would not read is left out, so that one
 //! bad name never hides all the others.
 
 use std::collections::BTreeSet;
@@ -39,16 +40,17 @@ impl Counters {
 }
 
 /// What is true at the moment of asking.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Gauges {
-    pub node_reachable: bool,
+    /// By name, whether it answered last time.
+    pub nodes: Vec<(String, bool)>,
     pub unsettled: usize,
     pub drives: usize,
     pub volumes: usize,
 }
 
-/// `node` is absent while the node is away.
-pub fn render(counters: &Counters, gauges: Gauges, node: Option<MetricsInfo>) -> Result<String, fmt::Error> {
+/// `nodes`: what those that are there say.
+pub fn render(counters: &Counters, gauges: &Gauges, nodes: Vec<(String, MetricsInfo)>) -> Result<String, fmt::Error> {
     let mut registry = Registry::default();
     registry.register("penstock_control_rounds", "Looks at the node", counters.rounds.clone());
     registry.register("penstock_control_steps", "Steps carried out at the node", counters.steps.clone());
@@ -58,20 +60,60 @@ pub fn render(counters: &Counters, gauges: Gauges, node: Option<MetricsInfo>) ->
         registry.register(name, help, gauge);
     };
     let count = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
-    gauge("penstock_control_node_reachable", "Whether penstockd answered last time", i64::from(gauges.node_reachable));
     gauge("penstock_control_unsettled", "Things of which desired and observed differ", count(gauges.unsettled));
     gauge("penstock_control_drives", "Drives desired", count(gauges.drives));
     gauge("penstock_control_volumes", "Volumes desired", count(gauges.volumes));
-    if let Some(info) = node {
-        registry.register_collector(Box::new(NodeMetrics(Arc::new(info))));
+    let are_several = gauges.nodes.len() > 1;
+    let help = "Whether penstockd answered last time";
+    match gauges.nodes.as_slice() {
+        // Bare, as it was before there were several.
+        [(_, is_there)] => gauge("penstock_control_node_reachable", help, i64::from(*is_there)),
+        several => {
+            let reachable: Family<Pairs, Gauge> = Family::default();
+            for (name, is_there) in several {
+                reachable.get_or_create(&vec![("node".to_owned(), name.clone())]).set(i64::from(*is_there));
+            }
+            registry.register("penstock_control_node_reachable", help, reachable);
+        }
     }
+    registry.register_collector(Box::new(NodeMetrics(Arc::new(merged(nodes, are_several)))));
     let mut text = String::new();
     prometheus_client::encoding::text::encode(&mut text, &registry)?;
     Ok(text)
 }
 
+/// The families of all nodes, each once; the first that names a family says what kind it is.
+fn merged(nodes: Vec<(String, MetricsInfo)>, are_several: bool) -> Vec<MetricFamily> {
+    let mut families: Vec<MetricFamily> = Vec::new();
+    for (name, info) in nodes {
+        for mut family in info.families {
+            if are_several {
+                label(&mut family.points, &name);
+            }
+            let known = families.iter_mut().find(|known| known.name == family.name);
+            match (known.map(|known| &mut known.points), family.points) {
+                (Some(MetricPoints::Counter(all)), MetricPoints::Counter(points)) => all.extend(points),
+                (Some(MetricPoints::Gauge(all)), MetricPoints::Gauge(points)) => all.extend(points),
+                (Some(MetricPoints::Histogram(all)), MetricPoints::Histogram(points)) => all.extend(points),
+                (Some(_), _) => {} // of another kind: two versions of penstockd
+                (None, points) => families.push(MetricFamily { points, ..family }),
+            }
+        }
+    }
+    families
+}
+
+fn label(points: &mut MetricPoints, node: &str) {
+    let add = |labels: &mut Labels| drop(labels.insert("node".to_owned(), node.to_owned()));
+    match points {
+        MetricPoints::Counter(points) => points.iter_mut().for_each(|point| add(&mut point.labels)),
+        MetricPoints::Gauge(points) => points.iter_mut().for_each(|point| add(&mut point.labels)),
+        MetricPoints::Histogram(points) => points.iter_mut().for_each(|point| add(&mut point.labels)),
+    }
+}
+
 #[derive(Debug)]
-struct NodeMetrics(Arc<MetricsInfo>);
+struct NodeMetrics(Arc<Vec<MetricFamily>>);
 
 fn is_name(name: &str) -> bool {
     let mut bytes = name.bytes();
@@ -96,7 +138,7 @@ fn point(metric: &mut MetricEncoder, labels: &Labels, encode: impl FnOnce(&mut M
 impl Collector for NodeMetrics {
     fn encode(&self, mut encoder: DescriptorEncoder) -> fmt::Result {
         let mut names = BTreeSet::new();
-        for family in &self.0.families {
+        for family in self.0.iter() {
             // Control's own names start alike and may not come twice.
             let fresh = is_name(&family.name) && !family.name.starts_with("penstock_control_") && names.insert(&family.name);
             if fresh {
@@ -152,7 +194,8 @@ mod tests {
         };
         let counters = Counters::default();
         counters.round(true);
-        let text = render(&counters, Gauges { node_reachable: true, ..Gauges::default() }, Some(info)).unwrap();
+        let one = Gauges { nodes: vec![("local".to_owned(), true)], ..Gauges::default() };
+        let text = render(&counters, &one, vec![("local".to_owned(), info.clone())]).unwrap();
         for line in [
             "penstock_control_rounds_total{node=\"there\"} 1",
             "penstock_control_node_reachable 1",
@@ -165,5 +208,17 @@ mod tests {
             assert!(text.lines().any(|found| found.trim_end_matches('.') == line), "{line} is not in\n{text}");
         }
         assert!(!text.contains("bad"), "{text}");
+
+        let three = Gauges { nodes: vec![("a".to_owned(), true), ("b".to_owned(), false), ("c".to_owned(), true)], ..Gauges::default() };
+        let text = render(&counters, &three, vec![("a".to_owned(), info.clone()), ("c".to_owned(), info)]).unwrap();
+        for line in [
+            "penstock_control_node_reachable{node=\"b\"} 0",
+            "penstock_drive_writes_total{drive=\"d\\\"0\\n\",node=\"a\"} 7",
+            "penstock_drive_writes_total{drive=\"d\\\"0\\n\",node=\"c\"} 7",
+            "penstock_flush_us_sum{node=\"c\"} 99.5",
+        ] {
+            assert!(text.lines().any(|found| found.trim_end_matches('.') == line), "{line} is not in\n{text}");
+        }
+        assert_eq!(text.matches("# TYPE penstock_drive_writes ").count(), 1, "{text}");
     }
 }

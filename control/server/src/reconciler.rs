@@ -1,4 +1,4 @@
-//! The loop that brings the node to what is desired: look, plan, do, look again.
+//! The loop that brings a node to what is desired: look, plan, do, look again. Each node has its own; what they share is what is desired.
 //!
 //! Steps run beside each other, one per subject. A subject whose step is still under way when a look begins is left
 //! out of that round, so no plan is ever made from a look that is older than the last thing done about it.
@@ -15,8 +15,8 @@ use penstock_model::{LocalStep, NodeStep, Observed, Step, Subject, reconcile};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 
-use crate::control::{Control, Seen};
-use crate::node::CallError;
+use crate::control::{Control, NodeHandle, NodeState, Seen, State};
+use crate::node::{CallError, NodeClient};
 
 /// Steps under way at once; a node serves them one after another anyway.
 const STEPS_MAX: usize = 16;
@@ -32,6 +32,8 @@ struct Done {
 
 pub struct Reconciler {
     control: Arc<Control>,
+    /// Which of control's nodes.
+    at: usize,
     period: Duration,
     under_way: BTreeSet<Subject>,
     tasks: JoinSet<Done>,
@@ -42,8 +44,16 @@ pub struct Reconciler {
 }
 
 impl Reconciler {
-    pub fn new(control: Arc<Control>, period: Duration) -> Self {
-        Self { control, period, under_way: BTreeSet::new(), tasks: JoinSet::new(), refused: Vec::new(), done: Vec::new() }
+    pub fn new(control: Arc<Control>, at: usize, period: Duration) -> Self {
+        Self { control, at, period, under_way: BTreeSet::new(), tasks: JoinSet::new(), refused: Vec::new(), done: Vec::new() }
+    }
+
+    fn node(&self) -> &NodeHandle {
+        &self.control.nodes[self.at]
+    }
+
+    fn of<'a>(&self, state: &'a mut State) -> &'a mut NodeState {
+        state.nodes.entry(self.node().name().clone()).or_default()
     }
 
     /// Runs until dropped; every state it can be dropped in is one that a crash could leave.
@@ -51,7 +61,7 @@ impl Reconciler {
         loop {
             let next = self.round().await;
             tokio::select! {
-                () = self.control.woken() => {}
+                () = self.control.nodes[self.at].woken() => {}
                 Some(done) = self.tasks.join_next(), if !self.tasks.is_empty() => self.on_done(done),
                 () = sleep_until(next) => {}
             }
@@ -73,12 +83,12 @@ impl Reconciler {
         self.control.counters.step(word, result.is_ok());
         match result {
             Ok(()) => {
-                tracing::info!(step = word, ?subject, "done");
+                tracing::info!(node = %self.node().name(), step = word, ?subject, "done");
                 self.done.push(step);
             }
             Err(error) => {
                 let error = error.into_rpc();
-                tracing::warn!(step = word, ?subject, code = error.code, "refused: {}", error.message);
+                tracing::warn!(node = %self.node().name(), step = word, ?subject, code = error.code, "refused: {}", error.message);
                 self.refused.push((step, error));
             }
         }
@@ -87,21 +97,22 @@ impl Reconciler {
     /// One look, one plan, its steps begun. Answers when to look again at the latest.
     async fn round(&mut self) -> Instant {
         let started = Instant::now();
-        let look = look(&self.control).await;
+        let look = look(self.node()).await;
         self.control.counters.round(look.is_ok());
         let next = match look {
             Ok(seen) => {
                 self.on_look(Arc::new(seen)).await;
-                let due = self.control.state().refusals.next_due(|subject| !self.under_way.contains(subject));
+                let due = self.of(&mut self.control.state()).refusals.next_due(|subject| !self.under_way.contains(subject));
                 let due = due.map(|due| Duration::from_millis(due.0.saturating_sub(self.control.now().0)).max(PAUSE_MIN));
                 started + due.map_or(self.period, |due| due.min(self.period))
             }
             Err(reason) => {
                 let mut state = self.control.state();
-                if state.away.as_ref() != Some(&reason) {
-                    tracing::warn!("the node is away: {reason}");
+                let node = self.of(&mut state);
+                if node.away.as_ref() != Some(&reason) {
+                    tracing::warn!(node = %self.node().name(), "the node is away: {reason}");
                 }
-                state.away = Some(reason);
+                node.away = Some(reason);
                 Instant::now() + AWAY_RETRY.min(self.period)
             }
         };
@@ -116,33 +127,38 @@ impl Reconciler {
         }
         let plan = {
             let mut state = self.control.state();
-            let before = state.seen.as_ref().map(|before| before.node.incarnation);
-            if state.away.take().is_some() || before.is_none() {
-                tracing::info!(pid = seen.node.pid, incarnation = seen.node.incarnation, "the node is there");
+            let state = &mut *state;
+            let name = self.control.nodes[self.at].name();
+            let node = state.nodes.entry(name.clone()).or_default();
+            let before = node.seen.as_ref().map(|before| before.node.incarnation);
+            if node.away.take().is_some() || before.is_none() {
+                tracing::info!(node = %name, pid = seen.node.pid, incarnation = seen.node.incarnation, "the node is there");
             }
             if before.is_some_and(|before| before != seen.node.incarnation) {
-                tracing::warn!(pid = seen.node.pid, "the node has restarted");
-                state.refusals.forget_all();
+                tracing::warn!(node = %name, pid = seen.node.pid, "the node has restarted");
+                node.refusals.forget_all();
                 self.refused.clear();
             }
             let now = self.control.now();
             for (step, error) in self.refused.drain(..) {
-                state.refusals.on_refused(step.subject(), step.word(), error, now);
+                node.refusals.on_refused(step.subject(), step.word(), error, now);
             }
-            state.seen = Some(Arc::clone(&seen));
-            let plan = reconcile(&state.desired, &seen.observed);
+            node.seen = Some(Arc::clone(&seen));
+            // A name that has no id yet has nothing to do either.
+            let id = state.desired.find_node(name.as_str()).map(|(id, _)| id);
+            let plan = id.map(|id| reconcile(&state.desired, id, &seen.observed)).unwrap_or_default();
             for step in self.done.drain(..) {
                 if plan.steps.contains(&Step::Node(step.clone())) {
                     let message = format!("the node said that it did \"{}\", and it does not show", step.word());
                     let error = RpcError::new(rpc::ErrorCode::NotReady, message);
-                    state.refusals.on_refused(step.subject(), step.word(), error, now);
+                    node.refusals.on_refused(step.subject(), step.word(), error, now);
                 } else {
-                    state.refusals.on_done(&step.subject());
+                    node.refusals.on_done(&step.subject());
                 }
             }
             let wanted: BTreeSet<Subject> = plan.steps.iter().map(Step::subject).collect();
             let under_way = &self.under_way;
-            state.refusals.retain(|subject| wanted.contains(subject) || under_way.contains(subject));
+            node.refusals.retain(|subject| wanted.contains(subject) || under_way.contains(subject));
             plan
         };
         self.begin(plan).await;
@@ -158,11 +174,12 @@ impl Reconciler {
                 Step::Node(step) => {
                     let subject = step.subject();
                     let free = self.tasks.len() < STEPS_MAX && !self.under_way.contains(&subject);
-                    if free && self.control.state().refusals.may_try(&subject, self.control.now()) {
+                    let now = self.control.now();
+                    if free && self.of(&mut self.control.state()).refusals.may_try(&subject, now) {
                         self.under_way.insert(subject);
-                        let control = Arc::clone(&self.control);
+                        let (control, at) = (Arc::clone(&self.control), self.at);
                         self.tasks.spawn(async move {
-                            let result = carry_out(&control, &step).await;
+                            let result = carry_out(&control.nodes[at], &step).await;
                             Done { step, result }
                         });
                     }
@@ -191,9 +208,9 @@ impl Reconciler {
     }
 }
 
-/// A whole look at the node, all of it from one run of its process.
-async fn look(control: &Control) -> Result<Seen, String> {
-    let node = &control.node;
+/// A whole look at a node, all of it from one run of its process.
+async fn look(node: &NodeHandle) -> Result<Seen, String> {
+    let node = &node.client;
     let text = |error: CallError| error.to_string();
     let before = node.call::<rpc::NodeGet>(&rpc::Empty {}).await.map_err(text)?;
     // Drives first: a volume that is absent from a drive that served before the list was made is not on it.
@@ -210,13 +227,15 @@ async fn look(control: &Control) -> Result<Seen, String> {
     Ok(Seen { node: info, drives, volumes, observed })
 }
 
-async fn carry_out(control: &Control, step: &NodeStep) -> Result<(), CallError> {
-    let node = &control.node;
+async fn carry_out(node: &NodeHandle, step: &NodeStep) -> Result<(), CallError> {
+    let node = &node.client;
     match step {
         NodeStep::Claim(params) => node.call::<rpc::NodeClaim>(params).await.map(drop),
+        NodeStep::SetPeers(params) => node.call::<rpc::PeersSet>(params).await.map(drop),
+        NodeStep::CreateMember(params) => node.call::<rpc::MemberCreate>(params).await.map(drop),
         NodeStep::AddDrive(params) => {
             if params.open_only {
-                check_label(control, params).await?;
+                check_label(node, params).await?;
             }
             node.call::<rpc::DriveAdd>(params).await.map(drop)
         }
@@ -231,8 +250,8 @@ async fn carry_out(control: &Control, step: &NodeStep) -> Result<(), CallError> 
 
 /// A drive that held data is opened only if it is still the same one. The node checks it too, by `open_only`; a
 /// person is told here what lies there instead.
-async fn check_label(control: &Control, params: &rpc::DriveAddParams) -> Result<(), CallError> {
-    let probe = control.node.call::<rpc::DriveProbe>(&rpc::DriveProbeParams { spec: params.spec.clone() }).await?;
+async fn check_label(node: &NodeClient, params: &rpc::DriveAddParams) -> Result<(), CallError> {
+    let probe = node.call::<rpc::DriveProbe>(&rpc::DriveProbeParams { spec: params.spec.clone() }).await?;
     let found = match probe.content {
         rpc::DriveContent::Ours { label } if label.drive_id == params.drive_id => return Ok(()),
         rpc::DriveContent::Ours { label } => format!("drive {} of cluster {}", label.drive_id, label.cluster_id),

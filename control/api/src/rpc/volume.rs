@@ -186,6 +186,9 @@ pub enum Door {
 }
 
 impl Door {
+    /// NVMe over TCP at the node's own address, whatever that is: for control alone, a node is told a real one.
+    pub const NVMF_ANYWHERE: Self = Self::Nvmf { address: IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED), port: 0, nqn: None };
+
     pub const fn kind_word(&self) -> &'static str {
         match self {
             Self::Nvmf { .. } => "nvmf",

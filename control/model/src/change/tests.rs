@@ -5,31 +5,69 @@ use penstock_api::rpc::BlockSize;
 use proptest::prelude::*;
 
 use super::*;
+use crate::desired::DesiredNode;
 use crate::observed::{ObservedDrive, ObservedVolume};
+use penstock_api::id::{ClusterTag, NodeNumber};
 
 fn id(n: u64) -> Id {
     Id::from_u128(0x0194_a5c1_b2d3_8001_8000_0000_0000_0000 + u128::from(n)).unwrap()
 }
 
 fn drive_body(spec: &str) -> DriveAddBody {
-    DriveAddBody { spec: spec.parse().unwrap(), volatile: false, stores: None, oplog_bytes: None, force: false }
+    DriveAddBody { spec: spec.parse().unwrap(), node: None, volatile: false, stores: None, oplog_bytes: None, force: false }
 }
 
+fn node(n: u16) -> NodeId {
+    NodeId::of(ClusterTag::new(7).unwrap(), NodeNumber::new(n).unwrap())
+}
+
+/// Drives of node 1.
 fn with_drives(n: u64) -> Desired {
     let mut desired = Desired::default();
     for at in 1..=n {
-        let records = add_drive(&desired, DriveId(id(at)), &drive_body(&format!("file:/d{at}?size=1GiB")), false).unwrap();
+        let records = add_drive(&desired, DriveId(id(at)), node(1), &drive_body(&format!("file:/d{at}?size=1GiB")), false).unwrap();
         desired.apply(&records);
     }
     desired
 }
 
+/// Nodes 1 to `n` with a drive each: drive `n` on node `n`.
+fn with_nodes(n: u16) -> Desired {
+    let mut desired = Desired::default();
+    for at in 1..=n {
+        let (peer, nvmf) = (Some(SocketAddr::from(([10, 0, 0, at as u8], 7700))), Some(SocketAddr::from(([10, 0, 0, at as u8], 4420))));
+        let named = DesiredNode { name: format!("n{at}").parse().unwrap(), peer, nvmf };
+        desired.apply(&[Record::PutNode(node(at), named)]);
+        let records = add_drive(&desired, DriveId(id(at.into())), node(at), &drive_body("file:/d?size=1GiB"), false).unwrap();
+        desired.apply(&records);
+    }
+    desired
+}
+
+fn body(name: &str, replicas: u8) -> VolumeCreateBody {
+    let (name, size) = (name.parse().unwrap(), ByteSize::mib(8));
+    VolumeCreateBody { name, size, block_size: BlockSize::B4096, replicas, drive_ids: vec![] }
+}
+
 fn create(desired: &mut Desired, n: u64, name: &str, drive: u64) -> VolumeId {
-    let ids = VolumeIds { volume: VolumeId(id(n)), segment: SegmentId(id(n + 1)), replica: ReplicaId(id(n + 2)) };
-    let body = VolumeCreateBody { name: name.parse().unwrap(), size: ByteSize::mib(8), block_size: BlockSize::B4096, drive_id: None };
-    let records = create_volume(desired, ids, &body, DriveId(id(drive))).unwrap();
+    create_on(desired, n, name, &[(node(1), DriveId(id(drive)))])
+}
+
+fn create_on(desired: &mut Desired, n: u64, name: &str, places: &[(NodeId, DriveId)]) -> VolumeId {
+    let replicas: Vec<ReplicaId> = (0..places.len() as u64).map(|at| ReplicaId(id(n + 2 + at))).collect();
+    let ids = VolumeIds { volume: VolumeId(id(n)), segment: SegmentId(id(n + 1)), replicas };
+    let records = create_volume(desired, &ids, &body(name, places.len() as u8), places).unwrap();
     desired.apply(&records);
     ids.volume
+}
+
+fn opened(desired: &Desired, name: &str, door: &Door) -> Judged {
+    let (_, volume) = desired.find_volume(name).unwrap();
+    export(desired, name, &doors_meant(desired, volume, door, None)?)
+}
+
+fn nobody() -> BTreeMap<NodeId, &'static Observed> {
+    BTreeMap::new()
 }
 
 fn code(judged: Judged) -> ErrorCode {
@@ -40,7 +78,7 @@ fn code(judged: Judged) -> ErrorCode {
 #[test]
 fn add_drive_at_a_known_place_refused() {
     let desired = with_drives(1);
-    let judged = add_drive(&desired, DriveId(id(9)), &drive_body("file:/d1?size=2GiB"), false);
+    let judged = add_drive(&desired, DriveId(id(9)), node(1), &drive_body("file:/d1?size=2GiB"), false);
     assert_eq!(code(judged), ErrorCode::AlreadyExists);
 }
 
@@ -49,7 +87,7 @@ fn create_volume_of_a_taken_name_refused_also_while_it_is_removed() {
     let mut desired = with_drives(1);
     create(&mut desired, 10, "a", 1);
     assert_eq!(check_name_free(&desired, &"a".parse().unwrap()).unwrap_err().code, ErrorCode::AlreadyExists);
-    let records = remove_volume(&desired, None, "a", false).unwrap();
+    let records = remove_volume(&desired, &nobody(), "a", false).unwrap();
     desired.apply(&records);
     let error = check_name_free(&desired, &"a".parse().unwrap()).unwrap_err();
     assert!(error.message.contains("still being removed"), "{error}");
@@ -79,28 +117,29 @@ fn remove_drive_with_volumes_refused_unless_told_so() {
 fn remove_volume_in_use_refused_unless_told_so() {
     let mut desired = with_drives(1);
     let volume_id = create(&mut desired, 10, "a", 1);
-    let records = export(&desired, "a", &Door::Vhost { name: None }).unwrap();
+    let records = opened(&desired, "a", &Door::Vhost { name: None }).unwrap();
     desired.apply(&records);
-    let error = remove_volume(&desired, None, "a", false).unwrap_err();
+    let error = remove_volume(&desired, &nobody(), "a", false).unwrap_err();
     assert!(error.code == ErrorCode::Busy && error.message.contains("vhost"), "{error}");
-    assert!(remove_volume(&desired, None, "a", true).is_ok());
+    assert!(remove_volume(&desired, &nobody(), "a", true).is_ok());
 
     let volume = &desired.volumes[&volume_id];
     let mut observed = Observed::default();
     let seen = ObservedVolume {
         segment_id: volume.segment_id,
-        replica_id: volume.replica_id,
+        replica_id: volume.replicas[0].replica_id,
         name: volume.name.clone(),
         size: volume.size,
         block_size: volume.block_size,
-        drive_id: volume.drive_id,
+        drive_id: volume.replicas[0].drive_id,
         state: penstock_api::rpc::VolumeState::Serving,
         reason: None,
         doors: [].into(),
         connections: 2,
+        group: None,
     };
     observed.volumes.insert(volume_id, seen);
-    let error = remove_volume(&desired, Some(&observed), "a", false).unwrap_err();
+    let error = remove_volume(&desired, &[(node(1), &observed)].into(), "a", false).unwrap_err();
     assert!(error.message.contains("in use by 2 hosts"), "{error}");
 }
 
@@ -127,11 +166,11 @@ fn export_to_a_taken_socket_refused() {
     let mut desired = with_drives(1);
     create(&mut desired, 10, "a", 1);
     create(&mut desired, 20, "b", 1);
-    let records = export(&desired, "a", &Door::Vhost { name: Some("b".parse().unwrap()) }).unwrap();
+    let records = opened(&desired, "a", &Door::Vhost { name: Some("b".parse().unwrap()) }).unwrap();
     desired.apply(&records);
-    assert_eq!(code(export(&desired, "b", &Door::Vhost { name: None })), ErrorCode::AlreadyExists);
-    assert!(export(&desired, "b", &Door::VfioUser { name: None }).is_ok());
-    assert_eq!(code(unexport(&desired, "b", &Door::Vhost { name: None }, false)), ErrorCode::NotFound);
+    assert_eq!(code(opened(&desired, "b", &Door::Vhost { name: None })), ErrorCode::AlreadyExists);
+    assert!(opened(&desired, "b", &Door::VfioUser { name: None }).is_ok());
+    assert_eq!(unexport(&desired, "b", &Door::Vhost { name: None }, None, false).unwrap_err().code, ErrorCode::NotFound);
 }
 
 #[test]
@@ -143,12 +182,72 @@ fn place_prefers_the_serving_drive_with_the_most_unpromised_room() {
         let drive = ObservedDrive { spec, state, reason: None, volatile: false, free: ByteSize::mib(free) };
         observed.drives.insert(DriveId(id(n)), drive);
     }
-    assert_eq!(place(&desired, Some(&observed), None), Ok(DriveId(id(2))));
+    let one = |desired: &Desired, observed: &BTreeMap<NodeId, &Observed>| place(desired, observed, &[], 1).map(|places| places[0].1);
+    let there = [(node(1), &observed)].into();
+    assert_eq!(one(&desired, &there), Ok(DriveId(id(2))));
     create(&mut desired, 10, "a", 2);
     create(&mut desired, 20, "b", 2);
-    assert_eq!(place(&desired, Some(&observed), None), Ok(DriveId(id(1))), "16 of its 20 MiB are promised");
-    assert_eq!(place(&desired, None, None), Ok(DriveId(id(1))), "unseen: the first");
-    assert_eq!(place(&Desired::default(), None, None).unwrap_err().code, ErrorCode::NotFound);
+    assert_eq!(one(&desired, &there), Ok(DriveId(id(1))), "16 of its 20 MiB are promised");
+    assert_eq!(one(&desired, &nobody()), Ok(DriveId(id(1))), "unseen: the first");
+    assert_eq!(one(&Desired::default(), &nobody()).unwrap_err().code, ErrorCode::NotFound);
+}
+
+#[test]
+fn place_puts_replicas_on_distinct_nodes_the_emptiest_first() {
+    let desired = with_nodes(4);
+    let observed: BTreeMap<NodeId, Observed> = (1..=4u16)
+        .map(|n| {
+            let drive_id = DriveId(id(n.into()));
+            let spec = desired.drives[&drive_id].spec.clone();
+            let free = ByteSize::mib(u64::from(n) * 10);
+            let drive = ObservedDrive { spec, state: DriveState::Serving, reason: None, volatile: false, free };
+            (node(n), Observed { drives: [(drive_id, drive)].into(), ..Observed::default() })
+        })
+        .collect();
+    let there: BTreeMap<NodeId, &Observed> = observed.iter().filter(|(id, _)| **id != node(3)).map(|(id, seen)| (*id, seen)).collect();
+    let placed: Vec<NodeId> = place(&desired, &there, &[], 3).unwrap().into_iter().map(|(id, _)| id).collect();
+    assert_eq!(placed, [node(4), node(2), node(1)], "node 3 is away");
+
+    let refused = |desired: &Desired, asked: &[u64], replicas| {
+        let asked: Vec<DriveId> = asked.iter().map(|n| DriveId(id(*n))).collect();
+        place(desired, &there, &asked, replicas).unwrap_err()
+    };
+    assert!(refused(&desired, &[], 2).hint.unwrap().contains("1, 3 or 5"));
+    assert!(refused(&desired, &[], 5).message.contains("4 of the pool's nodes"));
+    assert!(refused(&desired, &[1, 2], 3).message.contains("2 drives are named for 3"));
+    assert!(refused(&desired, &[1, 2, 2], 3).message.contains("two of the drives are of node n2"));
+    let mut unreachable = desired.clone();
+    unreachable.nodes.get_mut(&node(4)).unwrap().peer = None;
+    assert!(refused(&unreachable, &[], 3).message.contains("where to reach node n4"));
+    assert!(place(&unreachable, &there, &[], 1).is_ok(), "alone, nobody has to reach it");
+}
+
+#[test]
+fn doors_of_several_replicas_are_at_each_nodes_own_address() {
+    let mut desired = with_nodes(3);
+    let places: Vec<_> = (1..=3u16).map(|n| (node(n), DriveId(id(n.into())))).collect();
+    create_on(&mut desired, 10, "a", &places);
+    let volume = desired.find_volume("a").unwrap().1.clone();
+    let shown = |door: &Door, node| doors_meant(&desired, &volume, door, node).map(|doors| doors.iter().map(|d| d.1.to_string()).collect());
+    let all: Vec<String> = shown(&Door::NVMF_ANYWHERE, None).unwrap();
+    assert_eq!(all, ["nvmf=10.0.0.1:4420", "nvmf=10.0.0.2:4420", "nvmf=10.0.0.3:4420"]);
+    let fixed = Door::Nvmf { address: [127, 0, 0, 1].into(), port: 9, nqn: None };
+    assert!(shown(&fixed, None).unwrap_err().message.contains("3 nodes cannot all listen at 127.0.0.1:9"));
+    assert_eq!(shown(&fixed, Some("n2")).unwrap(), ["nvmf=127.0.0.1:9"]);
+    assert_eq!(shown(&fixed, Some("n7")).unwrap_err().code, ErrorCode::NotFound);
+    let ranges: Vec<_> = (1..=3).map(|n| volume.controllers(node(n)).unwrap()).collect();
+    assert!(ranges.windows(2).all(|pair| pair[0].first <= pair[0].last && pair[0].last < pair[1].first), "{ranges:?}");
+
+    let records = opened(&desired, "a", &Door::NVMF_ANYWHERE).unwrap();
+    desired.apply(&records);
+    let (_, volume) = desired.find_volume("a").unwrap();
+    assert_eq!(volume.doors.len(), 3);
+    let door = volume.doors[1].door.clone();
+    let (closed, _) = unexport(&desired, "a", &door, None, false).unwrap();
+    assert_eq!(closed, [node(2)]);
+    let mut nowhere = desired.clone();
+    nowhere.nodes.get_mut(&node(1)).unwrap().nvmf = None;
+    assert!(opened(&nowhere, "a", &Door::NVMF_ANYWHERE).unwrap_err().hint.unwrap().contains("nvmf=ADDR:PORT"));
 }
 
 proptest! {
@@ -158,7 +257,7 @@ proptest! {
         create(&mut desired, 10, "a", 1);
         let _ = resize_volume(&desired, &text, ByteSize(size), force);
         let _ = resize_volume(&desired, "a", ByteSize(size), force);
-        let _ = remove_volume(&desired, None, &text, force);
-        let _ = unexport(&desired, &text, &Door::Vhost { name: None }, force);
+        let _ = remove_volume(&desired, &nobody(), &text, force);
+        let _ = unexport(&desired, &text, &Door::Vhost { name: None }, None, force);
     }
 }

@@ -33,12 +33,14 @@ type Shared = axum::extract::State<Arc<Control>>;
 #[derive(OpenApi)]
 #[openapi(info(
     title = "Penstock control",
-    description = "Pools, volumes and their exports on one node. Sizes are bytes; requests may also say 10GiB. Every answer that is not 2xx is an ApiError."
+    description = "Pools, volumes and their exports on one node or several. Sizes are bytes; requests may also say 10GiB. Every answer that is not 2xx is an ApiError."
 ))]
 struct Document;
 
 fn documented() -> OpenApiRouter<Arc<Control>> {
     OpenApiRouter::with_openapi(Document::openapi())
+        .routes(routes!(node::show_only))
+        .routes(routes!(node::list))
         .routes(routes!(node::show))
         .routes(routes!(node::issue_ids))
         .routes(routes!(node::metrics))
@@ -53,6 +55,7 @@ fn documented() -> OpenApiRouter<Arc<Control>> {
         .routes(routes!(volume::show, volume::resize, volume::remove))
         .routes(routes!(volume::export))
         .routes(routes!(volume::unexport))
+        .routes(routes!(volume::transfer))
 }
 
 pub fn router(control: Arc<Control>) -> Router {
@@ -100,10 +103,12 @@ mod tests {
     fn openapi_document_names_every_path_of_the_interface() {
         let document = serde_json::to_value(documented().to_openapi()).unwrap();
         let paths = document["paths"].as_object().unwrap();
-        for known in [path::NODE, path::DRIVES, path::IMPORT, path::VOLUMES, path::IDS, path::DRAIN, path::METRICS, path::HEALTH] {
+        for known in
+            [path::NODE, path::NODES, path::DRIVES, path::IMPORT, path::VOLUMES, path::IDS, path::DRAIN, path::METRICS, path::HEALTH]
+        {
             assert!(paths.contains_key(known), "{known}");
         }
-        assert!(paths.contains_key("/v1/volumes/{volume}/export"));
+        assert!(paths.contains_key("/v1/volumes/{volume}/export") && paths.contains_key("/v1/volumes/{volume}/transfer"));
         assert!(document["components"]["schemas"]["VolumeView"].is_object());
         assert_eq!(document["components"]["schemas"]["DriveSpec"]["type"], "string");
     }

@@ -1,4 +1,4 @@
-//! The node, ids, metrics, health.
+//! The nodes, ids, metrics, health.
 
 use axum::Json;
 use axum::extract::State;
@@ -8,27 +8,49 @@ use penstock_api::http::{ApiError, IDS_MAX, IdsBody, IdsView, NodeView, path};
 use penstock_api::rpc::{self, ErrorCode};
 
 use super::Shared;
-use super::problem::{Body, Problem};
+use super::problem::{Body, Part, Problem};
+use crate::control::{Control, NodeHandle};
 use crate::metrics::{self, Gauges};
 
-/// The node, and whether desired and observed agree
-#[utoipa::path(get, path = path::NODE, responses((status = 200, body = NodeView)))]
-pub async fn show(State(control): Shared) -> Json<NodeView> {
+fn view(control: &Control, handle: &NodeHandle) -> NodeView {
     let state = control.state();
-    let unsettled = state.look().unsettled();
-    let identity = state.desired.identity;
-    Json(NodeView {
-        cluster_id: identity.map(|identity| identity.cluster_id()),
-        node_id: identity.map(|identity| identity.node_id()),
+    let node_id = state.node_id(handle.name());
+    let node = &state.nodes[handle.name()];
+    let unsettled = node_id.map(|id| state.look().unsettled_on(id)).unwrap_or_default();
+    NodeView {
+        name: handle.name().clone(),
+        cluster_id: state.desired.identity.map(|identity| identity.cluster_id()),
+        node_id,
+        peer_address: handle.named.peer,
+        nvmf_address: handle.named.nvmf,
         control_version: env!("CARGO_PKG_VERSION").to_owned(),
         control_pid: std::process::id(),
         control_uptime_s: control.uptime().as_secs(),
-        reachable: state.present().is_some(),
-        unreachable_reason: state.away.clone().or_else(|| state.seen.is_none().then(|| "not looked at yet".to_owned())),
-        node: state.seen.as_ref().map(|seen| seen.node.clone()),
-        settled: unsettled.is_empty() && state.present().is_some(),
+        reachable: node.present().is_some(),
+        unreachable_reason: node.away.clone().or_else(|| node.seen.is_none().then(|| "not looked at yet".to_owned())),
+        node: node.seen.as_ref().map(|seen| seen.node.clone()),
+        settled: unsettled.is_empty() && node.present().is_some(),
         unsettled,
-    })
+    }
+}
+
+/// The only node, and whether desired and observed agree; refused where there are several
+#[utoipa::path(get, path = path::NODE, responses((status = 200, body = NodeView), (status = 400, body = ApiError)))]
+pub async fn show_only(State(control): Shared) -> Result<Json<NodeView>, Problem> {
+    Ok(Json(view(&control, control.handle(None)?)))
+}
+
+/// All nodes
+#[utoipa::path(get, path = path::NODES, responses((status = 200, body = Vec<NodeView>)))]
+pub async fn list(State(control): Shared) -> Json<Vec<NodeView>> {
+    Json(control.nodes.iter().map(|node| view(&control, node)).collect())
+}
+
+/// A node, by name or id, and whether desired and observed agree there
+#[utoipa::path(get, path = "/v1/nodes/{node}", params(("node" = String, Path)), responses(
+    (status = 200, body = NodeView), (status = 404, body = ApiError)))]
+pub async fn show(State(control): Shared, Part(node): Part<String>) -> Result<Json<NodeView>, Problem> {
+    Ok(Json(view(&control, control.handle(Some(&node))?)))
 }
 
 /// Issue ids that nobody ever gets again
@@ -43,22 +65,29 @@ pub async fn issue_ids(State(control): Shared, Body(body): Body<IdsBody>) -> Res
 /// Prometheus text
 #[utoipa::path(get, path = path::METRICS, responses((status = 200, body = String, content_type = "text/plain")))]
 pub async fn metrics(State(control): Shared) -> Result<impl IntoResponse, Problem> {
-    let gauges = {
+    let (gauges, present) = {
         let state = control.state();
-        Gauges {
-            node_reachable: state.present().is_some(),
+        let gauges = Gauges {
+            nodes: state.nodes.iter().map(|(name, node)| (name.to_string(), node.present().is_some())).collect(),
             unsettled: state.look().unsettled().len(),
             drives: state.desired.drives.len(),
             volumes: state.desired.volumes.len(),
-        }
+        };
+        let present: Vec<bool> = control.nodes.iter().map(|node| state.nodes[node.name()].present().is_some()).collect();
+        (gauges, present)
     };
-    let node = if gauges.node_reachable { control.node.call::<rpc::MetricsGet>(&rpc::Empty {}).await.ok() } else { None };
-    let text = metrics::render(&control.counters, gauges, node)
+    let mut nodes = Vec::new();
+    for (node, _) in control.nodes.iter().zip(present).filter(|(_, present)| *present) {
+        if let Ok(info) = node.client.call::<rpc::MetricsGet>(&rpc::Empty {}).await {
+            nodes.push((node.name().to_string(), info));
+        }
+    }
+    let text = metrics::render(&control.counters, &gauges, nodes)
         .map_err(|error| ApiError::new(ErrorCode::Internal, format!("metrics cannot be rendered: {error}")))?;
     Ok(([(header::CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")], text))
 }
 
-/// 200 while this process answers; says nothing of the node
+/// 200 while this process answers; says nothing of the nodes
 #[utoipa::path(get, path = path::HEALTH, responses((status = 200, body = String, content_type = "text/plain")))]
 pub async fn health() -> &'static str {
     "ok\n"

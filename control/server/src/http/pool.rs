@@ -3,12 +3,12 @@
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
-use penstock_api::DriveId;
 use penstock_api::http::{ApiError, DrainBody, DriveAddBody, DriveView, ForceQuery, ImportBody, ImportReport, Progress, ScrubBody, path};
 use penstock_api::rpc::{
     self, Barrier, DrainInfo, DrainParams, DriveClearFenceParams, DriveContent, DriveProbeInfo, DriveProbeParams, ErrorCode, ScrubInfo,
     ScrubParams,
 };
+use penstock_api::{ByteSize, DriveId, NodeId};
 use penstock_model::{Identity, Subject, change, import as model};
 
 use super::Shared;
@@ -26,25 +26,34 @@ pub async fn list(State(control): Shared) -> Json<Vec<DriveView>> {
     Json(state.desired.drives.keys().filter_map(|id| view::drive(&state, *id)).collect())
 }
 
-fn label_is_ours(identity: Option<Identity>, label: &rpc::DriveLabel) -> bool {
-    identity.is_some_and(|identity| identity.cluster_id() == label.cluster_id && identity.node_id() == label.node_id)
+/// Who asks: the cluster, and the node that the drive is at, as far as they have ids.
+#[derive(Clone, Copy)]
+struct Asker {
+    identity: Option<Identity>,
+    node_id: Option<NodeId>,
+}
+
+impl Asker {
+    fn is_label_ours(&self, label: &rpc::DriveLabel) -> bool {
+        self.identity.is_some_and(|identity| identity.cluster_id() == label.cluster_id) && self.node_id == Some(label.node_id)
+    }
 }
 
 /// Whether a drive that was probed may join the pool; says what to do otherwise.
-fn check_probe(body: &DriveAddBody, probe: &DriveProbeInfo, identity: Option<Identity>) -> Result<(), ApiError> {
+fn check_probe(body: &DriveAddBody, probe: &DriveProbeInfo, asker: Asker) -> Result<(), ApiError> {
     let spec = &body.spec;
     let error = |code, message: String, hint: String| Err(ApiError::new(code, message).with_hint(hint));
     match &probe.content {
         DriveContent::Blank => {}
-        DriveContent::Ours { label } if label_is_ours(identity, label) => {
+        DriveContent::Ours { label } if asker.is_label_ours(label) => {
             let message = format!("{spec} is drive {} of this node already, with what it holds", label.drive_id);
             return error(ErrorCode::AlreadyExists, message, format!("take it up as it is: penstock pool import '{spec}'"));
         }
         DriveContent::Ours { .. } | DriveContent::Foreign { .. } if body.force => {}
         DriveContent::Ours { label } => {
             let mut message = format!("{spec} belongs to node {} of cluster {}", label.node_id, label.cluster_id);
-            if let Some(ours) = identity {
-                message.push_str(&format!("; this is node {} of cluster {}", ours.node_id(), ours.cluster_id()));
+            if let (Some(ours), Some(node_id)) = (asker.identity, asker.node_id) {
+                message.push_str(&format!("; this is node {node_id} of cluster {}", ours.cluster_id()));
             }
             let hint =
                 format!("`penstock pool import '{spec}'` takes it up into a control that has nothing else; --force destroys what it holds");
@@ -72,17 +81,25 @@ fn check_probe(body: &DriveAddBody, probe: &DriveProbeInfo, identity: Option<Ide
     (status = 202, description = "Taken in; the node is not done yet", body = DriveView),
     (status = "4XX", body = ApiError), (status = "5XX", body = ApiError)))]
 pub async fn add(State(control): Shared, Body(body): Body<DriveAddBody>) -> Result<(StatusCode, Json<DriveView>), Problem> {
-    if let Some(known) = change::drive_at(&control.state().desired, &body.spec.place()) {
-        let error = ApiError::new(ErrorCode::AlreadyExists, format!("{} is in the pool as drive {known}", body.spec.place()));
+    let node = control.handle(body.node.as_deref())?;
+    let asker = {
+        let state = control.state();
+        Asker { identity: state.desired.identity, node_id: state.node_id(node.name()) }
+    };
+    let place = body.spec.place();
+    let known = asker.node_id.and_then(|node_id| change::drive_at(&control.state().desired, node_id, &place));
+    if let Some(known) = known {
+        let error = ApiError::new(ErrorCode::AlreadyExists, format!("{place} is in the pool as drive {known}"));
         return Err(error.with_hint("see `penstock pool ls`").into());
     }
     // Asked before anything is recorded: a person is waiting, and a wrong drive should leave no trace.
-    let probe = control.node.call::<rpc::DriveProbe>(&DriveProbeParams { spec: body.spec.clone() }).await?;
-    let identity = control.state().desired.identity;
-    check_probe(&body, &probe, identity)?;
+    let probe = node.client.call::<rpc::DriveProbe>(&DriveProbeParams { spec: body.spec.clone() }).await?;
+    check_probe(&body, &probe, asker)?;
     let id = DriveId(control.id().await?);
+    let shown = node.client.call::<rpc::NodeGet>(&rpc::Empty {}).await?.node_id;
+    let node_id = control.enroll(node, shown).await?;
     let subject = Subject::Drive(id);
-    control.change(std::slice::from_ref(&subject), |state| change::add_drive(&state.desired, id, &body, probe.volatile)).await?;
+    control.change(std::slice::from_ref(&subject), |state| change::add_drive(&state.desired, id, node_id, &body, probe.volatile)).await?;
     let progress = settle(&control, id).await;
     if let Progress::Refused { code, message, hint } = progress {
         control.change(&[subject], |state| Ok(change::withdraw_drive(&state.desired, id))).await?;
@@ -129,20 +146,39 @@ pub async fn remove(
     (status = 200, body = ImportReport), (status = "4XX", body = ApiError), (status = "5XX", body = ApiError)))]
 pub async fn import(State(control): Shared, Body(body): Body<ImportBody>) -> Result<Json<ImportReport>, Problem> {
     let mut named = Vec::new();
-    for spec in &body.specs {
-        let probe = control.node.call::<rpc::DriveProbe>(&DriveProbeParams { spec: spec.clone() }).await?;
-        let DriveContent::Ours { label } = probe.content else {
-            let error = ApiError::new(ErrorCode::Invalid, format!("{spec} carries no label of ours: there is nothing to import"));
-            return Err(error.with_hint(format!("`penstock pool add '{spec}'` makes it a drive of this pool")).into());
-        };
-        control.adopt(|desired| model::adopt(desired, label.cluster_id, label.node_id)).await?;
-        named.push((spec, label, probe.volatile));
+    if !body.specs.is_empty() {
+        let node = control.handle(body.node.as_deref())?;
+        for spec in &body.specs {
+            let probe = node.client.call::<rpc::DriveProbe>(&DriveProbeParams { spec: spec.clone() }).await?;
+            let DriveContent::Ours { label } = probe.content else {
+                let error = ApiError::new(ErrorCode::Invalid, format!("{spec} carries no label of ours: there is nothing to import"));
+                return Err(error.with_hint(format!("`penstock pool add '{spec}'` makes it a drive of this pool")).into());
+            };
+            control.adopt(|desired| model::adopt(desired, label.cluster_id, label.node_id)).await?;
+            control.enroll(node, Some(label.node_id)).await?;
+            named.push((spec, label, probe.volatile));
+        }
     }
-    let node = control.node.call::<rpc::NodeGet>(&rpc::Empty {}).await?;
-    let identity = match (node.cluster_id, node.node_id) {
-        (Some(cluster), Some(node)) => control.adopt(|desired| model::adopt(desired, cluster, node)).await?,
-        _ => control.state().desired.identity.filter(|_| !named.is_empty()).ok_or_else(|| {
-            let error = ApiError::new(ErrorCode::NotFound, "the node has no drive of ours open, and none was named");
+    // Nodes that have drives open say who they are, also those that no drive was named of.
+    let mut adopted = None;
+    let mut asked = None;
+    for node in &control.nodes {
+        match node.client.call::<rpc::NodeGet>(&rpc::Empty {}).await {
+            Ok(rpc::NodeInfo { cluster_id: Some(cluster), node_id: Some(node_id), .. }) => {
+                adopted = Some(control.adopt(|desired| model::adopt(desired, cluster, node_id)).await?);
+                control.enroll(node, Some(node_id)).await?;
+            }
+            Ok(_) => {}
+            Err(error) => asked = Some(error),
+        }
+    }
+    if let (Some(error), 1) = (asked, control.nodes.len()) {
+        return Err(error.into());
+    }
+    let identity = match adopted {
+        Some(identity) => identity,
+        None => control.state().desired.identity.filter(|_| !named.is_empty()).ok_or_else(|| {
+            let error = ApiError::new(ErrorCode::NotFound, "no node has a drive of ours open, and none was named");
             error.with_hint("name the drives, for example: penstock pool import file:/var/lib/penstock/d0.img")
         })?,
     };
@@ -157,18 +193,24 @@ pub async fn import(State(control): Shared, Body(body): Body<ImportBody>) -> Res
     }
     await_drives(&control, &ids).await?;
     // A look that began after the last drive was open shows all their volumes.
-    let mut report = None;
+    let mut report = model::empty_report(&identity);
     control
         .change(&[], |state| {
-            let Some(seen) = state.present() else {
+            let there = state.observed();
+            if there.is_empty() {
                 return Err(ApiError::new(ErrorCode::NotReady, "the node went away").with_hint("import again when it is back"));
-            };
-            let (records, told) = model::import_observed(&state.desired, &seen.observed, &identity, body.exports);
-            report = Some(told);
-            Ok(records)
+            }
+            // A volume's replicas join it one after the other, so each look is judged by what the one before it brought.
+            let mut desired = state.desired.clone();
+            let mut all = Vec::new();
+            for (node_id, observed) in there {
+                let records = model::import_observed(&desired, node_id, observed, body.exports, &mut report);
+                desired.apply(&records);
+                all.extend(records);
+            }
+            Ok(all)
         })
         .await?;
-    let mut report = report.expect("judged, so told");
     report.known = report.known.saturating_sub(fresh.len() as u32);
     report.drives.extend(fresh);
     Ok(Json(report))
@@ -199,37 +241,46 @@ async fn await_drives(control: &Control, ids: &[DriveId]) -> Result<(), Problem>
     }
 }
 
-fn known_drive(control: &Control, id: DriveId) -> Result<(), ApiError> {
-    if control.state().desired.drives.contains_key(&id) {
-        return Ok(());
+/// How to reach the node of a drive of the pool.
+fn node_of(control: &Control, id: DriveId) -> Result<&crate::node::NodeClient, ApiError> {
+    let node_id = control.state().desired.drives.get(&id).map(|drive| drive.node_id);
+    match node_id {
+        Some(node_id) => control.client(node_id),
+        None => Err(ApiError::new(ErrorCode::NotFound, format!("drive {id} is not in the pool")).with_hint("see `penstock pool ls`")),
     }
-    Err(ApiError::new(ErrorCode::NotFound, format!("drive {id} is not in the pool")).with_hint("see `penstock pool ls`"))
 }
 
 /// Start, stop or look at a scrub
 #[utoipa::path(post, path = "/v1/pool/drives/{drive}/scrub", params(("drive" = String, Path)), request_body = ScrubBody, responses(
     (status = 200, body = ScrubInfo), (status = "4XX", body = ApiError), (status = "5XX", body = ApiError)))]
 pub async fn scrub(State(control): Shared, Part(id): Part<DriveId>, Body(body): Body<ScrubBody>) -> Result<Json<ScrubInfo>, Problem> {
-    known_drive(&control, id)?;
-    Ok(Json(control.node.call::<rpc::Scrub>(&ScrubParams { drive_id: id, action: body.action }).await?))
+    let node = node_of(&control, id)?;
+    Ok(Json(node.call::<rpc::Scrub>(&ScrubParams { drive_id: id, action: body.action }).await?))
 }
 
 /// Let a fenced drive take writes again
 #[utoipa::path(post, path = "/v1/pool/drives/{drive}/clear-fence", params(("drive" = String, Path)), responses(
     (status = 204), (status = "4XX", body = ApiError), (status = "5XX", body = ApiError)))]
 pub async fn clear_fence(State(control): Shared, Part(id): Part<DriveId>) -> Result<StatusCode, Problem> {
-    known_drive(&control, id)?;
-    control.node.call::<rpc::DriveClearFence>(&DriveClearFenceParams { drive_id: id }).await?;
+    node_of(&control, id)?.call::<rpc::DriveClearFence>(&DriveClearFenceParams { drive_id: id }).await?;
     control.wake();
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// Wait until what was written is in its permanent place
+/// Wait until what was written is in its permanent place, on a drive or on all nodes
 #[utoipa::path(post, path = path::DRAIN, request_body = DrainBody, responses(
     (status = 200, body = DrainInfo), (status = "4XX", body = ApiError), (status = "5XX", body = ApiError)))]
 pub async fn drain(State(control): Shared, Body(body): Body<DrainBody>) -> Result<Json<DrainInfo>, Problem> {
+    let params = DrainParams { drive_id: body.drive_id };
     if let Some(id) = body.drive_id {
-        known_drive(&control, id)?;
+        return Ok(Json(node_of(&control, id)?.call::<rpc::Drain>(&params).await?));
     }
-    Ok(Json(control.node.call::<rpc::Drain>(&DrainParams { drive_id: body.drive_id }).await?))
+    // One after the other: what one node drains takes the others' time where they share a machine.
+    let mut all = DrainInfo::default();
+    for node in &control.nodes {
+        let info = node.client.call::<rpc::Drain>(&params).await?;
+        all.drained_bytes = ByteSize(all.drained_bytes.0.saturating_add(info.drained_bytes.0));
+        all.ms += info.ms;
+    }
+    Ok(Json(all))
 }

@@ -52,7 +52,7 @@ impl From<CallError> for Problem {
         let away = matches!(error, CallError::Away(_));
         let mut problem = Self::from(error.into_rpc());
         if away {
-            problem.0.hint = Some("start penstockd, or point penstock-control at its socket with --node-socket".to_owned());
+            problem.0.hint = Some("start penstockd, or point penstock-control at its socket with --node-socket or --node".to_owned());
         }
         problem
     }

@@ -1,16 +1,20 @@
 //! What people see of a drive or volume: desired, observed and the progress between.
 
-use penstock_api::http::{DriveView, ExportView, Progress, VolumeView};
-use penstock_api::{DriveId, VolumeId};
-use penstock_model::DesiredVolume;
+use penstock_api::http::{DriveView, ExportView, Progress, ReplicaView, VolumeView};
+use penstock_api::rpc::{Door, VolumeInfo};
+use penstock_api::{DriveId, NodeId, VolumeId};
+use penstock_model::{DesiredReplica, DesiredVolume};
 
 use crate::control::State;
 
 pub fn drive(state: &State, id: DriveId) -> Option<DriveView> {
     let desired = state.desired.drives.get(&id)?;
-    let observed = state.seen.as_ref().and_then(|seen| seen.drives.iter().find(|drive| drive.drive_id == id)).cloned();
+    let seen = state.node(desired.node_id).and_then(|node| node.seen.as_ref());
+    let observed = seen.and_then(|seen| seen.drives.iter().find(|drive| drive.drive_id == id)).cloned();
     Some(DriveView {
         drive_id: id,
+        node_id: desired.node_id,
+        node: state.desired.node_name(desired.node_id),
         spec: desired.spec.clone(),
         volatile: desired.volatile,
         progress: state.look().drive(id),
@@ -19,32 +23,69 @@ pub fn drive(state: &State, id: DriveId) -> Option<DriveView> {
     })
 }
 
+/// As last seen on a node, be it away now or not.
+fn last_seen(state: &State, node_id: NodeId, id: VolumeId) -> Option<&VolumeInfo> {
+    state.node(node_id)?.seen.as_ref()?.volume(id)
+}
+
+/// The node that leads a volume's group now, as far as the nodes that are there say: of two that believe it, the one of the later term.
+pub fn leader(state: &State, id: VolumeId) -> Option<(NodeId, &VolumeInfo)> {
+    let volume = state.desired.volumes.get(&id)?;
+    let there = volume.replicas.iter().filter_map(|replica| {
+        let info = state.node(replica.node_id)?.present()?.volume(id)?;
+        let group = info.group.as_ref().filter(|group| group.serves)?;
+        Some((group.term, replica.node_id, info))
+    });
+    there.max_by_key(|(term, ..)| *term).map(|(_, node_id, info)| (node_id, info))
+}
+
 pub fn volume(state: &State, id: VolumeId) -> Option<VolumeView> {
     let desired = state.desired.volumes.get(&id)?;
-    let observed = state.seen.as_ref().and_then(|seen| seen.volumes.iter().find(|volume| volume.volume_id == id));
-    let exports = desired.doors.iter().map(|door| {
-        let served = observed.and_then(|volume| volume.exports.iter().find(|export| export.door == door.door));
-        ExportView { door: door.door.clone(), progress: state.look().door(id, desired, door), observed: served.cloned() }
-    });
+    let leader = leader(state, id).map(|(_, info)| info);
+    let seen = || desired.replicas.iter().find_map(|replica| last_seen(state, replica.node_id, id));
     Some(VolumeView {
         volume_id: id,
         segment_id: desired.segment_id,
-        replica_id: desired.replica_id,
         name: desired.name.clone(),
         size: desired.size,
         block_size: desired.block_size,
-        drive_id: desired.drive_id,
         progress: state.look().volume(id),
-        exports: exports.collect(),
-        observed: observed.cloned(),
+        replicas: desired.replicas.iter().map(|replica| self::replica(state, (id, desired), replica, leader)).collect(),
+        exports: desired.doors.iter().map(|door| export(state, id, desired, door.node_id, &door.door)).collect::<Option<_>>()?,
+        observed: leader.or_else(seen).cloned(),
     })
 }
 
-pub fn export(state: &State, id: VolumeId, volume: &DesiredVolume, door: &penstock_api::rpc::Door) -> Option<ExportView> {
-    let desired = volume.door(door)?;
-    let seen = state.seen.as_ref().and_then(|seen| seen.volumes.iter().find(|volume| volume.volume_id == id));
-    let observed = seen.and_then(|volume| volume.exports.iter().find(|export| export.door == *door)).cloned();
-    Some(ExportView { door: door.clone(), progress: state.look().door(id, volume, desired), observed })
+fn replica(state: &State, (id, volume): (VolumeId, &DesiredVolume), replica: &DesiredReplica, leader: Option<&VolumeInfo>) -> ReplicaView {
+    let observed = last_seen(state, replica.node_id, id);
+    let group = observed.and_then(|info| info.group.as_ref());
+    let committed = leader.and_then(|info| info.group.as_ref()).map(|group| group.committed);
+    ReplicaView {
+        replica_id: replica.replica_id,
+        member: replica.member,
+        node_id: replica.node_id,
+        node: state.desired.node_name(replica.node_id),
+        drive_id: replica.drive_id,
+        progress: state.look().replica(id, volume, replica),
+        reachable: state.node(replica.node_id).is_some_and(|node| node.present().is_some()),
+        part: group.map(|group| group.part),
+        term: group.map(|group| group.term),
+        applied: group.map(|group| group.applied),
+        lag: group.and_then(|group| Some(committed?.saturating_sub(group.applied))),
+        observed: observed.cloned(),
+    }
+}
+
+pub fn export(state: &State, id: VolumeId, volume: &DesiredVolume, node_id: NodeId, door: &Door) -> Option<ExportView> {
+    let desired = volume.door(node_id, door)?;
+    let observed = last_seen(state, node_id, id).and_then(|info| info.exports.iter().find(|export| export.door == *door));
+    Some(ExportView {
+        node_id,
+        node: state.desired.node_name(node_id),
+        door: door.clone(),
+        progress: state.look().door(id, volume, desired),
+        observed: observed.cloned(),
+    })
 }
 
 /// Whether waiting longer may help.

@@ -1,20 +1,22 @@
 //! The store in one file, by redb, with two-phase commit: without it a double crash can undo a durable commit.
 //!
-//! Tables: `meta` (format, home, mark, identity), `drives`, `volumes`; keys are ids as 128-bit numbers, values JSON.
+//! Tables: `meta` (format, home, mark, identity), `nodes`, `drives`, `volumes`; keys are ids as 128-bit numbers, values JSON. A store of
+//! format 1, from before there were several nodes, is turned into one of this format when it is opened (`migrate`).
 
 use std::path::Path;
 
-use penstock_api::{DriveId, Id, VolumeId};
-use penstock_model::Record;
+use penstock_api::{DriveId, Id, NodeId, VolumeId};
+use penstock_model::{Identity, Record};
 use redb::{Database, DatabaseError, ReadableDatabase, ReadableTable, TableDefinition};
 use serde::{Serialize, de::DeserializeOwned};
 
-use super::{Store, StoreError, Stored, Write};
+use super::{Store, StoreError, Stored, Write, migrate};
 
 /// Written into every store. A change of what the records mean raises it.
-pub const FORMAT: u32 = 1;
+pub const FORMAT: u32 = 2;
 
 const META: TableDefinition<&str, &[u8]> = TableDefinition::new("meta");
+const NODES: TableDefinition<u128, &[u8]> = TableDefinition::new("nodes");
 const DRIVES: TableDefinition<u128, &[u8]> = TableDefinition::new("drives");
 const VOLUMES: TableDefinition<u128, &[u8]> = TableDefinition::new("volumes");
 
@@ -50,13 +52,24 @@ impl EmbeddedStore {
         let mut transaction = self.database.begin_write().map_err(failed)?;
         transaction.set_two_phase_commit(true);
         {
-            transaction.open_table(DRIVES).map_err(failed)?;
-            transaction.open_table(VOLUMES).map_err(failed)?;
+            transaction.open_table(NODES).map_err(failed)?;
+            let mut drives = transaction.open_table(DRIVES).map_err(failed)?;
+            let mut volumes = transaction.open_table(VOLUMES).map_err(failed)?;
             let mut meta = transaction.open_table(META).map_err(failed)?;
             let found = meta.get("format").map_err(failed)?.map(|value| value.value().to_vec());
             match found {
                 None => drop(meta.insert("format", encode(&FORMAT)?.as_slice()).map_err(failed)?),
                 Some(found) if found == encode(&FORMAT)? => return Ok(()),
+                Some(found) if found == encode(&1)? => {
+                    let identity = meta.get("identity").map_err(failed)?.map(|value| value.value().to_vec());
+                    let node_id = match identity {
+                        Some(bytes) => Some(decode::<Identity>(|| "identity".to_owned(), &bytes)?.node_id()),
+                        None => None,
+                    };
+                    turn(&mut drives, "drive", |row| migrate::drive(row, node_id))?;
+                    turn(&mut volumes, "volume", |row| migrate::volume(row, node_id))?;
+                    meta.insert("format", encode(&FORMAT)?.as_slice()).map_err(failed)?;
+                }
                 Some(found) => {
                     let found = String::from_utf8_lossy(&found).into_owned();
                     return Err(StoreError::Format { found, expected: FORMAT });
@@ -65,6 +78,25 @@ impl EmbeddedStore {
         }
         transaction.commit().map_err(failed)
     }
+}
+
+/// Puts every row into another form.
+fn turn(
+    table: &mut redb::Table<'_, u128, &[u8]>,
+    what: &str,
+    row: impl Fn(serde_json::Value) -> Result<serde_json::Value, String>,
+) -> Result<(), StoreError> {
+    let mut rows = Vec::new();
+    for entry in table.iter().map_err(failed)? {
+        let (key, value) = entry.map_err(failed)?;
+        rows.push((key.value(), value.value().to_vec()));
+    }
+    for (key, bytes) in rows {
+        let name = || format!("{what} {key:x} of format 1");
+        let turned = row(decode(name, &bytes)?).map_err(|reason| StoreError::Damaged { what: name(), reason })?;
+        table.insert(key, encode(&turned)?.as_slice()).map_err(failed)?;
+    }
+    Ok(())
 }
 
 impl Store for EmbeddedStore {
@@ -82,6 +114,11 @@ impl Store for EmbeddedStore {
             stored.desired.identity = Some(decode(|| "identity".to_owned(), value.value())?);
         }
         let id = |key: u128| Id::from_u128(key).map_err(|e| StoreError::Damaged { what: format!("key {key:x}"), reason: e.to_string() });
+        for row in transaction.open_table(NODES).map_err(failed)?.iter().map_err(failed)? {
+            let (key, value) = row.map_err(failed)?;
+            let id = id(key.value())?;
+            stored.desired.nodes.insert(NodeId(id), decode(|| format!("node {id}"), value.value())?);
+        }
         for row in transaction.open_table(DRIVES).map_err(failed)?.iter().map_err(failed)? {
             let (key, value) = row.map_err(failed)?;
             let id = id(key.value())?;
@@ -100,6 +137,7 @@ impl Store for EmbeddedStore {
         transaction.set_two_phase_commit(true);
         {
             let mut meta = transaction.open_table(META).map_err(failed)?;
+            let mut nodes = transaction.open_table(NODES).map_err(failed)?;
             let mut drives = transaction.open_table(DRIVES).map_err(failed)?;
             let mut volumes = transaction.open_table(VOLUMES).map_err(failed)?;
             for write in writes {
@@ -109,6 +147,10 @@ impl Store for EmbeddedStore {
                     Write::Record(Record::Identity(identity)) => {
                         drop(meta.insert("identity", encode(identity)?.as_slice()).map_err(failed)?);
                     }
+                    Write::Record(Record::PutNode(id, node)) => {
+                        drop(nodes.insert(id.0.to_u128(), encode(node)?.as_slice()).map_err(failed)?);
+                    }
+                    Write::Record(Record::DropNode(id)) => drop(nodes.remove(id.0.to_u128()).map_err(failed)?),
                     Write::Record(Record::PutDrive(id, drive)) => {
                         drop(drives.insert(id.0.to_u128(), encode(drive)?.as_slice()).map_err(failed)?);
                     }
@@ -133,8 +175,20 @@ mod tests {
 
     fn drive() -> (DriveId, DesiredDrive) {
         let id = DriveId("0194a5c1-b2d3-8001-8000-000000000001".parse().unwrap());
-        let spec = "file:/a?size=1GiB".parse().unwrap();
-        (id, DesiredDrive { spec, phase: Phase::Present, volatile: false, stores: None, oplog_bytes: None, force: false, made: true })
+        let (spec, node_id) = ("file:/a?size=1GiB".parse().unwrap(), NodeId("0194a5c1-b2d3-8001-8000-000000000000".parse().unwrap()));
+        (
+            id,
+            DesiredDrive {
+                node_id,
+                spec,
+                phase: Phase::Present,
+                volatile: false,
+                stores: None,
+                oplog_bytes: None,
+                force: false,
+                made: true,
+            },
+        )
     }
 
     #[test]
@@ -169,7 +223,7 @@ mod tests {
             transaction.commit().unwrap();
         }
         let error = EmbeddedStore::open(&path).err().unwrap().to_string();
-        assert!(error.contains("format 9") && error.contains("reads 1"), "{error}");
+        assert!(error.contains("format 9") && error.contains("reads 2"), "{error}");
     }
 
     #[test]
@@ -179,5 +233,42 @@ mod tests {
         std::fs::write(&path, b"not a store at all, and certainly nothing to overwrite").unwrap();
         assert!(EmbeddedStore::open(&path).is_err());
         assert!(std::fs::read(&path).unwrap().starts_with(b"not a store"));
+    }
+
+    /// The rows as a penstock-control of format 1 wrote them.
+    #[test]
+    fn store_of_format_1_is_read_as_one_node_with_volumes_of_one_replica() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s.redb");
+        let (drive_id, volume_id) = (0x0194_a5c1_b2d3_8001_8000_0000_0000_0001_u128, 0x0194_a5c1_b2d3_8001_8000_0000_0000_0002_u128);
+        {
+            let database = Database::create(&path).unwrap();
+            let transaction = database.begin_write().unwrap();
+            {
+                let mut meta = transaction.open_table(META).unwrap();
+                meta.insert("format", b"1".as_slice()).unwrap();
+                let identity = serde_json::json!({"cluster": 0x0194_a5c1_b2d3_u64, "node": 1, "incarnation": 0});
+                meta.insert("identity", encode(&identity).unwrap().as_slice()).unwrap();
+                let drive = serde_json::json!({"spec": "file:/a?size=1GiB", "phase": "present", "volatile": false, "stores": null,
+                    "oplog_bytes": null, "force": false, "made": true});
+                transaction.open_table(DRIVES).unwrap().insert(drive_id, encode(&drive).unwrap().as_slice()).unwrap();
+                let volume = serde_json::json!({"name": "db", "segment_id": "0194a5c1-b2d3-8001-8000-000000000003",
+                    "replica_id": "0194a5c1-b2d3-8001-8000-000000000004", "size": 4096, "allow_shrink": false, "block_size": 4096,
+                    "drive_id": "0194a5c1-b2d3-8001-8000-000000000001", "phase": {"removing": {"force": true}}, "made": true,
+                    "doors": [{"door": {"kind": "vhost"}, "phase": "present"}]});
+                transaction.open_table(VOLUMES).unwrap().insert(volume_id, encode(&volume).unwrap().as_slice()).unwrap();
+            }
+            transaction.commit().unwrap();
+        }
+        for _ in 0..2 {
+            let stored = EmbeddedStore::open(&path).unwrap().load().unwrap();
+            let node_id = stored.desired.identity.unwrap().node_id();
+            assert_eq!(stored.desired.drives.values().next().unwrap().node_id, node_id);
+            let volume = stored.desired.volumes.values().next().unwrap();
+            assert_eq!((volume.replicas.len(), volume.group.as_ref(), volume.phase), (1, None, Phase::Removing { force: true }));
+            let replica = &volume.replicas[0];
+            assert_eq!((replica.member, replica.node_id, replica.drive_id.0.to_u128(), replica.made), (1, node_id, drive_id, true));
+            assert_eq!((volume.doors.len(), volume.doors[0].node_id), (1, node_id));
+        }
     }
 }

@@ -4,6 +4,7 @@
 //! disk, so the process ends and the next one reads it. Not here: what the records mean (penstock-model).
 
 mod embedded;
+mod migrate;
 
 pub use embedded::EmbeddedStore;
 

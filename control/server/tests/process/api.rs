@@ -28,13 +28,13 @@ fn volume_life_from_drive_to_removal() {
     assert!(drive.progress.is_settled() && drive.observed.is_some(), "{drive:?}");
 
     let volume = create(&house, "db");
-    assert_eq!((volume.size, volume.drive_id), (ByteSize::mib(64), drive.drive_id));
+    assert_eq!((volume.size, volume.replicas.len(), volume.replicas[0].drive_id), (ByteSize::mib(64), 1, drive.drive_id));
     assert!(volume.progress.is_settled() && volume.observed.is_some());
 
     let door = json!({"kind": "nvmf", "address": "127.0.0.1", "port": 4420});
     let exported = house.request("POST", "/v1/volumes/db/export", json!({"door": door}));
     assert_eq!(exported.status, 200, "{}", exported.text());
-    assert!(exported.json::<Value>()["observed"]["nqn"].is_string());
+    assert!(exported.json::<Value>()[0]["observed"]["nqn"].is_string());
     assert_eq!(house.request("POST", "/v1/volumes/db/export", json!({"door": door})).status, 200, "idempotent");
 
     let grown = house.request("PATCH", "/v1/volumes/db", json!({"size": "128MiB"}));

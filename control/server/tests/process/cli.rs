@@ -15,13 +15,13 @@ fn penstock() -> PathBuf {
     path
 }
 
-struct Said {
-    code: i32,
-    out: String,
-    err: String,
+pub struct Said {
+    pub code: i32,
+    pub out: String,
+    pub err: String,
 }
 
-fn say(house: &House, words: &str) -> Said {
+pub fn say(house: &House, words: &str) -> Said {
     let mut command = Command::new(penstock());
     let api = format!("unix:{}", house.path("control.sock").display());
     let output = command.args(words.split(' ')).env("PENSTOCK_API", api).stdin(Stdio::null()).output().unwrap();
@@ -29,13 +29,13 @@ fn say(house: &House, words: &str) -> Said {
     Said { code: output.status.code().unwrap(), out: text(output.stdout), err: text(output.stderr) }
 }
 
-fn said(house: &House, words: &str, part: &str) -> String {
+pub fn said(house: &House, words: &str, part: &str) -> String {
     let said = say(house, words);
     assert!(said.code == 0 && said.out.contains(part), "penstock {words}: {}\n{}\n{}", said.code, said.out, said.err);
     said.out
 }
 
-fn refused(house: &House, words: &str, code: i32, parts: &[&str]) {
+pub fn refused(house: &House, words: &str, code: i32, parts: &[&str]) {
     let said = say(house, words);
     let all = parts.iter().all(|part| said.err.contains(part));
     assert!(said.code == code && all, "penstock {words}: {}\n{}\n{}", said.code, said.out, said.err);
@@ -50,7 +50,7 @@ fn cli_life_of_a_volume() {
     let exported = said(&house, "volume export db --nvmf --vhost", "over nvmf at");
     assert!(exported.contains("as nqn.2026-11.io.penstock:") && exported.contains("over vhost"), "{exported}");
     let list = said(&house, "volume ls", "64 MiB");
-    let header = "NAME    SIZE  ALLOCATED  BLOCK  EXPORTS";
+    let header = "NAME    SIZE  ALLOCATED  BLOCK  REPLICAS  LEADER  EXPORTS";
     assert!(list.starts_with(header), "{list}");
     said(&house, "volume resize db 128MiB", "volume db has 128MiB now");
     said(&house, "volume show db", "128 MiB (134217728 bytes)");
@@ -81,7 +81,19 @@ fn cli_json_on_every_read() {
     let house = House::new();
     said(&house, "pool add file:/d0?size=1GiB", "added");
     said(&house, "volume create db 64MiB", "created");
-    let reads = ["pool ls", "volume ls", "volume show db", "node show", "top --once --interval 0.1", "id new", "scrub file:/d0", "drain"];
+    let reads = [
+        "pool ls",
+        "volume ls",
+        "volume show db",
+        "node show",
+        "node ls",
+        "replica ls",
+        "replica ls db",
+        "top --once --interval 0.1",
+        "id new",
+        "scrub file:/d0",
+        "drain",
+    ];
     for words in reads {
         let out = said(&house, &format!("{words} -o json"), "");
         let value: Value = serde_json::from_str(&out).unwrap_or_else(|error| panic!("{words}: {error}\n{out}"));

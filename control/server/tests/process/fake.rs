@@ -1,5 +1,6 @@
 //! A node that is only JSON-RPC: media that survive, and what is open, which does not. It can be killed, slowed,
-//! told to refuse, and asked to report every call before and after its effect.
+//! told to refuse, and asked to report every call before and after its effect. Several that share their [`Groups`] are a cluster: a
+//! group is led by whoever was asked first, and by another once that one is killed.
 
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -11,6 +12,10 @@ use std::time::Duration;
 
 use penstock_api::rpc::*;
 use penstock_api::{API_VERSION, ByteSize, ClusterId, DriveId, NodeId, VolumeId};
+
+/// Who leads each volume's group, in which term, and the size that its log says.
+pub type Groups = Arc<Mutex<BTreeMap<VolumeId, (NodeId, u64, ByteSize)>>>;
+
 use serde_json::{Value, json};
 
 #[derive(Clone, Debug, Default)]
@@ -27,8 +32,11 @@ pub struct Inner {
     pub media: BTreeMap<String, Medium>,
     pub incarnation: u64,
     pub claim: Option<(ClusterId, NodeId)>,
+    pub peers: Vec<PeerAddress>,
+    pub groups: Groups,
     pub open: BTreeMap<DriveId, DriveInfo>,
     pub exports: BTreeMap<VolumeId, Vec<ExportInfo>>,
+    pub controllers: BTreeMap<VolumeId, ControllerRange>,
     pub connected: BTreeMap<VolumeId, Vec<String>>,
     /// Refuse this method that many times.
     pub refuse: BTreeMap<&'static str, (u32, RpcError)>,
@@ -57,8 +65,12 @@ pub struct FakeNode {
 
 impl FakeNode {
     pub fn start(socket: &Path) -> Self {
+        Self::start_in(socket, Groups::default())
+    }
+
+    pub fn start_in(socket: &Path, groups: Groups) -> Self {
         let node = Self {
-            inner: Arc::default(),
+            inner: Arc::new(Mutex::new(Inner { groups, ..Inner::default() })),
             socket: socket.to_owned(),
             streams: Arc::default(),
             hook: Arc::default(),
@@ -82,6 +94,7 @@ impl FakeNode {
             let mut inner = self.inner.lock().unwrap();
             inner.incarnation += 1;
             inner.claim = None;
+            inner.peers.clear();
             inner.open.clear();
             inner.exports.clear();
             inner.connected.clear();
@@ -108,6 +121,11 @@ impl FakeNode {
             let _ = UnixStream::connect(&self.socket); // wakes the listener, which then ends
         }
         let _ = std::fs::remove_file(&self.socket);
+        {
+            let inner = self.inner.lock().unwrap();
+            let me = inner.claim.map(|claim| claim.1);
+            inner.groups.lock().unwrap().retain(|_, (leader, ..)| Some(*leader) != me);
+        }
         for stream in self.streams.lock().unwrap().drain(..) {
             let _ = stream.shutdown(Shutdown::Both);
         }
@@ -178,6 +196,12 @@ impl Inner {
             }),
             VolumeList::NAME => answer::<VolumeList>(params, |_| Ok(self.volumes())),
             VolumeCreate::NAME => answer::<VolumeCreate>(params, |p| self.volume_create(p)),
+            MemberCreate::NAME => answer::<MemberCreate>(params, |p| self.member_create(p)),
+            GroupTransfer::NAME => answer::<GroupTransfer>(params, |p| self.transfer(p)),
+            PeersSet::NAME => answer::<PeersSet>(params, |p| {
+                self.peers = p.peers;
+                Ok(Empty {})
+            }),
             VolumeDelete::NAME => answer::<VolumeDelete>(params, |p| self.volume_delete(p)),
             VolumeResize::NAME => answer::<VolumeResize>(params, |p| self.volume_resize(p)),
             ExportAdd::NAME => answer::<ExportAdd>(params, |p| self.export_add(p)),
@@ -221,7 +245,11 @@ impl Inner {
             drives: self.open.len() as u32,
             volumes: self.volumes().len() as u32,
             peer_address: None,
-            peers: vec![],
+            peers: self
+                .peers
+                .iter()
+                .map(|peer| PeerInfo { node_id: peer.node_id, address: peer.address, connected: true, reason: None })
+                .collect(),
         }
     }
 
@@ -315,6 +343,13 @@ impl Inner {
             let mut volume = volume.clone();
             volume.exports = self.exports.get(&volume.volume_id).cloned().unwrap_or_default();
             volume.connections = self.connected.get(&volume.volume_id).map_or(0, |hosts| hosts.len() as u32);
+            if let (Some(group), Some((_, me))) = (&mut volume.group, self.claim) {
+                let mut groups = self.groups.lock().unwrap();
+                let (leader, term, size) = *groups.entry(volume.volume_id).or_insert((me, group.term + 1, volume.size_bytes));
+                group.serves = leader == me;
+                group.part = if group.serves { GroupPart::Leader } else { GroupPart::Follower };
+                (group.leader, group.term, volume.size_bytes) = (Some(leader), term, size);
+            }
             volume
         };
         media.flat_map(|medium| medium.volumes.values().map(with_exports)).collect()
@@ -352,6 +387,52 @@ impl Inner {
         Ok(volume)
     }
 
+    fn member_create(&mut self, p: MemberCreateParams) -> Result<VolumeInfo, RpcError> {
+        let me = p.members.list.iter().find(|member| member.replica_id == p.replica_id);
+        let Some(me) = me.filter(|member| Some(member.node_id) == self.claim.map(|claim| claim.1)) else {
+            return refuse(ErrorCode::Invalid, "no member is on this node");
+        };
+        let group = GroupInfo {
+            member: me.member,
+            part: GroupPart::Follower,
+            reason: None,
+            term: 0,
+            leader: None,
+            serves: false,
+            asleep: false,
+            last: 7,
+            persisted: 7,
+            committed: 7,
+            applied: 7 - me.member,
+            members: p.members,
+        };
+        let (volume_id, segment_id, replica_id, drive_id) = (p.volume_id, p.segment_id, p.replica_id, p.drive_id);
+        let plain = VolumeCreateParams {
+            volume_id,
+            segment_id,
+            replica_id,
+            name: p.name,
+            size_bytes: p.size_bytes,
+            block_size: p.block_size,
+            drive_id,
+        };
+        self.volume_create(plain)?;
+        let volume = self.volume(volume_id).expect("just made");
+        volume.group = Some(group);
+        Ok(volume.clone())
+    }
+
+    fn transfer(&mut self, p: GroupTransferParams) -> Result<Empty, RpcError> {
+        let me = self.claim.map(|claim| claim.1);
+        match self.groups.lock().unwrap().get_mut(&p.volume_id) {
+            Some((leader, term, _)) if Some(*leader) == me => {
+                (*leader, *term) = (p.to, *term + 1);
+                Ok(Empty {})
+            }
+            _ => refuse(ErrorCode::NotReady, "this node does not lead"),
+        }
+    }
+
     fn volume(&mut self, id: VolumeId) -> Option<&mut VolumeInfo> {
         let places: Vec<String> = self.open.values().map(|drive| drive.spec.place()).collect();
         let place = places.into_iter().find(|place| self.media[place].volumes.contains_key(&id))?;
@@ -368,7 +449,17 @@ impl Inner {
     }
 
     fn volume_resize(&mut self, p: VolumeResizeParams) -> Result<VolumeInfo, RpcError> {
+        let (groups, me) = (Arc::clone(&self.groups), self.claim.map(|claim| claim.1));
         let Some(volume) = self.volume(p.volume_id) else { return refuse(ErrorCode::NotFound, "no such volume") };
+        if volume.group.is_some() {
+            return match groups.lock().unwrap().get_mut(&p.volume_id) {
+                Some((leader, _, size)) if Some(*leader) == me => {
+                    *size = p.size_bytes;
+                    Ok(volume.clone())
+                }
+                _ => refuse(ErrorCode::NotReady, "this node does not lead"),
+            };
+        }
         if p.size_bytes < volume.size_bytes && !p.allow_shrink {
             return refuse(ErrorCode::Invalid, "smaller");
         }
@@ -389,6 +480,9 @@ impl Inner {
             nqn: Some(format!("nqn.2026-11.io.penstock:{}", p.volume_id).parse().unwrap()),
             connected_hosts: vec![],
         };
+        if let Some(range) = p.controllers {
+            self.controllers.insert(p.volume_id, range);
+        }
         let exports = self.exports.entry(p.volume_id).or_default();
         if !exports.iter().any(|there| there.door == export.door) {
             exports.push(export.clone());

@@ -11,7 +11,7 @@ use penstock_api::http::{ApiError, NodeView};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use crate::fake::FakeNode;
+use crate::fake::{FakeNode, Groups};
 
 /// Far more than anything takes; a test that waits so long has failed.
 pub const LIMIT: Duration = Duration::from_secs(30);
@@ -19,6 +19,8 @@ pub const LIMIT: Duration = Duration::from_secs(30);
 pub struct House {
     pub dir: tempfile::TempDir,
     pub node: FakeNode,
+    /// Further nodes, n2 and so on; `node` is n1 then.
+    pub others: Vec<FakeNode>,
     pub control: Arc<Mutex<Option<Child>>>,
     wait_ms: u64,
 }
@@ -67,7 +69,22 @@ impl House {
     pub fn without_control() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let node = FakeNode::start(&dir.path().join("node.sock"));
-        Self { dir, node, control: Arc::default(), wait_ms: 10_000 }
+        Self { dir, node, others: Vec::new(), control: Arc::default(), wait_ms: 10_000 }
+    }
+
+    /// Three nodes, n1 to n3, under one control.
+    pub fn of_three() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let groups = Groups::default();
+        let start = |n: u16| FakeNode::start_in(&dir.path().join(format!("n{n}.sock")), Arc::clone(&groups));
+        let (node, others) = (start(1), vec![start(2), start(3)]);
+        let house = Self { dir, node, others, control: Arc::default(), wait_ms: 10_000 };
+        house.start_control(&[]);
+        house
+    }
+
+    pub fn node(&self, n: usize) -> &FakeNode {
+        if n == 1 { &self.node } else { &self.others[n - 2] }
     }
 
     pub fn path(&self, name: &str) -> PathBuf {
@@ -79,8 +96,7 @@ impl House {
         command
             .arg("--state-dir")
             .arg(self.path(state))
-            .arg("--node-socket")
-            .arg(self.path("node.sock"))
+            .args(self.node_flags())
             .arg("--listen")
             .arg(format!("unix:{}", self.path("control.sock").display()))
             .args(["--period-ms", "50", "--wait-ms", &self.wait_ms.to_string()])
@@ -88,6 +104,17 @@ impl House {
             .stdin(Stdio::null())
             .stderr(std::fs::OpenOptions::new().create(true).append(true).open(self.path("control.log")).unwrap());
         command
+    }
+
+    fn node_flags(&self) -> Vec<String> {
+        if self.others.is_empty() {
+            return vec!["--node-socket".to_owned(), self.path("node.sock").display().to_string()];
+        }
+        let flag = |n: usize| {
+            let socket = self.path(&format!("n{n}.sock"));
+            ["--node".to_owned(), format!("n{n}={},peer=127.0.0.1:{},nvmf=127.0.0.{n}:4420", socket.display(), 7700 + n)]
+        };
+        (1..=1 + self.others.len()).flat_map(flag).collect()
     }
 
     pub fn start_control(&self, extra: &[&str]) {
@@ -148,8 +175,8 @@ impl House {
 
     pub fn settle(&self) {
         eventually("desired and observed agree", || {
-            let answer = self.try_request("GET", "/v1/node", b"")?;
-            answer.json::<NodeView>().settled.then_some(())
+            let answer = self.try_request("GET", "/v1/nodes", b"")?;
+            answer.json::<Vec<NodeView>>().iter().all(|node| node.settled).then_some(())
         });
     }
 }
@@ -158,6 +185,7 @@ impl Drop for House {
     fn drop(&mut self) {
         self.kill_control();
         self.node.kill();
+        self.others.iter().for_each(FakeNode::kill);
         if std::thread::panicking() {
             eprintln!("log of control:\n{}", self.log());
         }

@@ -93,7 +93,9 @@ fn import_rebuilds_a_lost_state_from_the_drives() {
     let report: ImportReport = report.json();
     assert_eq!((report.drives.len(), report.volumes.len(), report.exports), (2, 3, 0), "doors were the process's");
     house.settle();
-    let ids = |volumes: &[VolumeView]| volumes.iter().map(|volume| (volume.volume_id, volume.size, volume.drive_id)).collect::<Vec<_>>();
+    let ids = |volumes: &[VolumeView]| {
+        volumes.iter().map(|volume| (volume.volume_id, volume.size, volume.replicas[0].drive_id)).collect::<Vec<_>>()
+    };
     assert_eq!(ids(&house.get::<Vec<VolumeView>>("/v1/volumes")), ids(&before));
     let error = house.request("POST", "/v1/pool/import", json!({"specs": ["file:/d7"]})).error();
     assert!(error.hint.unwrap().contains("pool add"));

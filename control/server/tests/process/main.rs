@@ -7,3 +7,4 @@ mod crash;
 mod fake;
 mod harness;
 mod identity;
+mod nodes;
