@@ -248,7 +248,16 @@ impl Inner {
             peers: self
                 .peers
                 .iter()
-                .map(|peer| PeerInfo { node_id: peer.node_id, address: peer.address, connected: true, reason: None })
+                .map(|peer| PeerInfo {
+                    node_id: peer.node_id,
+                    address: peer.address,
+                    connected: true,
+                    reason: None,
+                    incarnation: Some(1),
+                    connections: 1,
+                    queued_bytes: 0,
+                    counters: PeerCounters::default(),
+                })
                 .collect(),
         }
     }
