@@ -24,8 +24,9 @@ pub struct MemberLook {
     pub applied_term: Term,
     /// Newest that went into the stream.
     pub ballot: Ballot,
-    /// The entry before the first of its log.
+    /// The entry before the first of its log, and its term.
     pub start: Index,
+    pub start_term: Term,
     pub last: Index,
 }
 
@@ -46,6 +47,7 @@ impl Store {
             applied_term: member.applied_term,
             ballot: member.ballot,
             start: member.start,
+            start_term: member.start_term,
             last: member.last(),
         })
     }

@@ -11,7 +11,7 @@ use penstock_engine::replica::Part;
 use penstock_engine::{Event, HostOp, IoId, ReplicaNo, Span, Standing, Status};
 use penstock_wire::{ReplicaShape, Term};
 
-use super::node::{Attempt, Phase};
+use super::node::{Attempt, Node, Phase};
 use super::orders::Made;
 use super::world::{Coming, World};
 use crate::content::{bytes_of, payload_of};
@@ -30,6 +30,7 @@ pub struct Volume {
     pub made: Vec<Made>,
     /// A larger size that was ordered and not acknowledged.
     pub growing: Option<u64>,
+    pub grown: bool,
     pub out: u32,
     pub hot: Vec<u64>,
     /// Who was last heard to lead.
@@ -57,13 +58,15 @@ impl World {
     }
 
     /// The store took these commands in in this turn.
-    pub fn taken_in(&mut self, node: usize, ios: &[u32]) {
+    /// `led`: the volumes whose member led when the turn began.
+    pub fn taken_in(&mut self, node: usize, ios: &[u32], led: &[u32]) {
         let it = &mut self.nodes[node];
         for io in ios {
             let Some(attempt) = it.ios.get_mut(io) else { continue };
             if let Some(standing) = it.standings.get(&attempt.command.volume) {
                 attempt.term = standing.term;
-                attempt.led = standing.part == Part::Leader;
+                attempt.leads = standing.part == Part::Leader;
+                attempt.led = attempt.leads || led.contains(&attempt.command.volume);
             } else {
                 attempt.term = Term(0);
             }
@@ -162,7 +165,7 @@ impl World {
         });
         it.mem.put(IoId(io), payload, direct, other);
         let (op, serial, volume, life) = (command.op, command.serial, command.volume, it.life);
-        it.ios.insert(io, Attempt { command, term: Term(u64::MAX), led: false, given_up: false, lapsed: false });
+        it.ios.insert(io, Attempt { command, term: Term(u64::MAX), leads: false, led: false, given_up: false, lapsed: false });
         self.volumes.get_mut(&volume).expect("there").out += 1;
         self.tally.did("host commands", 1);
         self.feed(node, Event::Host { io: IoId(io), replica, op });
@@ -194,6 +197,9 @@ impl World {
 
     /// Every block that hosts care for is read at one node, and one is written, whoever leads.
     pub fn insist(&mut self, node: usize) {
+        if self.hosts_rest() {
+            return;
+        }
         for volume in self.volumes.values().filter(|v| v.replicated).map(|v| v.no).collect::<Vec<_>>() {
             if self.nodes[node].replica_of(volume).is_none() || self.nodes[node].phase != Phase::Serving {
                 continue;
@@ -289,6 +295,12 @@ impl World {
         self.check_status(node, &attempt, status);
         let unknown = match status {
             Status::NotReady | Status::Fenced => true,
+            Status::OutOfRange => {
+                if !attempt.lapsed {
+                    self.oracle.withdrawn(&command).unwrap_or_else(|wrong| panic!("{wrong}"));
+                }
+                return;
+            }
             Status::NoSpace => {
                 span_of(&command.op).is_some_and(|span| span.len > 255 * BLOCK as u64) || matches!(command.op, HostOp::Zero(_))
             }
@@ -316,7 +328,7 @@ impl World {
             self.served += 1;
             if replicated {
                 self.volumes.get_mut(&command.volume).expect("there").guess = node;
-                if command.op != HostOp::Flush {
+                if command.op != HostOp::Flush && attempt.leads {
                     self.served_under(command.volume, attempt.term);
                 }
             }
@@ -332,7 +344,8 @@ impl World {
         let it = &self.nodes[node];
         let replicated = self.volumes[&command.volume].replicated;
         match status {
-            Status::Ok | Status::Miscompare { .. } if replicated => {
+            // What was answered before is durable, whoever leads.
+            Status::Ok | Status::Miscompare { .. } if replicated && command.op != HostOp::Flush => {
                 assert!(
                     attempt.led,
                     "invariant 17: node {node} answered {:?} of volume {} with {status:?}; it did not lead when that came, in {:?}",
@@ -354,8 +367,17 @@ impl World {
                 self.tally.fault("full drive (15)");
                 self.check_full(command);
             }
+            // Who does not know yet that it leads no more may not know how the volume has grown either.
+            Status::OutOfRange if replicated && self.outgrown(node, command) => {}
             Status::OutOfRange | Status::Invalid => panic!("{command:?} is well formed and was answered {status:?}"),
         }
+    }
+
+    /// Whether a later leader than this node has made the volume larger than it knows.
+    fn outgrown(&self, node: usize, command: &Command) -> bool {
+        let it = &self.nodes[node];
+        let term = |it: &Node| it.standings.get(&command.volume).map_or(Term(0), |standing| standing.term);
+        self.nodes.iter().any(|other| term(other) > term(it)) && self.volumes[&command.volume].grown
     }
 
     /// No space: only where space is short, at some member.

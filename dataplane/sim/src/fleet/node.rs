@@ -41,8 +41,10 @@ pub enum Phase {
 #[derive(Clone, Debug)]
 pub struct Attempt {
     pub command: Command,
-    /// The member's term when the store took the command in, and whether it led then.
+    /// The member's term at the end of the turn in which the store took the command in, and whether it led then.
     pub term: Term,
+    pub leads: bool,
+    /// It led then, or before that turn.
     pub led: bool,
     /// Its host gave up on this path.
     pub given_up: bool,

@@ -69,6 +69,7 @@ impl World {
                     home,
                     made,
                     growing: None,
+                    grown: false,
                     out: 0,
                     hot,
                     guess: home,
@@ -166,6 +167,7 @@ impl World {
         if blocks > self.oracle.size_blocks(volume) {
             self.oracle.resize(volume, blocks);
             v.shape.blocks = blocks;
+            v.grown = true;
             self.tally.did("volumes grown", 1);
         }
         if v.growing.is_some_and(|growing| growing <= blocks) {

@@ -8,6 +8,9 @@ use crate::drive::Kind;
 use crate::plan::DrivePlan;
 use crate::rng::Rng;
 
+/// Members come back from their drives: until the engine's recovery knows them, nodes do not die.
+pub const RECOVERS: bool = false;
+
 /// A group of faults that a seed has or has not.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Strike {
@@ -125,15 +128,15 @@ impl Plan {
                 kind: if volatile || rng.percent(30) { Kind::Volatile } else { Kind::PowerSafe },
                 resets: rng.percent(30),
                 stores: 1,
-                ring_blocks: rng.pick(&[2048, 2048, 2563]),
+                ring_blocks: rng.pick(&[2048, 8192, 8192, 12291]),
                 extents: if fill { 128 } else { rng.pick(&[160, 256]) },
                 latency_us: rng.pick(&[(5, 20), (20, 200), (20, 2000), (100, 400)]),
             })
             .collect();
-        let strikes: Vec<Strike> = STRIKES.into_iter().filter(|_| rng.percent(45)).collect();
+        let mut strikes: Vec<Strike> = STRIKES.into_iter().filter(|_| rng.percent(45)).collect();
         let some = |rng: &mut Rng, percent: u32, of: &[u32]| if rng.percent(percent) { rng.pick(of) } else { 0 };
         let rots = rng.percent(25);
-        let decay = Decay {
+        let mut decay = Decay {
             rot_one_in: if rots { some(rng, 80, &[1500, 5000]) } else { 0 },
             lost_write_one_in: if rots { some(rng, 40, &[3000, 10000]) } else { 0 },
             misdirected_one_in: if rots { some(rng, 40, &[3000, 10000]) } else { 0 },
@@ -162,6 +165,7 @@ impl Plan {
             naps: sleep.is_some() && rng.percent(70),
             resizes: rng.percent(20),
         };
+        let mut alloc = some(rng, 25, &[5, 20, 200]);
         let limits = Limits {
             batches_out: rng.pick(&[1, 2, 4, 8]),
             batch_blocks: rng.pick(&[1, 8, 64, 256]),
@@ -169,6 +173,11 @@ impl Plan {
             idle_ms: rng.pick(&[5, 20, 100]),
             ..Limits::default()
         };
+        if !RECOVERS {
+            strikes.retain(|strike| !matches!(strike, Strike::Kill | Strike::PowerCut | Strike::PowerCutOfAll | Strike::CutOff));
+            decay = Decay::default();
+            alloc = 0;
+        }
         Plan {
             nodes,
             drives,
@@ -187,8 +196,8 @@ impl Plan {
             habits,
             limits,
             memory_blocks: rng.pick(&[2500, 4000, 8000]),
-            alloc_fail_one_in: some(rng, 25, &[5, 20, 200]),
-            probe_one_in: rng.pick(&[40, 150]),
+            alloc_fail_one_in: alloc,
+            probe_one_in: if RECOVERS { rng.pick(&[40, 150]) } else { u32::MAX },
             storm_us: rng.within(2_500_000, 6_000_000),
         }
     }

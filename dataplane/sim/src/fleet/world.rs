@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
+use penstock_engine::replica::Part as GroupPart;
 use penstock_engine::{DiskId, Effect, Effects, Event, Notice, Stage};
 
 use super::Bug;
@@ -228,8 +229,11 @@ impl World {
         it.turn_due = false;
         it.evidence.turn_begins();
         let mut store = it.store.take().expect("turns are for the living");
+        let led: Vec<u32> = it.standings.iter().filter(|(_, s)| s.part == GroupPart::Leader).map(|(volume, _)| *volume).collect();
         let mut came = Vec::new();
-        for event in std::mem::take(&mut it.inbox) {
+        // What time it is comes first: what comes after a pause is judged as of now.
+        let tick = Event::Tick { now: it.clock(now) };
+        for event in std::iter::once(tick).chain(std::mem::take(&mut it.inbox)) {
             let words = event_words(&event);
             self.trace.note(now, &words, || format!("{node} <- {event:?}"));
             match &event {
@@ -250,7 +254,7 @@ impl World {
                 self.stands(node, *replica, *standing);
             }
         }
-        self.taken_in(node, &came);
+        self.taken_in(node, &came, &led);
         for effect in &fx.list[..reach] {
             let words = effect_words(effect);
             self.trace.note(now, &words, || format!("{node} -> {effect:?}"));
@@ -347,16 +351,23 @@ impl World {
             let view = it.store.as_ref().map(|store| store.view());
             let stage = view.map(|v| v.stage).unwrap_or(Stage::Stopped);
             text += &format!(
-                "\n  node {}: {:?}, {stage:?}, {} commands, {} device commands, {} orders out, fence {:?}, memory {} blocks out, {:?}",
+                "\n  node {}: {:?}, {stage:?}, {} commands, {} device commands, {} orders out, fence {:?}, memory {} blocks out",
                 it.no,
                 it.phase,
                 it.ios.len(),
                 it.out.len(),
                 it.orders.len(),
                 it.fence,
-                it.mem.out_blocks(),
-                it.standings
+                it.mem.out_blocks()
             );
+            for (no, volume) in &it.replicas {
+                if let Some(look) = it.store.as_ref().and_then(|store| store.look(*no)) {
+                    text += &format!("\n    volume {volume}: {look:?}");
+                }
+            }
+            for attempt in it.ios.values() {
+                text += &format!("\n    waits: {:?} of volume {}, {:?}", attempt.command.op, attempt.command.volume, attempt.term);
+            }
             if let Some(v) = view {
                 text += &format!(
                     "; log {} of {}, {} undrained, {} of {} extents free, {} held, quiescent {}",
