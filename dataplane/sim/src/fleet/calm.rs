@@ -59,7 +59,8 @@ impl World {
             };
             let Some((_, _, leader)) = self.leader_of(volume).and_then(look) else { return false };
             (0..self.nodes.len()).filter_map(look).any(|(store, no, look)| {
-                let has = look.start == leader.start || store.logged(no, leader.start, leader.start).iter().any(|e| e.term == leader.start_term);
+                let has =
+                    look.start == leader.start || store.logged(no, leader.start, leader.start).iter().any(|e| e.term == leader.start_term);
                 look.applied < leader.start && !has
             })
         });
