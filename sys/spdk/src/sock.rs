@@ -154,6 +154,8 @@ struct ConnectionInner<M> {
     pointer: Cell<Option<NonNull<spdk_sys::spdk_sock>>>,
     group: Rc<GroupInner>,
     on_event: Box<dyn Fn(SockEvent<M>)>,
+    /// `connect` has given a count to `on_connected`, which has not been called.
+    connecting: Cell<bool>,
     free: RefCell<Vec<usize>>,
     /// One that is not in `free` belongs to SPDK until `on_written`.
     writes: Box<[UnsafeCell<Write<M>>]>,
@@ -170,6 +172,7 @@ impl<M: 'static> ConnectionInner<M> {
             pointer: Cell::new(None),
             group: group.inner.clone(),
             on_event: Box::new(on_event),
+            connecting: Cell::new(false),
             free: RefCell::new((0..depth).rev().collect()),
             writes: (0..depth)
                 .map(|_| {
@@ -204,8 +207,9 @@ extern "C" fn on_readable<M: 'static>(arg: *mut c_void, _group: *mut spdk_sys::s
 }
 
 extern "C" fn on_connected<M: 'static>(arg: *mut c_void, status: c_int) {
-    // SAFETY: `connect` gave one count to this callback, which SPDK calls once.
+    // SAFETY: `connect` gave one count to this callback, which SPDK calls at most once.
     let inner = unsafe { Rc::from_raw(arg.cast::<ConnectionInner<M>>().cast_const()) };
+    inner.connecting.set(false);
     (inner.on_event)(SockEvent::Connected(Errno::check(status)));
 }
 
@@ -221,7 +225,7 @@ extern "C" fn on_written<M: 'static>(arg: *mut c_void, status: c_int) {
 }
 
 impl<M: 'static> Connection<M> {
-    /// Starts to connect. `Connected` says how it went, possibly before this returns. Timeout 0: the system's.
+    /// Starts to connect. `Connected` says how it went, possibly before this returns, and then perhaps beside an error. Timeout 0: the system's.
     pub fn connect(
         group: &SockGroup,
         address: SocketAddr,
@@ -231,15 +235,20 @@ impl<M: 'static> Connection<M> {
     ) -> Result<Connection<M>, Errno> {
         let ip = c_string(&address.ip().to_string())?;
         let connection = Connection { inner: ConnectionInner::new(group, depth, on_event) };
+        connection.inner.connecting.set(true);
         let arg = Rc::into_raw(connection.inner.clone());
         // SAFETY: the string outlives the call; the callback owns the count in `arg`.
         let pointer = unsafe {
             spdk_sys::ps_sock_connect(ip.as_ptr(), c_int::from(address.port()), timeout_ms, Some(on_connected::<M>), arg.cast_mut().cast())
         };
         let Some(pointer) = NonNull::new(pointer) else {
-            // SAFETY: no socket, so no callback: the count is ours again.
-            drop(unsafe { Rc::from_raw(arg) });
-            return Err(last_errno());
+            let errno = last_errno();
+            // Without a socket SPDK has called back for some errors (no route to there), and not for others.
+            if connection.inner.connecting.take() {
+                // SAFETY: no socket and no callback yet, so none will come: the count is ours again.
+                drop(unsafe { Rc::from_raw(arg) });
+            }
+            return Err(errno);
         };
         connection.attach(pointer)?;
         Ok(connection)

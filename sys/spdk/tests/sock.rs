@@ -155,6 +155,14 @@ fn connection_carries_bytes_in_order_and_gives_all_memory_back() {
                     Ok(connection) => *world.refused.borrow_mut() = Some(connection),
                     Err(errno) => world.refusal.set(Some(errno)),
                 }
+                // There is no route to a broadcast address: refused at once, and what the closure holds is let go of once.
+                let held = Rc::new(());
+                let inside = held.clone();
+                let nowhere = Connection::<DmaBuf>::connect(&group, ([255, 255, 255, 255], 1).into(), 5000, 1, move |_| {
+                    assert!(Rc::strong_count(&inside) > 1);
+                });
+                assert!(nowhere.is_err());
+                assert_eq!(Rc::strong_count(&held), 1);
                 let nothing = Connection::<Nothing>::connect(&group, ([127, 0, 0, 1], port).into(), 5000, 1, |_| ()).expect("started");
                 assert_eq!(nothing.write(Nothing, 0).expect_err("no ranges").errno, Errno::INVAL);
                 drop(nothing);
