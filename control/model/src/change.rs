@@ -1,8 +1,8 @@
 //! What people may ask for: each function judges one wish against what is desired and observed, and answers the
 //! records to make durable, or an error that says what to do next. Nothing happens at a node here.
 
+use core::net::{Ipv4Addr, SocketAddr};
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{Ipv4Addr, SocketAddr};
 
 use penstock_api::http::{ApiError, DriveAddBody, VolumeCreateBody};
 use penstock_api::rpc::{Door, DriveState, ErrorCode};
@@ -18,7 +18,7 @@ pub const DOORS_MAX: usize = 16;
 /// How many replicas a volume may be made with. Two would hold no majority without both.
 pub const REPLICAS: [u8; 3] = [1, 3, 5];
 /// Where a node listens for hosts unless it was said otherwise.
-const NVMF_DEFAULT: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 4420);
+const NVMF_DEFAULT: SocketAddr = SocketAddr::new(core::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 4420);
 
 pub type Judged = Result<Vec<Record>, ApiError>;
 

@@ -4,8 +4,8 @@
 //! moment leaves either the wish or its fulfilment. Permissions that destroy (`force`, `allow_shrink`) are part of
 //! one wish and end with it. Not here: who may change it how (change), what follows from it (reconcile).
 
+use core::net::SocketAddr;
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
 
 use penstock_api::rpc::{BlockSize, ControllerRange, Door, GroupMember, GroupMembers, MemberRole, PeerAddress};
 use penstock_api::{ByteSize, DriveId, DriveSpec, NodeId, NodeName, ReplicaId, SegmentId, VolumeId, VolumeName};

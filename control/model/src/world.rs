@@ -2,8 +2,8 @@
 //! that once the trouble stops, desired and observed agree, nothing was lost that nobody removed, and no id came
 //! twice. A node is a few maps: media that survive, and what is open, which does not. A group is led by the first node that has it open.
 
+use core::net::SocketAddr;
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
 
 use penstock_api::http::{DriveAddBody, VolumeCreateBody};
 use penstock_api::id::{ClusterTag, Id, Incarnation, NodeNumber};
