@@ -113,9 +113,9 @@ impl Store {
         let gain = self.stream.place_of(covers.next()).0.saturating_sub(self.stream.place_of(self.stream.first_kept()).0);
         let room = self.space.dirty_limit().saturating_sub(self.map.dirty());
         let nothing_left = self.index.queued() == 0 && self.drain.deletions == 0;
-        if self.drain.unsaved
-            && (gain * 4 >= limit || room == 0 || over && (self.drain.deletions == 0 || self.index.queued() > 0) || nothing_left)
-        {
+        let worth = room == 0 || over && (self.drain.deletions == 0 || self.index.queued() > 0) || nothing_left;
+        // A group may let go of log that nothing was applied from.
+        if gain * 4 >= limit || self.drain.unsaved && worth {
             self.begin_checkpoint(drained, covers.next(), mem, fx);
         } else if self.index.queued() > 0 && !over {
             self.begin_slice(room, mem, fx);

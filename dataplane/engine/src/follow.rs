@@ -62,13 +62,16 @@ impl Store {
             Some(buf) => mem.bytes(buf).get(..len)?,
             None => &[],
         };
-        let verified = Verified::all(vec![message], bytes).ok()?.pop()?;
+        let mut verified = Verified::all(vec![message], bytes).ok()?.pop()?;
         let staged_before = self.member(no)?.staged.len();
         if let MessageBody::Append(append) = &verified.message().body
-            && !self.stage_entries(no, &append.entries, payload)
+            && !append.entries.is_empty()
         {
-            self.unstage_from(no, staged_before);
-            return None;
+            // What there is no room for is left out and sent again; what the append says besides still counts, and may make room.
+            let (count, whole) = (self.stage_entries(no, &append.entries, payload), append.entries.len());
+            if count < whole {
+                verified = first_entries(verified, count, bytes)?;
+            }
         }
         let group = self.member_mut(no)?.group_mut()?;
         if group.step(verified).is_err() {
@@ -79,20 +82,20 @@ impl Store {
         Some(())
     }
 
-    /// Takes hold of an append's payload. False when there is no room for it.
-    fn stage_entries(&mut self, no: ReplicaNo, entries: &[Entry], payload: Option<BufId>) -> bool {
+    /// Takes hold of an append's payload, as far as there is room for it. Says for how many entries.
+    fn stage_entries(&mut self, no: ReplicaNo, entries: &[Entry], payload: Option<BufId>) -> usize {
         let mut first = 0;
-        for entry in entries {
+        for (at, entry) in entries.iter().enumerate() {
             let blocks = entry.payload_blocks;
             let known = self.member(no).is_some_and(|member| member.holds(entry.index, entry.term).is_some());
             if blocks > 0 && !known {
-                let Some(buf) = payload else { return false };
-                if !self.ring_takes(u64::from(blocks)) {
-                    return false;
+                let Some(buf) = payload else { return at };
+                if !self.ring_takes(u64::from(first + blocks)) {
+                    return at;
                 }
                 let Some(promises) = self.promise_entry(no, entry) else {
                     self.groups.wants_space = true;
-                    return false;
+                    return at;
                 };
                 self.groups.hold(buf);
                 let staged = Staged { index: entry.index, term: entry.term, buf, first, promises };
@@ -100,7 +103,7 @@ impl Store {
             }
             first += blocks;
         }
-        true
+        entries.len()
     }
 
     /// Whether the log has room for so many blocks more, beside all that waits for it.
@@ -194,4 +197,13 @@ impl Store {
             self.fail_ops(proposal.ops, Status::NotReady, mem, fx);
         }
     }
+}
+
+/// An append with the first `count` of its entries.
+fn first_entries(verified: Verified, count: usize, payload: &[u8]) -> Option<Verified> {
+    let mut message = verified.into_message();
+    let MessageBody::Append(append) = &mut message.body else { return None };
+    append.entries.truncate(count);
+    let len = message.payload_blocks() as usize * BLOCK;
+    Verified::all(vec![message], payload.get(..len)?).ok()?.pop()
 }

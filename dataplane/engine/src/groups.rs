@@ -161,16 +161,25 @@ impl Store {
             for no in std::mem::take(&mut self.groups.touched) {
                 self.settle_group(no, mem, fx);
             }
+            // What was applied, or never will be, may be what merges wait for.
+            self.retry_waiters(mem, fx);
         }
         self.settle_sends(mem, fx);
     }
 
     fn settle_group<M: Memory>(&mut self, no: ReplicaNo, mem: &mut M, fx: &mut Effects) {
         let now = self.now;
-        let mut out = std::mem::take(&mut self.groups.out);
         let Some(member) = self.member_mut(no) else { return };
         member.touched = false;
-        let Some(group) = member.group_mut() else { return };
+        let asking = std::mem::take(&mut member.asking);
+        let (flushes, reads): (Vec<_>, Vec<_>) = asking.into_iter().partition(|id| self.host.job(*id).op == HostOp::Flush);
+        let mut out = std::mem::take(&mut self.groups.out);
+        let Some(group) = self.member_mut(no).and_then(Member::group_mut) else { return };
+        // Asked now and not when the command came: what came in the same turn after it may have ended this member's leading.
+        let may_read = group.may_read(now);
+        for id in reads.iter().filter(|_| !may_read) {
+            group.read(u64::from(id.0));
+        }
         group.settle(now, &mut out);
         let stopped = group.stopped().cloned();
         match stopped {
@@ -179,6 +188,11 @@ impl Store {
                 self.carry_out(no, &mut out, mem, fx);
                 self.drop_staged(no);
                 self.stand(no, mem, fx);
+                for id in flushes.into_iter().chain(reads.into_iter().filter(|_| may_read)) {
+                    if self.host.is_proving(id, no) {
+                        self.proven(id, mem, fx);
+                    }
+                }
             }
         }
         out.clear();
@@ -447,9 +461,11 @@ impl Store {
         if let Some(seq) = self.unapplied_from() {
             covers = covers.min(Seq(seq.0 - 1));
         }
+        let (used, limit) = (self.stream.used(), self.stream.host_limit());
         if let Some(wanted) = self.wanted_from() {
-            let half = self.stream.first_within(self.stream.ring_blocks() / 2);
-            covers = covers.min(Seq(wanted.max(half).0 - 1));
+            // Less of it when there is hardly room for what is new.
+            let share = if used * 8 > limit * 7 { limit / 4 } else { limit / 2 };
+            covers = covers.min(Seq(wanted.max(self.stream.first_within(share)).0 - 1));
         }
         covers.max(Seq(self.stream.first_kept().0 - 1))
     }

@@ -4,7 +4,7 @@
 //! A host is answered when its entry is applied. One whose entry is in the log of a term that is lost is told "not ready" once the device has
 //! its payload: the entry may still be committed by the next leader, which a host that tries again must expect anyhow.
 
-use crate::member::{Member, Payload, Proposal};
+use crate::member::{Payload, Proposal};
 use crate::port::*;
 use crate::replica::ProposeError;
 use crate::store::Store;
@@ -20,27 +20,22 @@ impl Store {
         self.map.live(no).is_some_and(|replica| replica.member.as_deref().is_none_or(|member| member.serving.is_some()))
     }
 
-    /// Whether a read must wait for a round of proof.
-    #[inline]
-    pub(crate) fn wants_proof(&self, no: ReplicaNo) -> bool {
-        self.member(no).is_some_and(|member| !member.group().is_some_and(|group| group.may_read(self.now)))
-    }
-
-    /// The job goes on when it is proven that this member still leads; all of a turn share one round.
+    /// The job goes on when the groups are settled and this member still leads: by its lease, or by a round of proof that all of a turn share.
     pub(crate) fn prove(&mut self, id: JobId) {
         let job = self.host.job(id);
         job.stage = JobStage::Proving;
         let no = job.replica;
-        let group = self.member_mut(no).and_then(Member::group_mut);
-        group.expect("a replica that serves has its group").read(u64::from(id.0));
+        self.member_mut(no).expect("only members need proof").asking.push(id);
         self.touch(no);
     }
 
     /// This member led after the job came.
     pub(crate) fn proven<M: Memory>(&mut self, id: JobId, mem: &mut M, fx: &mut Effects) {
-        match self.host.job(id).miscompare {
-            Some(at) => self.finish_job(id, Status::Miscompare { at }, mem, fx),
-            None => {
+        let job = self.host.job(id);
+        match (job.miscompare, job.op) {
+            (Some(at), _) => self.finish_job(id, Status::Miscompare { at }, mem, fx),
+            (None, HostOp::Flush) => self.finish_job(id, Status::Ok, mem, fx),
+            (None, _) => {
                 self.next_read_chunk(id);
                 self.issue_reads(id, mem, fx);
             }
@@ -125,6 +120,7 @@ impl Store {
         let Some(member) = self.member_mut(no) else { return };
         let (mut at, mut done) = (0, Vec::new());
         let change = member.change.take();
+        member.asking.clear();
         while at < member.proposals.len() {
             let proposal = &mut member.proposals[at];
             let (index, term) = (proposal.index, proposal.term);

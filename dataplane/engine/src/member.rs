@@ -5,7 +5,7 @@
 
 use crate::port::{BufId, OrderId, Standing};
 use crate::replica::{Ballot, Group, Mark, Stop};
-use crate::write::Proposed;
+use crate::write::{JobId, Proposed};
 use penstock_wire::peer::{Entry, MemberNo, Members};
 use penstock_wire::{Index, NodeId, Seq, Term};
 use std::collections::VecDeque;
@@ -104,6 +104,10 @@ pub(crate) struct Member {
     /// Entries of hosts here that are not applied, in order.
     pub proposals: VecDeque<Proposal>,
     pub staged: Vec<Staged>,
+    /// Payload blocks of hosts here that are ready or proposed, and not applied.
+    pub out_blocks: u64,
+    /// Jobs that go on once it is known that this member leads.
+    pub asking: Vec<JobId>,
     /// The term in which hosts are served here.
     pub serving: Option<Term>,
     /// As it was told last.
@@ -132,6 +136,8 @@ impl Member {
             marks: VecDeque::new(),
             proposals: VecDeque::new(),
             staged: Vec::new(),
+            out_blocks: 0,
+            asking: Vec::new(),
             serving: None,
             standing: None,
             change: None,

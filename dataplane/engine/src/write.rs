@@ -306,6 +306,12 @@ impl HostSide {
         taken
     }
 
+    /// Whether a job of a replica's waits for proof that it leads.
+    pub fn is_proving(&self, id: JobId, no: ReplicaNo) -> bool {
+        let job = &self.jobs[id.0 as usize];
+        job.live && job.stage == JobStage::Proving && job.replica == no
+    }
+
     /// Ops of a member that are in no entry yet.
     pub fn take_grouped(&mut self, no: ReplicaNo) -> Vec<Proposed> {
         let (taken, kept) = std::mem::take(&mut self.grouped).into_iter().partition(|op| op.replica == no);
@@ -325,6 +331,11 @@ impl Store {
             Err(status) => Some(status),
             Ok(()) if matches!(op, HostOp::Flush) => {
                 self.counters.host_flushes += 1;
+                if self.member(replica).is_some() {
+                    let job = self.host.add(io, replica, op, Span { offset: 0, len: 0 });
+                    self.prove(job);
+                    return;
+                }
                 Some(Status::Ok)
             }
             // Which blocks the lost batches wrote is unknown, so none can be vouched for until the operator accepts the loss.
@@ -344,7 +355,7 @@ impl Store {
             HostOp::Read(_) => {
                 self.counters.host_reads += 1;
                 self.counters.host_read_blocks += span.len / BLOCK as u64;
-                if self.wants_proof(replica) {
+                if self.member(replica).is_some() {
                     self.prove(job);
                     return;
                 }
@@ -417,7 +428,12 @@ impl Store {
         }
         let ready = self.host.ready.iter().chain(&self.host.grouped);
         self.host.ready_blocks = ready.map(|op| u64::from(op.payload_blocks())).sum::<u64>() + self.groups.queued_blocks();
+        let mut later: Vec<JobId> = Vec::new();
         while let Some(&job) = self.host.held.front() {
+            if self.group_is_full(job, &later) {
+                later.extend(self.host.held.pop_front());
+                continue;
+            }
             if self.host.wants_space || !self.log_has_room(job) {
                 let job = self.host.job(job);
                 if !std::mem::replace(&mut job.held, true) {
@@ -431,17 +447,35 @@ impl Store {
                 break;
             }
         }
+        while let Some(job) = later.pop() {
+            self.host.held.push_front(job);
+        }
+    }
+
+    /// What is not applied cannot be trimmed: a group without a quorum must not fill the log, nor hold up those behind it. `later`: jobs
+    /// that wait for this already.
+    fn group_is_full(&self, id: JobId, later: &[JobId]) -> bool {
+        let job = &self.host.jobs[id.0 as usize];
+        let Some(member) = self.member(job.replica) else { return false };
+        let blocks = Self::log_blocks(job);
+        member.out_blocks > 0 && member.out_blocks + blocks > self.stream.host_limit() / 8
+            || later.iter().any(|other| self.host.jobs[other.0 as usize].replica == job.replica)
+    }
+
+    /// Blocks of log that a write's next chunk may take.
+    fn log_blocks(job: &Job) -> u64 {
+        match job.op {
+            HostOp::Write(_) | HostOp::CompareWrite(_) => {
+                (job.span.len - job.done).div_ceil(BLOCK as u64).min(u64::from(PAYLOAD_BLOCKS_MAX)) + 1
+            }
+            _ => 1,
+        }
     }
 
     /// Back-pressure: three quarters of the ring are free of it; beyond, writers get what the drain gives back, scaled by the room left.
     fn log_has_room(&mut self, id: JobId) -> bool {
         let job = &self.host.jobs[id.0 as usize];
-        let blocks = match job.op {
-            HostOp::Write(_) | HostOp::CompareWrite(_) => {
-                (job.span.len - job.done).div_ceil(BLOCK as u64).min(u64::from(PAYLOAD_BLOCKS_MAX)) + 1
-            }
-            _ => 1,
-        };
+        let blocks = Self::log_blocks(job);
         let (used, limit) = (self.stream.used(), self.stream.host_limit());
         if used + self.host.ready_blocks + blocks > limit || self.index.len() as u64 > self.stream.ring_blocks() {
             return false;
@@ -617,7 +651,7 @@ impl Store {
             HostOp::CompareWrite(_) => {
                 if let Some(at) = mem.host_differs(io, 0, buf, chunk.skip, span.len as u32) {
                     let no = self.host.job(id).replica;
-                    if self.wants_proof(no) {
+                    if self.member(no).is_some() {
                         self.host.job(id).miscompare = Some(at);
                         self.prove(id);
                     } else {
@@ -666,10 +700,12 @@ impl Store {
     /// Into the log with it: a member's group's, or the store's own.
     pub(crate) fn make_ready(&mut self, op: Proposed) {
         let own = matches!(op.what, What::Create(_) | What::CreateMember(_) | What::Delete);
-        if !own && self.member(op.replica).is_some() {
-            self.host.grouped.push_back(op);
-        } else {
-            self.host.ready.push_back(op);
+        match self.member_mut(op.replica) {
+            Some(member) if !own => {
+                member.out_blocks += u64::from(op.payload_blocks());
+                self.host.grouped.push_back(op);
+            }
+            _ => self.host.ready.push_back(op),
         }
     }
 
@@ -708,6 +744,9 @@ impl Store {
 
     /// A proposed op took effect, or never will.
     pub(crate) fn op_done<M: Memory>(&mut self, op: Proposed, status: Status, mem: &mut M, fx: &mut Effects) {
+        if let Some(member) = self.member_mut(op.replica) {
+            member.out_blocks -= u64::from(op.payload_blocks());
+        }
         if let Some(order) = op.order {
             self.order_out = None;
             let result = match status {
