@@ -10,7 +10,7 @@ use crate::replica::{Ballot, Mark, Persist};
 use crate::store::Store;
 use crate::stream::{BATCH_BLOCKS_MAX, Load};
 use crate::write::{Proposed, Source, What};
-use penstock_wire::batch::{BALLOT_LEN, Kind, Section, logged_len};
+use penstock_wire::batch::{BALLOT_LEN, Kind, RESOLVED_LEN, Section, logged_len};
 use penstock_wire::{Index, Seq, Term};
 
 /// What an item puts into the log.
@@ -24,6 +24,8 @@ pub(crate) enum Carries {
         blocks: u32,
         bytes: u32,
     },
+    /// The member is in doubt no more.
+    Resolved,
     /// An entry that was replaced before it got anywhere.
     Nothing,
 }
@@ -49,6 +51,7 @@ impl Item {
         match self.carries {
             Carries::Ballot(_) => BALLOT_LEN,
             Carries::Entry { bytes, .. } => bytes as usize,
+            Carries::Resolved => RESOLVED_LEN,
             Carries::Nothing => 0,
         }
     }
@@ -81,6 +84,12 @@ impl Store {
         }
         let last = self.groups.queue.back_mut().expect("what is to be persisted is not empty");
         last.mark = Some((persist.mark, persist.ballot.is_some()));
+    }
+
+    /// The log is as far again as it may have been, or nothing of it is lost: the next life need not ask. Until it is durable that one may.
+    pub(crate) fn queue_resolved(&mut self, no: ReplicaNo) {
+        self.member_mut(no).expect("a group that was in doubt has its member").doubts = None;
+        self.groups.queue.push_back(Item { replica: no, carries: Carries::Resolved, mark: None });
     }
 
     /// Items of entries that are replaced carry nothing any more; what they tell is still told in its turn.
@@ -136,6 +145,10 @@ impl Store {
                 Carries::Entry { index, term, .. } => {
                     let logged = self.member(item.replica).and_then(|member| member.holds(index, term));
                     section.logged(item.replica.0, &logged.expect("what is in the queue is in the log").entry);
+                }
+                Carries::Resolved => {
+                    section.entry(item.replica.0, Term(0), Index(0));
+                    section.resolved();
                 }
                 Carries::Nothing => {}
             }

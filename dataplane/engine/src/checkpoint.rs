@@ -73,7 +73,7 @@ impl Checkpoint {
 
 /// What the directory says of a member. Its ballot may be newer than what is durable of it in the log: then it was not spoken yet.
 fn member_row(member: &Member) -> MemberRow {
-    let doubt = if let MemberStage::Doubtful(doubts) = &member.stage { Some(doubts.unknown.last) } else { None };
+    let doubt = member.group().and_then(|group| group.floor()).map(|floor| (floor.index, floor.term));
     MemberRow {
         vote: member.ballot.vote,
         applied_term: member.applied_term,

@@ -25,7 +25,7 @@ impl Store {
                     self.on_message(from, message, payload, mem);
                 }
                 PeerWord::EntriesAsk(ask) => self.on_entries_ask(from, &ask, fx),
-                PeerWord::EntriesAnswer(answer) => self.on_entries_answer(from, answer, payload, mem, fx),
+                PeerWord::EntriesAnswer(answer) => self.on_entries_answer(from, &answer),
             }
         }
         if let Some(buf) = payload {

@@ -46,6 +46,8 @@ pub(crate) struct Groups {
     pub next_send: u32,
     /// A follower found no space for what came: everything is to be drained.
     pub wants_space: bool,
+    /// Members that ask the others how their logs end.
+    pub doubtful: Vec<ReplicaNo>,
     awake: usize,
     ticked: Option<Millis>,
     /// What each node showed last.
@@ -204,6 +206,9 @@ impl Store {
         for persist in out.persist.drain(..) {
             self.queue_persist(no, persist, mem, fx);
         }
+        if out.resolved {
+            self.queue_resolved(no);
+        }
         for message in out.send.drain(..) {
             let to = message.to;
             self.send_word(no, to, PeerWord::Group(message), fx);
@@ -295,10 +300,7 @@ impl Store {
     /// The group says nothing any more. Its log stays: what is not applied is what the next life begins from.
     pub(crate) fn stop_group<M: Memory>(&mut self, no: ReplicaNo, stop: Stop, mem: &mut M, fx: &mut Effects) {
         let Some(member) = self.member_mut(no).filter(|member| !matches!(member.stage, MemberStage::Stopped(_))) else { return };
-        let why = match &stop {
-            Stop::Quarantined(why) => why.clone(),
-            Stop::PersistFailed => "its drive is fenced".to_owned(),
-        };
+        let why = stop.to_string();
         member.stage = MemberStage::Stopped(stop);
         member.marks.clear();
         // What is in no batch will never be in one.
@@ -507,18 +509,14 @@ impl Store {
     pub fn member_view(&self, no: ReplicaNo) -> Option<MemberView> {
         let replica = self.map.get(no)?;
         let member = replica.member.as_deref()?;
-        let stopped = match &member.stage {
-            MemberStage::Stopped(Stop::Quarantined(why)) => Some(why.clone()),
-            MemberStage::Stopped(Stop::PersistFailed) => Some("the drive is fenced".to_owned()),
-            _ => None,
-        };
+        let stopped = if let MemberStage::Stopped(stop) = &member.stage { Some(stop.to_string()) } else { None };
         Some(MemberView {
             no,
             segment: replica.shape.segment,
             me: member.me,
             members: member.members.clone(),
             standing: member.standing,
-            doubtful: matches!(member.stage, MemberStage::Doubtful(_)),
+            doubtful: member.doubts.is_some(),
             stopped,
             group: member.group().and_then(Group::view),
             applied: replica.applied,

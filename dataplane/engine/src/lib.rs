@@ -14,8 +14,6 @@ mod audit;
 mod carry;
 mod checkpoint;
 mod config;
-// Used by what is being built on it.
-#[expect(dead_code)]
 mod doubt;
 mod drain;
 mod epoch;
@@ -31,6 +29,7 @@ mod orders;
 pub mod port;
 mod read;
 mod recover;
+mod rejoin;
 pub mod replica;
 mod rewrite;
 mod scrub;

@@ -42,7 +42,7 @@ impl Store {
         Some(MemberLook {
             me: member.me,
             view,
-            doubtful: matches!(member.stage, MemberStage::Doubtful(_)),
+            doubtful: member.doubts.is_some(),
             applied: replica.applied,
             applied_term: member.applied_term,
             ballot: member.ballot,

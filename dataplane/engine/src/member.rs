@@ -67,9 +67,6 @@ pub(crate) struct Marked {
 
 /// Whether the member may speak.
 pub(crate) enum MemberStage {
-    /// Recovery found what it could not judge: the others are asked, and the group is not built yet.
-    #[expect(dead_code)] // built by recovery
-    Doubtful(Box<crate::doubt::Doubts>),
     Up(Box<Group>),
     /// Answers nothing any more.
     Stopped(Stop),
@@ -78,7 +75,6 @@ pub(crate) enum MemberStage {
 impl std::fmt::Debug for MemberStage {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
-            Self::Doubtful(_) => "Doubtful",
             Self::Up(_) => "Up",
             Self::Stopped(_) => "Stopped",
         })
@@ -99,6 +95,8 @@ pub(crate) struct Member {
     pub start: Index,
     pub start_term: Term,
     pub log: VecDeque<Logged>,
+    /// What the others say to a member whose log may have been longer.
+    pub doubts: Option<Box<crate::doubt::Doubts>>,
     /// In order.
     pub marks: VecDeque<Marked>,
     /// Entries of hosts here that are not applied, in order.
@@ -133,6 +131,7 @@ impl Member {
             start: Index(0),
             start_term: Term(0),
             log: VecDeque::new(),
+            doubts: None,
             marks: VecDeque::new(),
             proposals: VecDeque::new(),
             staged: Vec::new(),

@@ -108,6 +108,7 @@ impl Store {
             start_term: Term(0),
             members: members.clone(),
             entries: Vec::new(),
+            floor: None,
         };
         let stage = self.raise_group(no, me, recovered);
         let replica = self.map.get_mut(no).expect("just made");

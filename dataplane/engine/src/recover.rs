@@ -20,15 +20,16 @@ use crate::config::{BATCHES_OUT_MAX, Canary, FenceReason, OpenError, RecoveryRep
 use crate::index::{Slot, Version};
 use crate::map::{PageState, Replica};
 use crate::port::*;
+use crate::rejoin::Walked;
 use crate::rewrite::{Rewrite, doubled};
 use crate::store::{Owner, Store};
 use crate::stream::BATCH_BLOCKS_MAX;
-use penstock_wire::batch::{Batch, Entry, Header, Op, Prev, decode_section};
+use penstock_wire::batch::{Batch, EVERY_MEMBER, Entry, Header, Op, Prev, decode_section};
 use penstock_wire::directory::{Directory, Part as DirectoryPart, REPLICA_NO_LIMIT};
 use penstock_wire::label::Geometry;
 use penstock_wire::superblock::Superblock;
-use penstock_wire::{BLOCK, DecodeError, EXTENT_BLOCKS, Generation, Index as RaftIndex, RingPos, Seq};
-use std::collections::VecDeque;
+use penstock_wire::{BLOCK, DecodeError, EXTENT_BLOCKS, Generation, Index as RaftIndex, RingPos, Seq, Term};
+use std::collections::{BTreeMap, VecDeque};
 
 /// Blocks of one read of the log.
 const CHUNK: u64 = 256;
@@ -50,9 +51,21 @@ enum Step {
 
 /// A later header, found by looking ahead.
 #[derive(Clone, Debug)]
-struct Found {
-    header: Header,
+pub(crate) struct Found {
+    pub header: Header,
+    pub section: Vec<u8>,
     prev_section: Vec<u8>,
+}
+
+impl Found {
+    /// Whether this is the batch after `seq`, and has the second copy of its descriptors.
+    pub fn follows(&self, seq: Seq) -> bool {
+        self.header.seq == seq.next() && self.header.prev.is_some_and(|prev| prev.seq == seq)
+    }
+
+    pub fn entries_before(&self) -> Option<Vec<Entry>> {
+        decode_section(&self.prev_section, self.header.prev?.payload_blocks).ok()
+    }
 }
 
 #[derive(Debug, Default)]
@@ -75,10 +88,14 @@ pub(crate) struct Recovery {
     version: u32,
     chains: [Vec<u32>; 2],
     /// The checkpoint has what is applied of batches up to here: the log is kept from before for others.
-    covered: Seq,
+    pub covered: Seq,
+    /// Replicas that are members of groups, by number.
+    pub walked: BTreeMap<u32, Walked>,
+    /// For the Open batch to name.
+    pub doubts: Vec<(u32, Option<(RaftIndex, Term)>)>,
     // Log.
     pos: RingPos,
-    seq: Seq,
+    pub seq: Seq,
     generation: Generation,
     durable_to: Seq,
     places: VecDeque<RingPos>,
@@ -93,12 +110,18 @@ pub(crate) struct Recovery {
     tries: u32,
     // Looking ahead from `pos`: how far, what was found, and whether the header at `pos` is whole.
     scanned: u64,
-    found: Vec<Found>,
+    pub found: Vec<Found>,
     whole_header: bool,
+    /// The descriptors under a whole header whose payload is bad.
+    pub bad_entries: Option<Vec<Entry>>,
+    /// Something at the place of the next batch looks like what is left of it.
+    pub trace: bool,
+    /// Blocks of the ring that could not be read.
+    unreadable: Vec<u64>,
     /// No batch that fits was found at `pos` itself: it may have wrapped. Kept, since the two places share one window.
     not_here: bool,
     log_lost: bool,
-    report: RecoveryReport,
+    pub report: RecoveryReport,
 }
 
 /// The bytes are not in memory: read from this block of the ring.
@@ -225,6 +248,7 @@ impl Store {
                 } else {
                     // An unreadable block is one whose bytes are wrong; what that means is judged like any rot.
                     rec.tries = 0;
+                    rec.unreadable.push(rec.ring_end());
                     let filled = rec.window.len() + BLOCK;
                     rec.window.resize(filled, 0);
                 }
@@ -351,6 +375,9 @@ impl Store {
             found: u64::from(extent.0),
         })?;
         for row in directory.replicas {
+            if let Some(walked) = Walked::of_row(&row).filter(|_| !row.deleting) {
+                rec.walked.insert(row.no, walked);
+            }
             let pages = row
                 .pages
                 .iter()
@@ -405,14 +432,22 @@ impl Store {
                 break;
             }
             let room = (ring - phys).min(tail + ring - pos.0);
+            let incarnation = self.config.incarnation;
             let head = rec.peek(phys, room.min(2))?;
-            let Ok(batch) = Batch::decode(head) else { continue };
+            let Ok(batch) = Batch::decode(head) else {
+                let trace = Batch::is_hinted(head, incarnation, seq, pos);
+                rec.trace |= trace || rec.unreadable.contains(&phys);
+                continue;
+            };
             let (header, head_blocks, blocks) = (batch.header, batch.header_blocks, batch.blocks());
             let section = batch.own.to_vec();
             if header.seq != seq || header.at != pos || blocks > room || !self.is_ours(rec, &header) {
                 continue;
             }
-            let Some(entries) = self.believable(rec, &section, header.payload_blocks) else { continue };
+            let Some(entries) = self.believable(rec, &section, header.payload_blocks) else {
+                rec.trace = true;
+                continue;
+            };
             let payload_at = phys + u64::from(head_blocks);
             let payload = rec.peek(phys, blocks)?;
             let bad = bad_payload(&payload[head_blocks as usize * BLOCK..], &entries);
@@ -420,13 +455,14 @@ impl Store {
                 // Judged by what comes after it.
                 rec.pos = pos;
                 rec.whole_header = true;
+                rec.bad_entries = Some(entries);
                 rec.not_here = false;
                 rec.scanned = 0;
                 rec.found.clear();
                 rec.step = Step::Scan;
                 return Ok(());
             }
-            (rec.whole_header, rec.not_here) = (false, false);
+            (rec.whole_header, rec.not_here, rec.bad_entries) = (false, false, None);
             let prev = Prev { seq, at: pos, header_blocks: head_blocks, payload_blocks: header.payload_blocks };
             self.redo(rec, prev, header.generation, entries, payload_at as u32, &bad);
             rec.durable_to = rec.durable_to.max(header.durable_to);
@@ -456,11 +492,11 @@ impl Store {
                 && let Ok(batch) = Batch::decode(bytes)
             {
                 let header = batch.header;
-                let prev_section = batch.prev.to_vec();
+                let (section, prev_section) = (batch.own.to_vec(), batch.prev.to_vec());
                 // A batch takes a block or more, so no more of them fit before it than blocks.
                 let fits = header.seq > seq && header.at > from && header.seq.0 - seq.0 <= pos - from.0;
                 if fits && header.at.0 == pos && self.is_ours(rec, &header) {
-                    rec.found.push(Found { header, prev_section });
+                    rec.found.push(Found { header, section, prev_section });
                 }
             }
             rec.scanned += 1;
@@ -485,6 +521,7 @@ impl Store {
         if !durable {
             // What is dropped here may have been opened before: the next generation is above that one too.
             rec.generation = rec.generation.max(newest.unwrap_or_default());
+            rec.doubt_what_is_cut();
             rec.report.dropped_batches += u64::from(rec.whole_header || !rec.found.is_empty()) + rec.found.len() as u64;
             rec.step = Step::Rewriting;
             return Ok(());
@@ -525,6 +562,8 @@ impl Store {
         let lost = first.seq.0 - first.seq.0.min(rec.seq.0.max(rec.covered.0 + 1));
         rec.report.lost_batches += lost;
         rec.log_lost |= lost > 0;
+        rec.walked.values_mut().for_each(|walked| walked.lost_batches(lost == 0));
+        rec.trace = false;
         for _ in rec.seq.0..first.seq.0 {
             rec.places.push_back(rec.pos);
         }
@@ -539,7 +578,7 @@ impl Store {
     fn believable(&self, rec: &Recovery, section: &[u8], payload_blocks: u32) -> Option<Vec<Entry>> {
         let entries = decode_section(section, payload_blocks).ok()?;
         let mut next = u64::from(self.map.next_no()) + rec.report.lost_batches;
-        for entry in &entries {
+        for entry in entries.iter().filter(|entry| entry.replica != EVERY_MEMBER) {
             if u64::from(entry.replica) > next || entry.replica >= REPLICA_NO_LIMIT {
                 return None;
             }
@@ -552,11 +591,22 @@ impl Store {
     fn redo(&mut self, rec: &mut Recovery, place: Prev, generation: Generation, entries: Vec<Entry>, payload_at: u32, bad: &[u32]) {
         rec.report.batches += 1;
         let seq = place.seq;
-        if seq > rec.covered {
-            rec.report.lost_blocks += bad.len() as u64;
-            self.drain.unsaved |= !entries.is_empty();
-            self.redo_entries(rec, seq, entries, payload_at, bad);
+        self.drain.unsaved |= !entries.is_empty() && seq > rec.covered;
+        let mut at = 0;
+        for entry in entries {
+            rec.report.entries += 1;
+            let blocks: u32 = entry.ops.iter().map(Op::payload_blocks).sum();
+            let bad: Vec<u32> = bad.iter().filter(|block| (at..at + blocks).contains(*block)).map(|block| block - at).collect();
+            if !rec.walk_entry(&entry, seq, payload_at + at, bad.clone()) && seq > rec.covered {
+                rec.report.lost_blocks += bad.len() as u64;
+                if entry.ops.iter().any(|op| matches!(op, Op::Delete)) {
+                    rec.walked.remove(&entry.replica);
+                }
+                self.redo_entry(seq, entry, payload_at + at, &bad);
+            }
+            at += blocks;
         }
+        rec.trace = false;
         while rec.places.len() as u64 <= seq.0 - rec.superblock().log_seq.0 {
             rec.places.push_back(place.at);
         }
@@ -565,43 +615,40 @@ impl Store {
         rec.pos = RingPos(place.at.0 + u64::from(place.header_blocks + place.payload_blocks));
     }
 
-    fn redo_entries(&mut self, rec: &mut Recovery, seq: Seq, entries: Vec<Entry>, payload_at: u32, bad: &[u32]) {
+    /// An entry of a volume with one replica, or a birth or end. `bad`: blocks of its payload that are lost.
+    fn redo_entry(&mut self, seq: Seq, entry: Entry, payload_at: u32, bad: &[u32]) {
         let mut block_at = 0u32;
-        for entry in entries {
-            rec.report.entries += 1;
-            let no = ReplicaNo(entry.replica);
-            if let Some(replica) = self.map.get_mut(no) {
-                replica.applied = replica.applied.max(entry.index);
-                replica.proposed = replica.proposed.max(entry.index);
-                replica.term = replica.term.max(entry.term);
-            }
-            for op in entry.ops {
-                match op {
-                    Op::Write { block, crcs } => {
-                        for (i, crc) in crcs.iter().enumerate() {
-                            let lost = bad.contains(&(block_at + i as u32));
-                            let version =
-                                if lost { Version::Lost } else { Version::Log { at: payload_at + block_at + i as u32, crc: *crc } };
-                            self.redo_block(no, block + i as u64, Slot { seq, version }, entry.index);
-                        }
-                        block_at += crcs.len() as u32;
+        let no = ReplicaNo(entry.replica);
+        if let Some(replica) = self.map.get_mut(no) {
+            replica.applied = replica.applied.max(entry.index);
+            replica.proposed = replica.proposed.max(entry.index);
+            replica.term = replica.term.max(entry.term);
+        }
+        for op in entry.ops {
+            match op {
+                Op::Write { block, crcs } => {
+                    for (i, crc) in crcs.iter().enumerate() {
+                        let at = block_at + i as u32;
+                        let version = if bad.contains(&at) { Version::Lost } else { Version::Log { at: payload_at + at, crc: *crc } };
+                        self.redo_block(no, block + i as u64, Slot { seq, version }, entry.index);
                     }
-                    Op::Zero { block, count } => self.apply_zero(no, block, u64::from(count), seq, entry.index.0),
-                    Op::Create(shape) => {
-                        if self.map.get(no).is_none() {
-                            self.add_replica(no, *shape);
-                        }
-                    }
-                    Op::Delete => self.delete_replica(no),
-                    Op::Resize { blocks } => self.resize_replica(no, blocks, seq, entry.index.0),
-                    // Of members of groups, which no store has made yet.
-                    Op::Members(_) | Op::Ballot { .. } | Op::Doubt { .. } | Op::Resolved => {}
+                    block_at += crcs.len() as u32;
                 }
+                Op::Zero { block, count } => self.apply_zero(no, block, u64::from(count), seq, entry.index.0),
+                Op::Create(shape) => {
+                    if self.map.get(no).is_none() {
+                        self.add_replica(no, *shape);
+                    }
+                }
+                Op::Delete => self.delete_replica(no),
+                Op::Resize { blocks } => self.resize_replica(no, blocks, seq, entry.index.0),
+                // Of members of groups: `rejoin` has taken them.
+                Op::Members(_) | Op::Ballot { .. } | Op::Doubt { .. } | Op::Resolved => {}
             }
         }
     }
 
-    fn redo_block(&mut self, no: ReplicaNo, block: u64, slot: Slot, index: RaftIndex) {
+    pub(crate) fn redo_block(&mut self, no: ReplicaNo, block: u64, slot: Slot, index: RaftIndex) {
         let Some(replica) = self.map.live(no) else { return };
         if block >= replica.shape.blocks && block >= penstock_wire::VOLUME_BLOCKS_MAX {
             return;
@@ -618,6 +665,7 @@ impl Store {
     fn finish_walk<M: Memory>(&mut self, rec: &mut Recovery, mem: &mut M, fx: &mut Effects) {
         let superblock = rec.superblock();
         let generation = Generation(rec.generation.max(superblock.generation).0 + 1);
+        self.rejoin(rec);
         self.report = rec.report;
         self.index.put_in_order();
         self.stream.resume(superblock.log_seq, std::mem::take(&mut rec.places), rec.seq, rec.pos, superblock.log_at, generation);
@@ -655,7 +703,7 @@ impl Store {
         }
         rec.step = Step::Opening;
         let before = rec.before.as_ref().map(|(prev, section)| (*prev, &section[..]));
-        rec.out = self.write_open(before, mem, fx);
+        rec.out = self.write_open(before, &rec.doubts, mem, fx);
     }
 
     /// The Open batch is durable.
@@ -674,6 +722,7 @@ impl Store {
         for replica in self.map.iter().filter(|replica| !replica.deleting) {
             fx.list.push(Effect::Notice(Notice::Replica { replica: replica.no, shape: Box::new(replica.shape.clone()), gone: false }));
         }
+        self.enlist_members(stage, fx);
         fx.list.push(Effect::Notice(Notice::Serving(self.report)));
     }
 }

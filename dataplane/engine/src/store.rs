@@ -328,6 +328,7 @@ impl Store {
         if self.stage == Stage::Serving {
             self.seal_if_idle(mem, fx);
             self.tick_groups();
+            self.ask_in_doubt(fx);
         }
     }
 

@@ -11,7 +11,7 @@ use crate::store::{Owner, Store};
 use crate::write::{Proposed, Source, What};
 use penstock_wire::batch::{ENTRY_HEAD, Header, Kind, OP_HEAD, PAYLOAD_BLOCKS_MAX, Prev, SECTION_MAX, Section, header_blocks};
 use penstock_wire::label::Geometry;
-use penstock_wire::{BLOCK, EXTENT_BLOCKS, Generation, Index as RaftIndex, RingPos, Seq};
+use penstock_wire::{BLOCK, EXTENT_BLOCKS, Generation, Index as RaftIndex, RingPos, Seq, Term};
 use std::collections::VecDeque;
 
 /// A batch between its submission and its application.
@@ -475,15 +475,26 @@ impl Store {
     }
 
     /// The first batch of a generation, over whatever recovery cut away. `before` is the last good batch and its section.
-    pub(crate) fn write_open<M: Memory>(&mut self, before: Option<(Prev, &[u8])>, mem: &mut M, fx: &mut Effects) -> bool {
+    /// `doubts` are of members of groups: what they are in doubt of lies under this batch.
+    pub(crate) fn write_open<M: Memory>(
+        &mut self,
+        before: Option<(Prev, &[u8])>,
+        doubts: &[(u32, Option<(RaftIndex, Term)>)],
+        mem: &mut M,
+        fx: &mut Effects,
+    ) -> bool {
         self.stream.section.clear();
+        for (replica, floor) in doubts {
+            self.stream.section.entry(*replica, Term(0), RaftIndex(0));
+            self.stream.section.doubt(*floor);
+        }
         self.stream.prev_section.clear();
         self.stream.prev = None;
         // Exactly where the log was cut, over whatever stands there: so near the ring's end it leaves the copy out and takes
         // one block, which always fits.
         let room = self.stream.ring_blocks - self.stream.head.0 % self.stream.ring_blocks;
         if let Some((prev, section)) = before
-            && u64::from(header_blocks(0, section.len())) <= room
+            && u64::from(header_blocks(self.stream.section.bytes().len(), section.len())) <= room
         {
             self.stream.prev = Some(prev);
             self.stream.prev_section = Section::from_bytes(section);

@@ -19,6 +19,9 @@ pub const PAYLOAD_BLOCKS_MAX: u32 = 256;
 pub const HEADER_BLOCKS_MAX: u32 = 2;
 /// Bytes of the fixed part.
 const FIXED: usize = 128;
+/// Where sequence and place stand in it.
+const SEQ_AT: usize = PREFIX + 16;
+const PLACE_AT: usize = SEQ_AT + 24;
 /// Bytes of descriptors of one batch at most: two batches' worth fit a header of two blocks.
 pub const SECTION_MAX: usize = (HEADER_BLOCKS_MAX as usize * BLOCK - FIXED) / 2;
 /// Bytes of an entry's head within a section.
@@ -132,6 +135,15 @@ impl<'a> Batch<'a> {
     /// Whether a header may start here: cheap, for scans.
     pub fn looks_like(bytes: &[u8]) -> bool {
         check_magic(bytes, WHAT, MAGIC).is_ok()
+    }
+
+    /// Whether a block that does not decode may be what is left of the header of batch `seq` at `at`: some of what tells one is there.
+    pub fn is_hinted(bytes: &[u8], incarnation: Incarnation, seq: Seq, at: RingPos) -> bool {
+        let word = |from: usize| bytes.get(from..from + 8).and_then(|bytes| bytes.try_into().ok()).map(u64::from_le_bytes);
+        Self::looks_like(bytes)
+            || bytes.get(PREFIX..PREFIX + 16) == Some(&incarnation.0)
+            || word(SEQ_AT) == Some(seq.0)
+            || at.0 > 0 && word(PLACE_AT) == Some(at.0)
     }
 
     /// Decodes the header at the start of `bytes`, which may go on beyond it.
@@ -276,7 +288,7 @@ impl Section {
             Op::Resize { blocks } => self.resize(*blocks),
             Op::Members(members) => self.members(members),
             Op::Ballot { term, vote } => self.ballot(*term, *vote),
-            Op::Doubt { last } => self.doubt(*last),
+            Op::Doubt { floor } => self.doubt(*floor),
             Op::Resolved => self.resolved(),
         }
     }
@@ -316,10 +328,10 @@ impl Section {
         self.bytes.extend_from_slice(&vote.0.to_le_bytes());
     }
 
-    /// What the replica's log held from here on cannot be judged here: others must be asked. `last`: the last entry of it and its term, where that is
-    /// known.
-    pub fn doubt(&mut self, last: Option<(Index, Term)>) {
-        let (index, term) = last.unwrap_or_default();
+    /// The replica may have acknowledged entries that stood after what stands before this, and are gone: none beyond the end of a log that ends like
+    /// `floor`. `None`: whatever its ballot allowed.
+    pub fn doubt(&mut self, floor: Option<(Index, Term)>) {
+        let (index, term) = floor.unwrap_or_default();
         self.op(OP_DOUBT, 8, index.0);
         self.bytes.extend_from_slice(&term.0.to_le_bytes());
     }
@@ -358,6 +370,9 @@ pub fn logged_len(entry: &peer::Entry) -> usize {
 /// Bytes that an entry with a ballot alone takes in a section, or one with a doubt alone.
 pub const BALLOT_LEN: usize = ENTRY_HEAD + OP_HEAD + 8;
 
+/// Bytes that an entry takes in a section which says that a doubt is over.
+pub const RESOLVED_LEN: usize = ENTRY_HEAD + OP_HEAD;
+
 const OP_WRITE: u8 = 1;
 const OP_ZERO: u8 = 2;
 const OP_CREATE: u8 = 3;
@@ -395,9 +410,9 @@ pub enum Op {
         term: Term,
         vote: MemberNo,
     },
-    /// Recovery could not judge what the replica's log held after what stands before this.
+    /// The replica may have acknowledged entries that are gone: as far as a log that ends like `floor`, or whatever its ballot allowed.
     Doubt {
-        last: Option<(Index, Term)>,
+        floor: Option<(Index, Term)>,
     },
     /// All doubt about the replica is settled.
     Resolved,
@@ -584,10 +599,10 @@ fn take_op(r: &mut Take<'_>) -> Result<Op, DecodeError> {
         }
         OP_DOUBT => {
             let (index, term) = (Index(block), Term(r.count("term of a doubt")?));
-            if count != 8 || block >= crate::COUNT_LIMIT || (block == 0) != (term.0 == 0) {
+            if count != 8 || block >= crate::COUNT_LIMIT || block > 0 && term.0 == 0 {
                 return Err(DecodeError::Value { what: "last entry of a doubt", found: block });
             }
-            Op::Doubt { last: (block != 0).then_some((index, term)) }
+            Op::Doubt { floor: (term.0 != 0).then_some((index, term)) }
         }
         OP_RESOLVED => {
             zero_block(block)?;
@@ -626,6 +641,25 @@ mod tests {
         assert_eq!(entries[0].ops, [Op::Write { block: 0x0102_0304, crcs }, Op::Zero { block: 7, count: 0x00a0_b0c0 }]);
         assert_eq!(entries[1].ops, [Op::Create(Box::new(shape())), Op::Resize { blocks: 9 }, Op::Delete]);
         assert!(decode_section(batch.prev, 1).is_ok());
+    }
+
+    #[test]
+    fn ruined_header_is_hinted_at_while_one_of_its_marks_stands() {
+        let batch = batch();
+        let Header { incarnation, seq, at, .. } = batch.header;
+        let bytes = batch.encode();
+        let hinted = |bytes: &[u8]| Batch::is_hinted(bytes, incarnation, seq, at);
+        let marks = [0..8, PREFIX..PREFIX + 16, SEQ_AT..SEQ_AT + 8, PLACE_AT..PLACE_AT + 8];
+        let mut none = bytes.clone();
+        for mark in marks.clone() {
+            let mut only = vec![0xee; BLOCK];
+            only[mark.clone()].copy_from_slice(&bytes[mark.clone()]);
+            assert!(hinted(&only), "{mark:?}");
+            none[mark].fill(0xee);
+        }
+        assert!(!hinted(&none));
+        assert!(!Batch::is_hinted(&[0; BLOCK], incarnation, seq, RingPos(0)), "blank, at the ring's first block");
+        assert!(!hinted(&[]));
     }
 
     #[test]

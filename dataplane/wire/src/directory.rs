@@ -117,8 +117,8 @@ pub struct MemberRow {
     pub applied_term: Term,
     /// As of `applied`.
     pub members: Members,
-    /// Others are asked what its log held, as far as this entry where that is known; not resolved yet.
-    pub doubt: Option<Option<(Index, Term)>>,
+    /// It may have acknowledged entries that it does not have any more: none beyond the end of a log that ends like this.
+    pub doubt: Option<(Index, Term)>,
     /// It answers nothing any more, for good: what it holds cannot be vouched for.
     pub stopped: bool,
 }
@@ -167,8 +167,7 @@ impl Directory {
             let members = members(replica);
             w.u32(members.len() as u32);
             w.bytes(&members);
-            if doubt.is_some() {
-                let (index, term) = doubt.flatten().unwrap_or_default();
+            if let Some((index, term)) = doubt {
                 w.u64(index.0);
                 w.u64(term.0);
             }
@@ -282,10 +281,10 @@ fn take_member(r: &mut Take<'_>, version: u32, flags: u32, vote: MemberNo, appli
     let mut doubt = None;
     if flags & DOUBTFUL != 0 {
         let (index, term) = (Index(r.count("last entry of a doubt")?), Term(r.count("term of a doubt")?));
-        if (index.0 == 0) != (term.0 == 0) {
-            return Err(DecodeError::Value { what: "last entry of a doubt", found: index.0 });
+        if term.0 == 0 {
+            return Err(DecodeError::Value { what: "term of a doubt", found: term.0 });
         }
-        doubt = Some((index.0 != 0).then_some((index, term)));
+        doubt = Some((index, term));
     }
     Ok(Some(MemberRow { vote, applied_term, members, doubt, stopped: flags & STOPPED != 0 }))
 }

@@ -2,6 +2,7 @@
 //!
 //! The codec has checked what a message says by itself (bounds, order, terms within it); this is what needs the group.
 
+use super::LogEnd;
 use super::log::LogStore;
 use penstock_wire::peer::{MemberNo, Members, Message, MessageBody};
 use penstock_wire::{Index, SegmentId, Term};
@@ -36,6 +37,10 @@ pub enum Refused {
     NotTheLeader,
     #[error("it tells to campaign, and a state is being installed")]
     Installing,
+    #[error("its log ends at entry {} of term {}; ours may have ended at {} of term {}", theirs.index.0, theirs.term.0, floor.index.0, floor.term.0)]
+    BelowFloor { theirs: LogEnd, floor: LogEnd },
+    #[error("it tells to campaign, and our log may have been longer than it is")]
+    InDoubt,
     #[error("the state to install does not have this member, or is older than what is here")]
     BadInstall,
     #[error("the group has stopped")]
@@ -48,6 +53,7 @@ pub(super) struct Checker<'a> {
     pub members: &'a Members,
     /// Within one election timeout of the opening.
     pub restarted: bool,
+    pub floor: Option<LogEnd>,
 }
 
 impl Checker<'_> {
@@ -98,6 +104,13 @@ impl Checker<'_> {
             }
             MessageBody::HeartbeatDone { .. } | MessageBody::Voted { .. } => self.member(raw, message.from),
             MessageBody::Vote { forced: false, .. } if self.restarted => Err(Refused::JustRestarted),
+            MessageBody::Vote { last, last_term, .. }
+                if self.floor.is_some_and(|floor| LogEnd { term: *last_term, index: *last } < floor) =>
+            {
+                let theirs = LogEnd { term: *last_term, index: *last };
+                Err(Refused::BelowFloor { theirs, floor: self.floor.unwrap_or_default() })
+            }
+            MessageBody::Campaign if self.floor.is_some() => Err(Refused::InDoubt),
             MessageBody::Campaign if !current || raft.leader_id != message.from.0 => Err(Refused::NotTheLeader),
             MessageBody::Install(install) if message.term.0 >= raft.term => {
                 if install.members.get(self.me).is_none() || install.members.next < self.members.next {

@@ -3,7 +3,9 @@
 use super::check::{Checker, Refused};
 use super::log::LogStore;
 use super::rounds::Rounds;
-use super::{Ballot, Canary, GroupConfig, GroupView, Mark, OpenError, Output, Part, Persist, ProposeError, Recovered, Stop, convert};
+use super::{
+    Ballot, Canary, GroupConfig, GroupView, LogEnd, Mark, OpenError, Output, Part, Persist, ProposeError, Recovered, Stop, convert, resolve,
+};
 use crate::port::Millis;
 use penstock_wire::peer::{Entry, EntryKind, Install, MemberNo, Members, Message, MessageBody, Verified};
 use penstock_wire::{COUNT_LIMIT, Index, Term, batch};
@@ -16,6 +18,9 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 const APPENDS_OUT_MAX: usize = 64;
 /// Bytes of descriptors of one append at most.
 const APPEND_BYTES_MAX: u64 = 64 << 10;
+
+/// The election timeout of a member in doubt, in ticks. It counts them all the same: a lease that its leader held must end.
+const NEVER: usize = usize::MAX - 1;
 
 /// A `Ready` that is not retired.
 struct Pending {
@@ -52,6 +57,10 @@ struct Live {
     notes: Vec<Message>,
     /// Ticks since each member was sent an install that it has not answered.
     installing: Vec<(u64, u32)>,
+    /// See [`Recovered::floor`].
+    floor: Option<LogEnd>,
+    /// The floor went and nobody was told yet.
+    resolved: bool,
 }
 
 fn timing_error(config: &GroupConfig) -> Option<String> {
@@ -116,13 +125,12 @@ impl Group {
         let entries = from.entries.into_iter().map(convert::raft_entry).collect();
         let store = LogStore::new(from.start, from.start_term, entries, hard, &from.members);
         let timing = config.timing;
-        let spread = (penstock_wire::peer::MEMBERS_MAX as u32 + 1) * timing.stride;
         let raft_config = raft::Config {
             id: config.me.0,
             election_tick: timing.election as usize,
             heartbeat_tick: timing.heartbeat as usize,
             min_election_tick: timing.election as usize,
-            max_election_tick: (timing.election + spread) as usize,
+            max_election_tick: NEVER + 1,
             applied: applied.0,
             max_size_per_msg: APPEND_BYTES_MAX,
             max_inflight_msgs: APPENDS_OUT_MAX,
@@ -154,7 +162,10 @@ impl Group {
             idle: 0,
             notes: Vec::new(),
             installing: Vec::new(),
+            floor: from.floor,
+            resolved: false,
         };
+        live.look_at_floor();
         live.set_timeout();
         Ok(Self { config, state: Ok(Box::new(live)) })
     }
@@ -288,6 +299,24 @@ impl Group {
         (first.0..=last).take(count).map_while(|index| live.raw.store().get(index)).map(convert::entry).collect()
     }
 
+    /// The floor of a member in doubt.
+    pub fn floor(&self) -> Option<LogEnd> {
+        self.state.as_ref().ok()?.floor
+    }
+
+    /// The others were asked: what was acknowledged here and counts is in a log that ends like this. The floor never rises: any of them will do.
+    pub fn lower_floor(&mut self, to: LogEnd) {
+        self.guard(|live| {
+            live.floor = live.floor.map(|floor| floor.min(to));
+            live.look_at_floor();
+        });
+    }
+
+    /// What this member answers to one that is in doubt.
+    pub fn standing(&self) -> Option<resolve::Standing> {
+        Some(self.state.as_ref().ok()?.standing())
+    }
+
     pub fn members(&self) -> Option<&Members> {
         self.state.as_ref().ok().map(|live| &live.members)
     }
@@ -346,6 +375,25 @@ impl Live {
         }
     }
 
+    /// The end of the log that counts here: persisted, and at a leader all, since it may have counted others' copies before its own.
+    fn standing(&self) -> resolve::Standing {
+        let index = if self.leads() { self.raw.store().last() } else { self.raw.raft.raft_log.persisted };
+        let end = LogEnd { term: Term(self.raw.store().term_at(index)), index: Index(index) };
+        // A ballot on its way to the drive fences nothing yet.
+        let term = if self.leads() { self.term() } else { self.ballot_durable.term };
+        resolve::Standing { term: term.max(end.term), leads: self.leads(), end, sure: self.floor.is_none() }
+    }
+
+    /// Whether the log is as far again as it may have been.
+    fn look_at_floor(&mut self) {
+        let persisted = self.raw.raft.raft_log.persisted;
+        let end = LogEnd { term: Term(self.raw.store().term_at(persisted)), index: Index(persisted) };
+        if self.floor.is_some_and(|floor| end >= floor) {
+            self.floor = None;
+            self.resolved = true;
+        }
+    }
+
     /// Raft draws its election timeout at random whenever it changes its state; this puts ours in its place before it is looked at.
     /// Distinct between members, and rotating with the term, so that it is not always the same one that comes first.
     fn set_timeout(&mut self) {
@@ -353,7 +401,10 @@ impl Live {
         let rank = self.members.voters().take_while(|no| *no != self.config.me).count() as u64;
         let place = if voters == 0 { 0 } else { (rank + self.raw.raft.term) % (voters + 1) };
         let timing = &self.config.timing;
-        let timeout = timing.election as usize + place as usize * timing.stride as usize;
+        let mut timeout = timing.election as usize + place as usize * timing.stride as usize;
+        if self.floor.is_some() && !self.canary(Canary::ForgetFloor) {
+            timeout = NEVER;
+        }
         self.raw.raft.set_randomized_election_timeout(timeout);
     }
 
@@ -414,9 +465,17 @@ impl Live {
         self.installing = waiting;
     }
 
-    fn step(&mut self, message: Message) -> Result<(), Refused> {
+    fn step(&mut self, mut message: Message) -> Result<(), Refused> {
+        if let MessageBody::Heartbeat { commit, .. } = &mut message.body
+            && self.floor.is_some()
+            && !self.canary(Canary::ForgetFloor)
+        {
+            // It goes by what this member acknowledged, which may be what is lost: other entries may stand there. An append shows what it is about.
+            *commit = Index(0);
+        }
         let restarted = self.withhold > 0 && !self.canary(Canary::VoteAtOnce);
-        let checker = Checker { segment: self.config.segment, me: self.config.me, members: &self.members, restarted };
+        let floor = self.floor.filter(|_| !self.canary(Canary::ForgetFloor));
+        let checker = Checker { segment: self.config.segment, me: self.config.me, members: &self.members, restarted, floor };
         if !self.canary(Canary::StepUnchecked) {
             checker.check(&self.raw, &message)?;
         }
@@ -568,6 +627,10 @@ impl Live {
             }
             self.handle_ready(now, out);
         }
+        if self.floor.is_some() {
+            self.look_at_floor();
+        }
+        out.resolved |= std::mem::take(&mut self.resolved);
         if self.leads() {
             self.rounds.served(self.raw.raft.raft_log.applied, &mut out.reads);
         } else {

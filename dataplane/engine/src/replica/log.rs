@@ -83,6 +83,11 @@ impl LogStore {
         self.wanted.take()
     }
 
+    /// Of an entry that is here, or the one before the first.
+    pub fn term_at(&self, index: u64) -> u64 {
+        if index == self.trimmed { self.trimmed_term } else { self.get(index).map_or(0, |entry| entry.term) }
+    }
+
     pub fn get(&self, index: u64) -> Option<&Entry> {
         self.entries.get(index.checked_sub(self.trimmed + 1)? as usize)
     }

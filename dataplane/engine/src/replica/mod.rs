@@ -6,7 +6,7 @@
 //! [`Group::tick`] and as the `now` of `settle`; there is no clock and no randomness that counts here.
 //!
 //! Files: [`group`](Group) (the calls, and how raft's `Ready` is handled), `log` (raft's storage), `convert` (raft's messages and ours), `check` (every
-//! message against the group's state before raft sees it), `rounds` (reads and the lease), [`resolve`] (what recovery could not judge).
+//! message against the group's state before raft sees it), `rounds` (reads and the lease), [`resolve`] (the doubt of a member whose log may have been longer).
 //!
 //! Not here: payload (the store's; an append comes only [`Verified`](penstock_wire::peer::Verified)), sockets, the stream that persists, and what ops mean.
 
@@ -69,7 +69,14 @@ pub struct Ballot {
     pub vote: MemberNo,
 }
 
-/// What recovery found, with everything unknown resolved.
+/// The end of a log, compared as elections compare logs.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, PartialOrd, Ord, Default)]
+pub struct LogEnd {
+    pub term: Term,
+    pub index: Index,
+}
+
+/// What recovery found.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Recovered {
     pub ballot: Ballot,
@@ -82,6 +89,9 @@ pub struct Recovered {
     /// Of `applied`.
     pub members: Members,
     pub entries: Vec<Entry>,
+    /// The member may have acknowledged entries that are gone, none beyond the end of such a log: until its own is that far again it votes for
+    /// nobody whose log is not, and does not campaign. See [`resolve`].
+    pub floor: Option<LogEnd>,
 }
 
 impl Recovered {
@@ -129,11 +139,13 @@ pub enum ProposeError {
 }
 
 /// Why a group answers nothing any more.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Error)]
 pub enum Stop {
-    /// Raft broke on something that the checks let through. The drive and the other groups are well.
+    /// Raft broke on something that the checks let through, or what the drive has of it cannot be vouched for. The drive and the other groups are well.
+    #[error("{0}")]
     Quarantined(String),
     /// What was to be persisted is not: the drive is fenced.
+    #[error("its drive is fenced")]
     PersistFailed,
 }
 
@@ -193,6 +205,8 @@ pub struct Output {
     pub wants_install: Option<MemberNo>,
     /// The membership, when it changed.
     pub members: Option<Members>,
+    /// The member was in doubt and is not any more.
+    pub resolved: bool,
 }
 
 impl Output {
@@ -204,6 +218,7 @@ impl Output {
         self.reads_refused.clear();
         self.wants_install = None;
         self.members = None;
+        self.resolved = false;
     }
 }
 
@@ -230,4 +245,6 @@ pub enum Canary {
     ReadUnproven,
     /// Messages reach raft unchecked.
     StepUnchecked,
+    /// A member votes although its log may have been longer.
+    ForgetFloor,
 }

@@ -1,190 +1,165 @@
-//! What to do with records that recovery could not judge, before the group is built: a table.
+//! The doubt of a member whose log may have been longer than what recovery found of it: a table.
 //!
-//! Above what a stream knows durable, a bad record may be a tear, or the rot of one that was acknowledged and counted. So the member
-//! asks the others, and neither votes nor campaigns meanwhile. Terms and votes are never among such records (they are sealed), so
-//! the member's own term is known, and every entry that it can have acknowledged is of that term or an earlier one.
+//! Above what a stream knows durable, a bad record may be a tear, or the rot of one that was acknowledged and counted. Terms and votes are never
+//! among such records (they are sealed), so the member's own term is known, and every entry that it can have acknowledged is of that
+//! term or an earlier one.
 //!
-//! Safe against answers that cross with late appends: a member that says "absent" counts towards dropping only if its term is
-//! later than ours, for then it takes no append any more that could complete a quorum with the acknowledgement that we forgot;
-//! or if everyone has answered, the leader of our term among them, who has the entry as long as it can count it.
+//! So it takes part as if its log still ended where it may have ended, its **floor**: it votes only for candidates whose log is at least that
+//! far, and does not campaign before its own is. That is what a member with the lost entries would do, so elections stay what they were;
+//! and it acknowledges what it really has. It learns what is committed from appends alone, which show what stands before them: a heartbeat goes by
+//! what was acknowledged. Where the descriptors of the bad record tell, the floor is its last entry. Where they do not, it is the end of
+//! the longest log that its ballot allowed: only entries of a later term are beyond that.
+//!
+//! Raft itself then brings the entries back, and a leader of a later term ends every doubt. Until then others are asked for the end of
+//! their logs, since without it a member in doubt is no help when the leader goes:
+//!
+//! | known | floor |
+//! |---|---|
+//! | a leader of our term or a later one, itself in no doubt | the end of its log: it has all that was counted, or it is never counted |
+//! | all other voters, none in doubt; or more than N - quorum of them, none in doubt, of a later term than ours | the end of the best log |
+//! | all other voters, some in doubt | the end of the best log: nobody has more |
+//! | anything less | as it is |
+//!
+//! Safe against answers that cross with late appends: a member without an entry counts towards dropping it only if its term is later than
+//! ours, for then it takes no append any more that could complete a quorum with the acknowledgement that we forgot; or if everyone has
+//! answered, the leader of our term among them, who has the entry as long as it can count it.
 
-use super::Recovered;
-use penstock_wire::peer::{EntriesAnswer, EntryState, MemberNo};
+use super::LogEnd;
+use penstock_wire::peer::{EntriesAnswer, EntriesAsk, EntryState, MemberNo};
 use penstock_wire::{Index, Term};
 
-/// What recovery could not judge.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Unknown {
-    /// The first entry that is not known committed, even where the bad record's descriptors tell a later one: our own entries before that one
-    /// may be of a leader that lost, and a copy behind them would be a log that nobody else has.
-    pub first: Index,
-    /// Terms of the member's own good entries from `first` on.
-    pub own: Vec<Term>,
-    /// The last one and its term, where the descriptors tell; `None` where not even they are whole: any entry from `first` on.
-    pub last: Option<(Index, Term)>,
-    /// The member's persisted term.
+/// What a member says of itself to one that is in doubt.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Standing {
+    /// Persisted.
     pub term: Term,
+    pub leads: bool,
+    pub end: LogEnd,
+    /// It is in no doubt itself.
+    pub sure: bool,
+}
+
+impl Standing {
+    pub fn answer(&self, ask: &EntriesAsk) -> EntriesAnswer {
+        let mut entries = Vec::new();
+        if self.end.index.0 > 0 {
+            entries.push(EntryState::Held(self.end.term));
+        }
+        if !self.sure {
+            entries.push(EntryState::Unknown);
+        }
+        EntriesAnswer {
+            id: ask.id,
+            segment: ask.segment,
+            from: ask.to,
+            to: ask.from,
+            term: self.term,
+            leads: self.leads,
+            more: false,
+            first: self.end.index,
+            entries,
+        }
+    }
 }
 
 /// What another member has said.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Answer {
     pub from: MemberNo,
-    /// Votes in the group (those of learners count for nothing; a copy from one is as good as any).
+    /// Votes in the group; those of learners count for nothing.
     pub votes: bool,
-    pub term: Term,
-    pub leads: bool,
-    /// Term of its entry at each index from `Unknown::first` on; `None` where it cannot judge its own log. Beyond the list: absent.
-    pub has: Vec<Option<Term>>,
+    pub standing: Standing,
 }
 
 impl Answer {
-    /// A whole answer of the wire (`more` is unset: cut ones are asked on).
-    pub fn of(answer: &EntriesAnswer, votes: bool) -> Self {
-        let has = answer
-            .entries
-            .iter()
-            .map(|state| match state {
-                EntryState::Whole(entry) => Some(entry.term),
-                EntryState::Unknown => None,
-            })
-            .collect();
-        Self { from: answer.from, votes, term: answer.term, leads: answer.leads, has }
-    }
-
-    /// Whole entries from the first unknown on, without a hole.
-    fn whole(&self) -> usize {
-        self.has.iter().take_while(|state| state.is_some()).count()
-    }
-
-    /// How much this log has, as elections compare logs.
-    fn rank(&self) -> (Option<Term>, usize) {
-        let whole = self.whole();
-        (self.has[..whole].last().copied().flatten(), whole)
-    }
-
-    fn judges_all(&self) -> bool {
-        self.whole() == self.has.len()
+    /// `None` for what does not say how a log ends.
+    pub fn of(answer: &EntriesAnswer, votes: bool) -> Option<Self> {
+        let (end, rest) = match &answer.entries[..] {
+            [EntryState::Held(term), rest @ ..] if answer.first.0 > 0 => (LogEnd { term: *term, index: answer.first }, rest),
+            rest if answer.first.0 == 0 => (LogEnd::default(), rest),
+            _ => return None,
+        };
+        let sure = match rest {
+            [] => true,
+            [EntryState::Unknown] => false,
+            _ => return None,
+        };
+        let standing = Standing { term: answer.term, leads: answer.leads, end, sure };
+        (!answer.more).then_some(Self { from: answer.from, votes, standing })
     }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Verdict {
-    /// Take that member's whole entries from the first unknown on, `count` of them, in place of ours, and persist them; then build the group.
-    Copy { from: MemberNo, count: usize },
-    /// Nobody can have counted what is unknown: drop it, keep what is good, then build the group.
-    Drop,
+    /// What is lost and may count is in a log that ends like this; if ours does too, nothing is lost.
+    Floor(LogEnd),
     /// Not enough is known. Ask those who have not answered, and again those whose answer may change.
     Wait,
 }
 
-/// Judges by what has been answered so far. `others`: voters besides this member; `quorum` of all voters.
-pub fn judge(unknown: &Unknown, others: usize, quorum: usize, answers: &[Answer]) -> Verdict {
-    // A leader of our term or a later one has everything that can have been counted with our help, or it was never counted.
-    let leader = answers.iter().filter(|answer| answer.leads && answer.term >= unknown.term).max_by_key(|answer| answer.term);
-    if let Some(leader) = leader
-        && leader.judges_all()
-    {
-        return unknown.take(leader);
-    }
-    let voters = || answers.iter().filter(|answer| answer.votes);
-    let judging = voters().filter(|answer| answer.judges_all()).count();
-    let fenced = voters().filter(|answer| answer.judges_all() && answer.term > unknown.term).count();
-    // Of a counted entry at least quorum - 1 others have a copy: so many answers contain one of them.
-    let enough = others + 1 - quorum;
-    if judging == others && voters().count() == others || fenced > enough {
-        // The most up-to-date log of them has every entry that any quorum with us in it can have committed.
-        return match answers.iter().max_by_key(|answer| answer.rank()) {
-            Some(best) => unknown.take(best),
-            None => Verdict::Drop,
-        };
-    }
-    // With every other voter's answer in, those that cannot judge their own logs are all that is missing: nobody has a whole copy beyond
-    // what is listed, so nothing better will come.
-    if voters().count() == others {
-        let best = answers.iter().max_by_key(|answer| answer.rank());
-        return best.map_or(Verdict::Drop, |best| unknown.take(best));
-    }
-    // Where the entry is known one copy of that very entry settles it; another term's at its index would not.
-    if let Some((last, term)) = unknown.last {
-        let span = (last.0 + 1 - unknown.first.0) as usize;
-        let copy = answers.iter().filter(|answer| answer.whole() >= span && answer.has[span - 1] == Some(term));
-        if let Some(best) = copy.max_by_key(|answer| answer.rank()) {
-            return unknown.take(best);
-        }
-    }
-    Verdict::Wait
+/// The floor of a member of whose lost entries nothing is known: only a later term is beyond what its ballot allowed.
+pub fn unknown_floor(ballot: Term) -> LogEnd {
+    LogEnd { term: Term(ballot.0 + 1), index: Index(0) }
 }
 
-impl Unknown {
-    /// What to ask about. `last`: the last unknown entry and its term, where the bad record's descriptors tell.
-    pub fn of(recovered: &Recovered, last: Option<(Index, Term)>) -> Self {
-        let own = recovered.unapplied().iter().map(|entry| entry.term).collect();
-        Self { first: Index(recovered.applied.0 + 1), own, last, term: recovered.ballot.term }
+/// Judges by what has been answered so far. `term`: the member's own, persisted, when it came to doubt. `others`: voters besides it; `quorum` of all voters.
+pub fn judge(term: Term, others: usize, quorum: usize, answers: &[Answer]) -> Verdict {
+    let leader = answers.iter().map(|answer| &answer.standing).filter(|it| it.leads && it.term >= term).max_by_key(|it| it.term);
+    if let Some(leader) = leader.filter(|leader| leader.sure) {
+        return Verdict::Floor(leader.end);
     }
-
-    /// That log, unless ours is as good.
-    fn take(&self, answer: &Answer) -> Verdict {
-        if answer.rank() > (self.own.last().copied(), self.own.len()) {
-            Verdict::Copy { from: answer.from, count: answer.whole() }
-        } else {
-            Verdict::Drop
-        }
+    let voters = || answers.iter().filter(|answer| answer.votes).map(|answer| &answer.standing);
+    let fenced = voters().filter(|it| it.sure && it.term > term).count();
+    // Of a counted entry at least quorum - 1 others have a copy: so many answers contain one of them. With every other voter's answer in, those that
+    // are in doubt themselves are all that is missing: nothing better will come.
+    let enough = others + 1 - quorum;
+    if voters().count() == others || fenced > enough {
+        return Verdict::Floor(answers.iter().map(|answer| answer.standing.end).max().unwrap_or_default());
     }
+    Verdict::Wait
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn answer(from: u64, term: u64, leads: bool, has: &[Option<u64>]) -> Answer {
-        let has = has.iter().map(|term| term.map(Term)).collect();
-        Answer { from: MemberNo(from), votes: true, term: Term(term), leads, has }
+    fn end(term: u64, index: u64) -> LogEnd {
+        LogEnd { term: Term(term), index: Index(index) }
     }
 
-    fn known() -> Unknown {
-        Unknown { first: Index(9), own: vec![], last: Some((Index(10), Term(5))), term: Term(5) }
+    fn answer(from: u64, term: u64, leads: bool, at: LogEnd, sure: bool) -> Answer {
+        Answer { from: MemberNo(from), votes: true, standing: Standing { term: Term(term), leads, end: at, sure } }
     }
 
-    fn open_ended() -> Unknown {
-        Unknown { last: None, ..known() }
+    fn floor(term: u64, index: u64) -> Verdict {
+        Verdict::Floor(end(term, index))
     }
-
-    fn copy(from: u64, count: usize) -> Verdict {
-        Verdict::Copy { from: MemberNo(from), count }
-    }
-
-    const HAS: &[Option<u64>] = &[Some(5), Some(5)];
-    const NONE: &[Option<u64>] = &[];
-    const UNSURE: &[Option<u64>] = &[None];
 
     #[test]
-    fn unknown_of_three_members_is_judged_as_the_table_says() {
-        // answers, verdict when the entries are known, verdict when not even that
+    fn doubt_of_three_members_is_judged_as_the_table_says() {
+        let (short, long) = (end(5, 8), end(5, 10));
         let table = [
-            (vec![], Verdict::Wait, Verdict::Wait),
-            (vec![answer(2, 5, false, NONE)], Verdict::Wait, Verdict::Wait),
-            // Absent from one at a later term: one of three is not more than N - quorum.
-            (vec![answer(2, 6, false, NONE)], Verdict::Wait, Verdict::Wait),
-            (vec![answer(2, 5, false, HAS)], copy(2, 2), Verdict::Wait),
-            // Half of it is not a copy.
-            (vec![answer(2, 5, false, &[Some(5)])], Verdict::Wait, Verdict::Wait),
-            // Another term's entries at its indices are no copy.
-            (vec![answer(2, 5, false, &[Some(4), Some(4)])], Verdict::Wait, Verdict::Wait),
-            (vec![answer(2, 5, false, NONE), answer(3, 5, false, NONE)], Verdict::Drop, Verdict::Drop),
-            (vec![answer(2, 5, false, NONE), answer(3, 5, false, HAS)], copy(3, 2), copy(3, 2)),
-            (vec![answer(2, 5, false, UNSURE), answer(3, 5, false, NONE)], Verdict::Drop, Verdict::Drop),
-            (vec![answer(2, 5, false, &[Some(5), None]), answer(3, 5, false, NONE)], copy(2, 1), copy(2, 1)),
-            // The leader of our term or a later one answers for all; an earlier one's word is stale.
-            (vec![answer(2, 5, true, NONE)], Verdict::Drop, Verdict::Drop),
-            (vec![answer(2, 6, true, &[Some(5), Some(6), Some(6)])], copy(2, 3), copy(2, 3)),
-            (vec![answer(2, 4, true, NONE)], Verdict::Wait, Verdict::Wait),
+            (vec![], Verdict::Wait),
+            (vec![answer(2, 5, false, short, true)], Verdict::Wait),
+            // One of three at a later term is not more than N - quorum.
+            (vec![answer(2, 6, false, short, true)], Verdict::Wait),
+            (vec![answer(2, 5, false, long, true)], Verdict::Wait),
+            (vec![answer(2, 5, false, short, true), answer(3, 5, false, short, true)], floor(5, 8)),
+            (vec![answer(2, 5, false, short, true), answer(3, 5, false, long, true)], floor(5, 10)),
+            (vec![answer(2, 5, false, short, false), answer(3, 5, false, short, true)], floor(5, 8)),
+            (vec![answer(2, 5, false, long, false), answer(3, 5, false, short, true)], floor(5, 10)),
+            // The leader of our term or a later one answers for all; an earlier one's word is stale, and one in doubt leads nobody.
+            (vec![answer(2, 5, true, short, true)], floor(5, 8)),
+            (vec![answer(2, 6, true, end(6, 9), true)], floor(6, 9)),
+            (vec![answer(2, 4, true, short, true)], Verdict::Wait),
+            (vec![answer(2, 6, true, short, false)], Verdict::Wait),
             // The later log has what was committed before it.
-            (vec![answer(2, 6, false, &[Some(6)]), answer(3, 6, false, HAS)], copy(2, 1), copy(2, 1)),
+            (vec![answer(2, 6, false, end(6, 7), true), answer(3, 6, false, long, true)], floor(6, 7)),
         ];
-        for (no, (answers, of_known, of_open)) in table.into_iter().enumerate() {
-            assert_eq!(judge(&known(), 2, 2, &answers), of_known, "row {no}, known");
-            assert_eq!(judge(&open_ended(), 2, 2, &answers), of_open, "row {no}, open-ended");
+        for (row, (answers, verdict)) in table.into_iter().enumerate() {
+            assert_eq!(judge(Term(5), 2, 2, &answers), verdict, "row {row}");
+            let backward: Vec<_> = answers.iter().rev().copied().collect();
+            assert_eq!(judge(Term(5), 2, 2, &backward), verdict, "row {row}, the other way round");
         }
     }
 
@@ -192,37 +167,32 @@ mod tests {
     fn absence_at_five_members_counts_only_from_a_later_term() {
         // The leader of term 5 (member 2) is cut off from us and still counts our acknowledgement: one of the three may yet take the
         // entry late, and with it the leader commits.
-        let at = |term| vec![answer(3, term, false, NONE), answer(4, term, false, NONE), answer(5, term, false, NONE)];
-        assert_eq!(judge(&known(), 4, 3, &at(5)), Verdict::Wait);
-        assert_eq!(judge(&known(), 4, 3, &at(6)), Verdict::Drop);
-        assert_eq!(judge(&known(), 4, 3, &at(6)[..2]), Verdict::Wait);
+        let at = |term| [3, 4, 5].map(|no| answer(no, term, false, end(5, 8), true));
+        assert_eq!(judge(Term(5), 4, 3, &at(5)), Verdict::Wait);
+        assert_eq!(judge(Term(5), 4, 3, &at(6)), floor(5, 8));
+        assert_eq!(judge(Term(5), 4, 3, &at(6)[..2]), Verdict::Wait);
     }
 
     #[test]
-    fn own_log_that_is_as_good_is_kept() {
-        let unknown = Unknown { own: vec![Term(5), Term(5)], ..open_ended() };
-        let answers = [answer(2, 5, false, HAS), answer(3, 5, false, NONE)];
-        assert_eq!(judge(&unknown, 2, 2, &answers), Verdict::Drop);
-        let stale = Unknown { own: vec![Term(4); 3], ..open_ended() };
-        assert_eq!(judge(&stale, 2, 2, &answers), copy(2, 2), "what is unknown may have replaced it");
-    }
-
-    #[test]
-    fn verdict_never_depends_on_the_order_of_answers() {
-        let kinds = [NONE, HAS, UNSURE, &[Some(4)], &[Some(6)]];
-        for a in kinds {
-            for b in kinds {
-                for leads in [false, true] {
-                    for term in [5, 6] {
-                        let (x, y) = (answer(2, term, leads, a), answer(3, 5, false, b));
-                        let forward = judge(&known(), 2, 2, &[x.clone(), y.clone()]);
-                        let backward = judge(&known(), 2, 2, &[y, x]);
-                        let count = |verdict| if let Verdict::Copy { count, .. } = verdict { Some(count) } else { None };
-                        assert_eq!(count(forward), count(backward), "{a:?} {b:?} {leads} {term}");
-                        assert_eq!(forward == Verdict::Wait, backward == Verdict::Wait);
-                    }
-                }
+    fn answer_says_how_a_log_ends_or_nothing() {
+        let ask = EntriesAsk {
+            id: 7,
+            segment: penstock_wire::SegmentId([1; 16]),
+            from: MemberNo(1),
+            to: MemberNo(2),
+            first: Index(1),
+            last: Index(1),
+        };
+        for at in [end(0, 0), end(3, 9)] {
+            for sure in [false, true] {
+                let standing = Standing { term: Term(4), leads: false, end: at, sure };
+                assert_eq!(Answer::of(&standing.answer(&ask), true), Some(Answer { from: MemberNo(2), votes: true, standing }));
             }
         }
+        let good = Standing { term: Term(4), leads: true, end: end(3, 9), sure: true }.answer(&ask);
+        let cut = EntriesAnswer { more: true, ..good.clone() };
+        let none = EntriesAnswer { entries: vec![], ..good.clone() };
+        let two = EntriesAnswer { entries: vec![EntryState::Held(Term(3)); 2], ..good };
+        assert_eq!([cut, none, two].map(|answer| Answer::of(&answer, true)), [None; 3]);
     }
 }

@@ -2,7 +2,7 @@
 //! after a crash; and the checkpoint that the log begins after.
 
 use crate::rng::Rng;
-use penstock_engine::replica::{Ballot, Mark, Persist, Recovered};
+use penstock_engine::replica::{Ballot, LogEnd, Mark, Persist, Recovered};
 use penstock_wire::peer::{Entry, Members};
 use penstock_wire::{Index, Term};
 use std::collections::BTreeMap;
@@ -56,6 +56,8 @@ pub struct Disk {
     last_mark: Mark,
     /// Ballots need no seal: a seeded bug.
     unsealed: bool,
+    /// The doubt that stands in the stream, as durable as what it is about was.
+    pub floor: Option<LogEnd>,
 }
 
 /// What recovery cannot judge: the last entry of it and its term, where the descriptors tell.
@@ -78,6 +80,7 @@ impl Disk {
             told: 0,
             last_mark: Mark(0),
             unsealed,
+            floor: None,
         }
     }
 
@@ -236,7 +239,8 @@ impl Disk {
         }
         self.ballot = ballot;
         let Checkpoint { applied, term, members, .. } = checkpoint;
-        let recovered = Recovered { ballot, start: applied, start_term: term, applied, applied_term: term, members, entries: log };
+        let recovered =
+            Recovered { ballot, start: applied, start_term: term, applied, applied_term: term, members, entries: log, floor: None };
         (recovered, doubt)
     }
 
@@ -268,18 +272,6 @@ impl Disk {
     /// Cuts the stream where recovery found its end.
     pub fn drop_bad(&mut self) {
         self.records.truncate(self.durable as usize);
-    }
-
-    /// Entries that a resolved doubt brings: durable before the group is built.
-    pub fn adopt(&mut self, entries: &[Entry]) {
-        let persist = Persist { mark: Mark(0), ballot: None, entries: entries.to_vec(), install: None };
-        self.enter(&persist);
-        self.write(persist);
-    }
-
-    /// The term of what is adopted, where it is later than our own.
-    pub fn adopt_ballot(&mut self, ballot: Ballot) {
-        self.write(Persist { mark: Mark(0), ballot: Some(ballot), entries: Vec::new(), install: None });
     }
 
     /// A new life: everything that stands is durable, marks begin again.

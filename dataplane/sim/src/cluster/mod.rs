@@ -29,7 +29,7 @@ pub enum Bug {
 }
 
 impl Bug {
-    pub const ALL: [Bug; 12] = [
+    pub const ALL: [Bug; 13] = [
         Bug::Group(Canary::AnswerEarly),
         Bug::Group(Canary::CountUnpersisted),
         Bug::Group(Canary::ForgetBallot),
@@ -40,6 +40,7 @@ impl Bug {
         Bug::Group(Canary::LeaseAsleep),
         Bug::Group(Canary::ReadUnproven),
         Bug::Group(Canary::StepUnchecked),
+        Bug::Group(Canary::ForgetFloor),
         Bug::UnknownIsAbsent,
         Bug::Unsealed,
     ];

@@ -3,8 +3,8 @@
 use super::disk::{Checkpoint, Disk, Doubt, Registers};
 use super::judge::Operation;
 use penstock_engine::Millis;
-use penstock_engine::replica::resolve::{Answer, Unknown};
-use penstock_engine::replica::{Canary, Group, GroupConfig, Output, Recovered, Timing};
+use penstock_engine::replica::resolve::{Answer, unknown_floor};
+use penstock_engine::replica::{Canary, Group, GroupConfig, LogEnd, Output, Recovered, Timing};
 use penstock_wire::batch::{Op, decode_ops};
 use penstock_wire::peer::{Entry, EntryKind, MemberNo, Members};
 use penstock_wire::{Index, SegmentId, Term};
@@ -12,16 +12,15 @@ use std::collections::BTreeMap;
 
 pub const SEGMENT: SegmentId = SegmentId([7; 16]);
 
-/// Before the group is built: what recovery found, and what the others say of what it could not judge.
-pub struct Resolving {
-    pub recovered: Recovered,
-    pub unknown: Unknown,
-    pub answers: BTreeMap<MemberNo, (Answer, Vec<Entry>)>,
+/// What the others say to a member whose log may have been longer.
+pub struct Doubts {
+    /// Its own term when it came to doubt.
+    pub term: Term,
+    pub answers: BTreeMap<MemberNo, Answer>,
 }
 
 pub enum Stage {
     Down,
-    Resolving(Box<Resolving>),
     Up(Box<Group>),
 }
 
@@ -31,6 +30,7 @@ pub struct Node {
     /// Counts the lives: what was for an earlier one is not for this.
     pub life: u64,
     pub disk: Disk,
+    pub doubts: Option<Doubts>,
     pub registers: Registers,
     pub applied: Index,
     pub applied_term: Term,
@@ -67,6 +67,7 @@ impl Node {
     /// The process ends. Clients never learn what became of what it held.
     pub fn stop(&mut self) {
         self.stage = Stage::Down;
+        self.doubts = None;
         self.life += 1;
         self.barrier_out = false;
         self.paused = 0;
@@ -75,7 +76,7 @@ impl Node {
         self.out.clear();
     }
 
-    /// The process starts: reads its stream. A doubt keeps the group from being built.
+    /// The process starts: reads its stream. False when it is in doubt of what it found.
     pub fn start(&mut self, timing: Timing, canary: Option<Canary>, unknown_is_absent: bool) -> Result<bool, String> {
         let (recovered, doubt) = self.disk.recover();
         let Checkpoint { applied, term, members, registers } = self.disk.checkpoint.clone();
@@ -85,22 +86,24 @@ impl Node {
                 self.members = Members::decode(&entry.bytes).map_err(|error| error.to_string())?;
             }
         }
-        match doubt {
-            Some(Doubt { last }) if !unknown_is_absent => {
-                let unknown = Unknown::of(&recovered, last);
-                self.stage = Stage::Resolving(Box::new(Resolving { recovered, unknown, answers: BTreeMap::new() }));
-                Ok(false)
-            }
-            _ => {
-                self.disk.drop_bad();
-                self.open(recovered, timing, canary).map(|()| true)
-            }
-        }
+        let ballot = recovered.ballot;
+        let floor = doubt.filter(|_| !unknown_is_absent).map(|Doubt { last }| {
+            let told = last.map(|(index, term)| LogEnd { term, index });
+            told.unwrap_or_else(|| unknown_floor(ballot.term))
+        });
+        let floor = floor.into_iter().chain(self.disk.floor.filter(|_| !unknown_is_absent)).max();
+        // The first batch of this life names the doubt, and lies over what it is about.
+        self.disk.drop_bad();
+        self.disk.floor = floor;
+        self.open(Recovered { floor, ..recovered }, timing, canary)?;
+        let doubtful = self.group().and_then(Group::floor).is_some();
+        self.rotten &= doubtful;
+        self.doubts = doubtful.then(|| Doubts { term: ballot.term, answers: BTreeMap::new() });
+        Ok(!doubtful)
     }
 
     pub fn open(&mut self, recovered: Recovered, timing: Timing, canary: Option<Canary>) -> Result<(), String> {
         self.disk.begin_life();
-        self.rotten = false;
         self.members = recovered.members.clone();
         let config = GroupConfig { segment: SEGMENT, me: self.no, timing, canary };
         let group = Group::open(config, recovered).map_err(|error| format!("{:?} cannot be opened: {error}", self.no))?;

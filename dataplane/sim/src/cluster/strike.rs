@@ -15,10 +15,8 @@ impl World {
         // Rot at more members than the group can lose takes what was acknowledged, and nothing could bring it back.
         let spare = self.nodes.iter().filter(|it| it.rotten).count() < self.bootstrap.voters().count().div_ceil(2) - 1;
         let it = &mut self.nodes[node];
-        // Recovery writes nothing before it is resolved: a second power cut finds what the first one left.
-        let wrote = !matches!(it.stage, Stage::Resolving(_));
         it.stop();
-        if power && wrote {
+        if power {
             let rot = self.plan.rot && spare && rng.one_in(2);
             let (torn, rotten) = it.disk.power_cut(&mut rng, self.plan.tears, rot);
             it.rotten |= rotten > 0;

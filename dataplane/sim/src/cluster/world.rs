@@ -176,6 +176,7 @@ impl World {
             paused: 0,
             slow: 0,
             rotten: false,
+            doubts: None,
             barrier_out: false,
             rate,
             offset: self.rng.below(1 << 40),
@@ -324,7 +325,7 @@ impl World {
                 self.settle(to)
             }
             Body::EntriesAsk(ask) => self.answer(to, &ask),
-            Body::EntriesAnswer(answer) => self.answered(to, answer),
+            Body::EntriesAnswer(answer) => self.answered(to, &answer),
             _ => Err("a frame that nobody sends".to_owned()),
         }
     }
@@ -382,6 +383,9 @@ impl World {
                 self.served += 1;
                 self.tally.did("writes acknowledged", 1);
             }
+        }
+        if out.resolved {
+            self.resolved(node);
         }
         if let Some(members) = out.members.take() {
             self.tally.did("changes of members applied", 1);

@@ -101,7 +101,8 @@ impl FetchAnswer {
     }
 }
 
-/// What stands in your log of this group from `first` on, as far as `last`? Asked before the asker's own group is built.
+/// What stands in your log of this group from `first` on, as far as `last`, or from its end on where that is before `first`? Asked by a member whose
+/// recovery found what it cannot judge.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct EntriesAsk {
     pub id: u64,
@@ -117,12 +118,14 @@ pub struct EntriesAsk {
 pub enum EntryState {
     /// Intact; its payload follows.
     Whole(Entry),
+    /// Intact, of that term; not sent along.
+    Held(Term),
     /// It may have had it: it cannot judge its own log there.
     Unknown,
 }
 
-/// Entries from the asked-for first one on, one after the other; what comes after the last of them is absent from this member's log,
-/// unless `more` says that the answer was cut short.
+/// Entries from `first` on, one after the other; what comes after the last of them is absent from this member's log,
+/// unless `more` says that the answer was cut short. To a member in doubt only the log's end matters: then `first` is the last entry, and alone.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct EntriesAnswer {
     pub id: u64,
@@ -203,6 +206,10 @@ impl EntriesAnswer {
                     entry.put(w);
                 }
                 EntryState::Unknown => w.u64(0),
+                EntryState::Held(term) => {
+                    w.u64(2);
+                    w.u64(term.0);
+                }
             }
         }
     }
@@ -229,6 +236,14 @@ impl EntriesAnswer {
                     }
                     before = entry.term;
                     EntryState::Whole(entry)
+                }
+                2 => {
+                    let held = Term(r.u64()?);
+                    if held.0 == 0 || held < before || held > term {
+                        return Err(DecodeError::Value { what: "term of an entry that is held", found: held.0 });
+                    }
+                    before = held;
+                    EntryState::Held(held)
                 }
                 other => return Err(DecodeError::Value { what: "state of an answered entry", found: other }),
             });

@@ -212,7 +212,7 @@ pub fn directory() -> Directory {
         vote: MemberNo(0x0a0b),
         applied_term: Term(0x0c0d),
         members: peer::members(),
-        doubt: Some(Some((Index(0x0e0f), Term(0x0c0e)))),
+        doubt: Some((Index(0x0e0f), Term(0x0c0e))),
         stopped: true,
     };
     let of_group = ReplicaRow { term: Term(0x0102_0304), member: Some(member), ..row(6, false, vec![page(4, 19, 0x3333_0000, Some(2))]) };

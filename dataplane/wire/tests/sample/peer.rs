@@ -98,7 +98,7 @@ pub fn bodies() -> Vec<(&'static str, Body, Vec<u8>)> {
     let ask =
         EntriesAsk { id: 0x1112, segment: SegmentId(id(0x90)), from: MemberNo(1), to: MemberNo(3), first: Index(41), last: Index(0x1314) };
     let mut states: Vec<_> = entries().into_iter().map(EntryState::Whole).collect();
-    states.push(EntryState::Unknown);
+    states.extend([EntryState::Held(Term(6)), EntryState::Unknown]);
     let answer = EntriesAnswer {
         id: ask.id,
         segment: ask.segment,
