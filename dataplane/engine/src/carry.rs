@@ -4,12 +4,12 @@
 //! A queue of small items and not of entries: where an entry and its payload lie is known to `Member::log` alone.
 
 use crate::config::BATCHES_OUT_MAX;
+use crate::host::{Proposed, Source, What};
 use crate::member::{Marked, Member, Payload};
 use crate::port::*;
 use crate::replica::{Ballot, Mark, Persist};
 use crate::store::Store;
 use crate::stream::{BATCH_BLOCKS_MAX, Load};
-use crate::write::{Proposed, Source, What};
 use penstock_wire::batch::{BALLOT_LEN, Kind, RESOLVED_LEN, Section, logged_len};
 use penstock_wire::{Index, Seq, Term};
 

@@ -8,12 +8,12 @@
 
 use crate::carry::Item;
 use crate::config::{MemberView, Stage};
+use crate::host::Proposed;
 use crate::member::{Member, MemberStage, Payload};
 use crate::port::*;
 use crate::replica::{Group, GroupConfig, Output, Part as GroupPart, Recovered, Stop};
 use crate::send::Waiting;
 use crate::store::Store;
-use crate::write::Proposed;
 use penstock_wire::batch::{Op, Section};
 use penstock_wire::peer::{Entry, EntryKind, MemberNo, Members};
 use penstock_wire::{Incarnation, NodeId, Seq};
@@ -218,10 +218,10 @@ impl Store {
         }
         self.applied_to(no);
         for id in out.reads.drain(..) {
-            self.proven(crate::write::JobId(id as u32), mem, fx);
+            self.proven(crate::host::JobId(id as u32), mem, fx);
         }
         for id in out.reads_refused.drain(..) {
-            self.finish_job(crate::write::JobId(id as u32), Status::NotReady, mem, fx);
+            self.finish_job(crate::host::JobId(id as u32), Status::NotReady, mem, fx);
         }
     }
 

@@ -4,11 +4,11 @@
 //! A host is answered when its entry is applied. One whose entry is in the log of a term that is lost is told "not ready" once the device has
 //! its payload: the entry may still be committed by the next leader, which a host that tries again must expect anyhow.
 
+use crate::host::{JobId, JobStage, Proposed, Source, What};
 use crate::member::{Payload, Proposal};
 use crate::port::*;
 use crate::replica::ProposeError;
 use crate::store::Store;
-use crate::write::{JobId, JobStage, Proposed, Source, What};
 use penstock_wire::batch::{ENTRY_HEAD, OP_HEAD, OPS_MAX, PAYLOAD_BLOCKS_MAX};
 use penstock_wire::peer::{MemberNo, Members};
 use penstock_wire::{BLOCK, Index, NodeId, SegmentId, Term};

@@ -20,6 +20,7 @@ mod epoch;
 mod follow;
 pub mod format;
 mod groups;
+mod host;
 mod index;
 mod lead;
 mod look;

@@ -3,9 +3,9 @@
 //! The group (crate raft, in [`crate::replica`]) knows descriptors; the store knows where each entry lies: its batch and the ring blocks of its
 //! payload. `log` is that knowledge, one row an entry, from the trim point on, in step with the group's own list.
 
+use crate::host::{JobId, Proposed};
 use crate::port::{BufId, OrderId, Standing};
 use crate::replica::{Ballot, Group, Mark, Stop};
-use crate::write::{JobId, Proposed};
 use penstock_wire::peer::{Entry, MemberNo, Members};
 use penstock_wire::{Index, NodeId, Seq, Term};
 use std::collections::VecDeque;

@@ -1,13 +1,13 @@
 //! Orders that change replicas: proposed one at a time, applied like any op; and zeroing, which they share with hosts.
 
 use crate::config::Stage;
+use crate::host::{Birth, Proposed, What};
 use crate::index::{GroupKey, Version};
 use crate::map::{Known, PageKey, Replica};
 use crate::member::Member;
 use crate::port::*;
 use crate::replica::{Ballot, Recovered, Stop};
 use crate::store::Store;
-use crate::write::{Birth, Proposed, What};
 use penstock_wire::directory::{REPLICA_NO_LIMIT, REPLICAS_MAX};
 use penstock_wire::page::EXTENTS_PER_PAGE;
 use penstock_wire::peer::{MemberNo, Members};

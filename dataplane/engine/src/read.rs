@@ -4,11 +4,11 @@
 //! read again. The same place bad twice, with no drain at work on it, is corruption.
 
 use crate::config::Canary;
+use crate::host::{Chunk, JobId};
 use crate::index::{Group, GroupKey, Version};
 use crate::map::{Known, PageKey};
 use crate::port::*;
 use crate::store::{Owner, PageWaiter, Store};
-use crate::write::{Chunk, JobId};
 use penstock_wire::page::BlockState;
 use penstock_wire::{BLOCK, BlockAddr, EXTENT_BLOCKS};
 

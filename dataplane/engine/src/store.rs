@@ -8,13 +8,13 @@ use crate::config::{Barrier, Canary, Counters, FenceReason, RecoveryReport, Repl
 use crate::drain::Drain;
 use crate::epoch::Epochs;
 use crate::groups::Groups;
+use crate::host::{HostSide, JobId};
 use crate::index::Index;
 use crate::map::{Map, PageKey, Replica};
 use crate::port::*;
 use crate::recover::Recovery;
 use crate::scrub::Scrub;
 use crate::stream::Stream;
-use crate::write::{HostSide, JobId};
 use penstock_wire::page::{PageName, UNALLOCATED};
 use penstock_wire::{BlockAddr, EXTENT_BLOCKS, Seq};
 use rustc_hash::FxHashMap;

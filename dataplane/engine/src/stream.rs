@@ -5,10 +5,10 @@
 use crate::carry::{Carried, part_of_op};
 use crate::config::{BATCHES_OUT_MAX, Barrier, Canary, FenceReason, Stage};
 use crate::epoch::{Epoch, Epochs};
+use crate::host::{Proposed, Source, What};
 use crate::index::{GroupKey, Slot, Version};
 use crate::port::*;
 use crate::store::{Owner, Store};
-use crate::write::{Proposed, Source, What};
 use penstock_wire::batch::{ENTRY_HEAD, Header, Kind, OP_HEAD, PAYLOAD_BLOCKS_MAX, Prev, SECTION_MAX, Section, header_blocks};
 use penstock_wire::label::Geometry;
 use penstock_wire::{BLOCK, EXTENT_BLOCKS, Generation, Index as RaftIndex, RingPos, Seq, Term};

@@ -150,6 +150,9 @@ fn entries_that_never_reached_a_quorum_are_replaced_and_their_hosts_told_to_try_
     cluster.isolate(old);
     let lost: Vec<u32> = (0..5).map(|at| cluster.begin(old, HostOp::Write(Span { offset: at * B, len: B }), pattern(66, BLOCK))).collect();
     cluster.pass(400);
+    for io in &lost {
+        assert_eq!(cluster.reply(old, *io), Some(Status::NotReady), "a leader that no quorum hears gives up by itself");
+    }
     let next = cluster.leader();
     assert_ne!(next, old);
     assert_eq!(cluster.write(next, 0, &pattern(2, BLOCK)), Status::Ok);
