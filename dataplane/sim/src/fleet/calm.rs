@@ -4,7 +4,7 @@
 use penstock_engine::{Event, HostOp, Order, OrderId, Span, Stage};
 
 use super::hosts::plain;
-use super::node::Phase;
+use super::node::{Node, Phase};
 use super::orders::Made;
 use super::world::World;
 use crate::stamp::BLOCK;
@@ -48,8 +48,8 @@ impl World {
         self.stop();
     }
 
-    /// A member needs entries that its leader has no more, and there are no installs yet: nothing brings it up, and what it has not applied keeps its
-    /// store's log for ever. Then the seed ends here.
+    /// A member that needs entries which its leader has no more: there are no installs yet, so nothing brings it up, and what it has not applied keeps its
+    /// store's log for ever. Such a seed ends here.
     fn left_behind(&mut self) -> bool {
         let behind = self.groups().into_iter().any(|volume| {
             let look = |node: usize| {
@@ -66,8 +66,15 @@ impl World {
         });
         if behind {
             self.tally.did("seeds that end with a member left behind by the log", 1);
+            return true;
         }
-        behind
+        // Nor does a leader reserve space on its members yet: one whose drive is full takes nothing more.
+        let full = |it: &Node| it.store.as_ref().map(|store| store.view()).is_some_and(|v| v.extents_free <= v.extents / 4 + 16);
+        if self.nodes.iter().any(full) {
+            self.tally.did("seeds that end with a full member", 1);
+            return true;
+        }
+        false
     }
 
     fn until(&mut self, limit: u64, what: &str, done: impl Fn(&World) -> bool) {
