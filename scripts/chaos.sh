@@ -2,7 +2,8 @@
 # Three real nodes under faults for MINUTES, each in a network namespace of its own, so that links between them can be cut one way too.
 #
 #   scripts/chaos.sh [MINUTES]        default 10; PENSTOCK_SEED repeats what a run drew;
-#                                     PENSTOCK_CHAOS_ONLY=SIGSTOP,partition strikes with those alone
+#                                     PENSTOCK_CHAOS_ONLY=SIGSTOP,partition strikes with those alone;
+#                                     PENSTOCK_CHAOS_OPLOG_MIB=768 gives drives an oplog in which nobody falls behind (default 16: rebuilds are met)
 #
 # Wants root for the namespaces; without, the faults of the network are left out, and that is said.
 set -euo pipefail

@@ -8,6 +8,7 @@ use penstock::guest::replay::Dice;
 use penstock::process::fleet::{Fleet, Plan};
 use penstock::process::paths::{Registers, Tally};
 use penstock::process::{Result, dice};
+use penstock_api::ByteSize;
 use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::net::TcpStream;
@@ -192,7 +193,10 @@ fn three_nodes_under_faults_lose_nothing_and_read_nothing_wrong() {
     let namespaces = std::env::var("PENSTOCK_CHAOS_NAMESPACES").ok();
     let mut dice = dice("chaos");
     let seed = dice.roll();
-    let fleet = Fleet::new(Plan { namespaces, ..Plan::default() }).unwrap();
+    let oplog =
+        std::env::var("PENSTOCK_CHAOS_OPLOG_MIB").ok().and_then(|text| text.parse().ok()).map_or(Plan::default().oplog, ByteSize::mib);
+    let drive = if oplog > Plan::default().oplog { "2GiB" } else { Plan::default().drive };
+    let fleet = Fleet::new(Plan { namespaces, oplog, drive, ..Plan::default() }).unwrap();
     // Some alone, by a part of their names, to look closer at what they show.
     let only = std::env::var("PENSTOCK_CHAOS_ONLY").unwrap_or_default();
     let wanted = |fault: &Fault| (fleet.can_cut() || !fault.wants_network()) && only.split(',').any(|part| fault.name().contains(part));
