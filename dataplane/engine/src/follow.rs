@@ -26,6 +26,7 @@ impl Store {
                 }
                 PeerWord::EntriesAsk(ask) => self.on_entries_ask(from, &ask, fx),
                 PeerWord::EntriesAnswer(answer) => self.on_entries_answer(from, &answer),
+                PeerWord::CopyAsk(_) | PeerWord::CopyAnswer(_) => {}
             }
         }
         if let Some(buf) = payload {

@@ -9,7 +9,7 @@
 //! their bytes: the engine touches none of them, and the adapter may assert so.
 
 use crate::replica::Part as GroupPart;
-use penstock_wire::peer::{EntriesAnswer, EntriesAsk, MemberNo, Members, Message};
+use penstock_wire::peer::{CopyAnswer, CopyAsk, EntriesAnswer, EntriesAsk, MemberNo, Members, Message};
 use penstock_wire::{BlockAddr, Incarnation, NodeId, SegmentId, Term};
 
 /// One host command that has not been answered. Chosen by the adapter, dense from 0, reused after the reply.
@@ -148,6 +148,8 @@ pub enum PeerWord {
     Group(Message),
     EntriesAsk(EntriesAsk),
     EntriesAnswer(EntriesAnswer),
+    CopyAsk(CopyAsk),
+    CopyAnswer(CopyAnswer),
 }
 
 impl PeerWord {
@@ -156,6 +158,8 @@ impl PeerWord {
             Self::Group(message) => message.segment,
             Self::EntriesAsk(ask) => ask.segment,
             Self::EntriesAnswer(answer) => answer.segment,
+            Self::CopyAsk(ask) => ask.segment,
+            Self::CopyAnswer(answer) => answer.segment,
         }
     }
 
@@ -163,8 +167,9 @@ impl PeerWord {
     pub fn payload_blocks(&self) -> u32 {
         match self {
             Self::Group(message) => message.payload_blocks(),
-            Self::EntriesAsk(_) => 0,
+            Self::EntriesAsk(_) | Self::CopyAsk(_) => 0,
             Self::EntriesAnswer(answer) => answer.payload_blocks(),
+            Self::CopyAnswer(answer) => answer.payload_blocks(),
         }
     }
 }

@@ -644,6 +644,7 @@ impl Store {
                 Op::Resize { blocks } => self.resize_replica(no, blocks, seq, entry.index.0),
                 // Of members of groups: `rejoin` has taken them.
                 Op::Members(_) | Op::Ballot { .. } | Op::Doubt { .. } | Op::Resolved => {}
+                Op::Install { .. } | Op::Whole { .. } | Op::Copy(_) => {}
             }
         }
     }
@@ -729,10 +730,7 @@ impl Store {
 
 /// Payload blocks that do not match their checksums, counted over the batch.
 pub(crate) fn bad_payload(payload: &[u8], entries: &[Entry]) -> Vec<u32> {
-    let crcs = entries.iter().flat_map(|entry| &entry.ops).filter_map(|op| match op {
-        Op::Write { crcs, .. } => Some(crcs),
-        _ => None,
-    });
+    let crcs = entries.iter().flat_map(|entry| &entry.ops).map(Op::crcs);
     let mut bad = Vec::new();
     for (i, (crc, block)) in crcs.flatten().zip(payload.chunks_exact(BLOCK)).enumerate() {
         if penstock_wire::crc32c(block) != *crc {

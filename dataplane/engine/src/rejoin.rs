@@ -323,6 +323,7 @@ impl Store {
                 Op::Resize { blocks } => self.resize_replica(no, blocks, seq, index.0),
                 // None of them stands among the ops of a group's entry.
                 Op::Create(_) | Op::Delete | Op::Members(_) | Op::Ballot { .. } | Op::Doubt { .. } | Op::Resolved => {}
+                Op::Install { .. } | Op::Whole { .. } | Op::Copy(_) => {}
             }
         }
     }

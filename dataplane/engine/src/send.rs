@@ -38,7 +38,7 @@ fn entries_of(word: &PeerWord) -> Vec<&Entry> {
             MessageBody::Append(append) => append.entries.iter().collect(),
             _ => Vec::new(),
         },
-        PeerWord::EntriesAsk(_) => Vec::new(),
+        PeerWord::EntriesAsk(_) | PeerWord::CopyAsk(_) | PeerWord::CopyAnswer(_) => Vec::new(),
         PeerWord::EntriesAnswer(answer) => {
             let whole = answer.entries.iter().map(|state| if let EntryState::Whole(entry) = state { Some(entry) } else { None });
             whole.flatten().collect()

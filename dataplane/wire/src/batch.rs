@@ -4,8 +4,9 @@
 //! one rotten header does not hide what was in it. See docs/disk-format.md for how recovery judges what it finds.
 
 use crate::codec::{PREFIX, Put, Take, check_magic, seal, unseal_versions};
-use crate::peer::{self, EntryKind, MemberNo, Members};
-use crate::{BLOCK, DecodeError, Generation, Incarnation, Index, ReplicaShape, RingPos, Seq, Term};
+use crate::page::BlockState;
+use crate::peer::{self, EntryKind, MemberNo, Members, States};
+use crate::{BLOCK, DecodeError, EXTENT_BLOCKS, Generation, Incarnation, Index, ReplicaShape, RingPos, Seq, Term};
 
 const MAGIC: &[u8; 8] = b"PENSLOG1";
 /// The version that is written. Version 1 is read too: it has no ops of groups.
@@ -290,6 +291,9 @@ impl Section {
             Op::Ballot { term, vote } => self.ballot(*term, *vote),
             Op::Doubt { floor } => self.doubt(*floor),
             Op::Resolved => self.resolved(),
+            Op::Install { as_of, index, index_term, members } => self.install(*as_of, *index, *index_term, members),
+            Op::Whole { blocks } => self.whole(*blocks),
+            Op::Copy(copy) => self.copy(copy),
         }
     }
 
@@ -341,6 +345,32 @@ impl Section {
         self.op(OP_RESOLVED, 0, 0);
     }
 
+    /// The replica's log begins anew.
+    pub fn install(&mut self, as_of: Index, index: Index, index_term: Term, members: &Members) {
+        let members = members.encode();
+        self.op(OP_INSTALL, 16 + members.len() as u32, as_of.0);
+        self.bytes.extend_from_slice(&index.0.to_le_bytes());
+        self.bytes.extend_from_slice(&index_term.0.to_le_bytes());
+        self.bytes.extend_from_slice(&members);
+    }
+
+    /// The replica's content is whole.
+    pub fn whole(&mut self, blocks: u64) {
+        self.op(OP_WHOLE, 0, blocks);
+    }
+
+    /// An extent that was copied; the payload of what is data is next in the batch.
+    pub fn copy(&mut self, copy: &CopyOp) {
+        self.op(OP_COPY, 16 + 4 * copy.crcs.len() as u32, u64::from(copy.extent) * EXTENT_BLOCKS);
+        self.bytes.extend_from_slice(&copy.changed.to_le_bytes());
+        self.bytes.extend_from_slice(&copy.states.0.to_le_bytes());
+        self.bytes.extend_from_slice(&copy.mask.to_le_bytes());
+        self.bytes.extend_from_slice(&[0; 2]);
+        for crc in &copy.crcs {
+            self.bytes.extend_from_slice(&crc.to_le_bytes());
+        }
+    }
+
     /// A whole entry of ops that [`decode_ops`] took before.
     pub fn raw(&mut self, replica: u32, term: Term, index: Index, ops: &[u8]) {
         self.entry(replica, term, index);
@@ -367,6 +397,15 @@ pub fn logged_len(entry: &peer::Entry) -> usize {
     ENTRY_HEAD + op_head + entry.bytes.len()
 }
 
+/// Bytes that an entry with an install alone takes in a section, one with a whole alone, and one with a copied extent alone.
+pub fn install_len(members: &Members) -> usize {
+    WHOLE_LEN + 16 + members.encode().len()
+}
+pub const WHOLE_LEN: usize = ENTRY_HEAD + OP_HEAD;
+pub const fn copy_len(data_blocks: u32) -> usize {
+    WHOLE_LEN + 16 + 4 * data_blocks as usize
+}
+
 /// Bytes that an entry with a ballot alone takes in a section, or one with a doubt alone.
 pub const BALLOT_LEN: usize = ENTRY_HEAD + OP_HEAD + 8;
 
@@ -382,6 +421,9 @@ const OP_MEMBERS: u8 = 6;
 const OP_BALLOT: u8 = 7;
 const OP_DOUBT: u8 = 8;
 const OP_RESOLVED: u8 = 9;
+const OP_INSTALL: u8 = 10;
+const OP_WHOLE: u8 = 11;
+const OP_COPY: u8 = 12;
 
 /// A doubt of this replica is one of every replica that is a member of a group: there were too many to name.
 pub const EVERY_MEMBER: u32 = u32::MAX;
@@ -416,6 +458,44 @@ pub enum Op {
     },
     /// All doubt about the replica is settled.
     Resolved,
+    /// The replica's log begins anew after entry `index`, which counts as applied. Its content is whole as of `as_of` alone: the rest is copied.
+    Install {
+        as_of: Index,
+        index: Index,
+        index_term: Term,
+        members: Box<Members>,
+    },
+    /// Nothing of the replica's content is missing any more; the volume has `blocks`.
+    Whole {
+        blocks: u64,
+    },
+    /// An extent as another member had it: the blocks in `mask` become that.
+    Copy(Box<CopyOp>),
+}
+
+/// An extent that was copied from another member.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct CopyOp {
+    pub extent: u32,
+    /// Entry that changed it last.
+    pub changed: u64,
+    pub states: States,
+    /// Blocks that are set, one bit each.
+    pub mask: u16,
+    /// One a block that is data.
+    pub crcs: Vec<u32>,
+}
+
+impl CopyOp {
+    /// Each block that is set, and its place among the payload where it is data.
+    pub fn blocks(&self) -> impl Iterator<Item = (u64, BlockState, usize)> + '_ {
+        let mut at = 0;
+        (0..EXTENT_BLOCKS as usize).filter_map(move |block| {
+            let (state, here) = (self.states.state(block), at);
+            at += usize::from(state == BlockState::Data);
+            (self.mask >> block & 1 != 0).then_some((u64::from(self.extent) * EXTENT_BLOCKS + block as u64, state, here))
+        })
+    }
 }
 
 impl Op {
@@ -423,7 +503,17 @@ impl Op {
     pub fn payload_blocks(&self) -> u32 {
         match self {
             Op::Write { crcs, .. } => crcs.len() as u32,
+            Op::Copy(copy) => copy.crcs.len() as u32,
             _ => 0,
+        }
+    }
+
+    /// Checksums of its payload blocks.
+    pub fn crcs(&self) -> &[u32] {
+        match self {
+            Op::Write { crcs, .. } => crcs,
+            Op::Copy(copy) => &copy.crcs,
+            _ => &[],
         }
     }
 }
@@ -463,12 +553,13 @@ impl Entry {
         let own = |op: &Op| match op {
             Op::Doubt { .. } => true,
             Op::Create(_) | Op::Members(_) | Op::Ballot { .. } | Op::Delete | Op::Resolved => self.replica != EVERY_MEMBER,
+            Op::Install { .. } | Op::Whole { .. } | Op::Copy(_) => self.replica != EVERY_MEMBER,
             Op::Write { .. } | Op::Zero { .. } | Op::Resize { .. } => false,
         };
         let fits = match self.index.0 {
             0 => self.term.0 == 0 && self.ops.iter().all(own),
             _ => self.ops.iter().all(|op| match op {
-                Op::Ballot { .. } | Op::Doubt { .. } | Op::Resolved => false,
+                Op::Ballot { .. } | Op::Doubt { .. } | Op::Resolved | Op::Install { .. } | Op::Whole { .. } | Op::Copy(_) => false,
                 Op::Members(_) => self.ops.len() == 1,
                 _ => true,
             }),
@@ -541,7 +632,7 @@ impl Iterator for RawOps<'_> {
         let (kind, count) = ((word & 0xff) as u8, word >> 8);
         let after = match kind {
             OP_WRITE => 4 * count as usize,
-            OP_CREATE | OP_MEMBERS | OP_BALLOT | OP_DOUBT => count as usize,
+            OP_CREATE | OP_MEMBERS | OP_BALLOT | OP_DOUBT | OP_INSTALL | OP_COPY => count as usize,
             _ => 0,
         };
         self.0 = rest.get(OP_HEAD - 4 + after..).unwrap_or(&[]);
@@ -607,6 +698,31 @@ fn take_op(r: &mut Take<'_>) -> Result<Op, DecodeError> {
         OP_RESOLVED => {
             zero_block(block)?;
             Op::Resolved
+        }
+        OP_INSTALL => {
+            let mut r = Take::new(r.bytes(count as usize)?, 0, WHAT_OPS);
+            let (index, index_term) = (Index(r.count("index of an install")?), Term(r.count("term of an install")?));
+            if index.0 == 0 || index_term.0 == 0 || block > index.0 {
+                return Err(DecodeError::Value { what: "index of an install", found: index.0 });
+            }
+            let members = Box::new(Members::decode(r.bytes(r.left())?)?);
+            Op::Install { as_of: Index(block), index, index_term, members }
+        }
+        OP_WHOLE => {
+            if block == 0 || block > crate::VOLUME_BLOCKS_MAX {
+                return Err(DecodeError::Limit { what: "volume size in blocks", found: block, limit: crate::VOLUME_BLOCKS_MAX });
+            }
+            Op::Whole { blocks: block }
+        }
+        OP_COPY => {
+            check_range(block, EXTENT_BLOCKS as u32)?;
+            let mut r = Take::new(r.bytes(count as usize)?, 0, WHAT_OPS);
+            let (changed, states, mask) = (r.count("entry that changed an extent")?, States::take(&mut r)?, r.u16()?);
+            if r.u16()? != 0 || block % EXTENT_BLOCKS != 0 || r.left() != 4 * states.data_blocks() as usize {
+                return Err(DecodeError::Value { what: "extent of a copy, or its checksums, first block", found: block });
+            }
+            let crcs = (0..states.data_blocks()).map(|_| r.u32()).collect::<Result<_, _>>()?;
+            Op::Copy(Box::new(CopyOp { extent: (block / EXTENT_BLOCKS) as u32, changed, states, mask, crcs }))
         }
         other => return Err(DecodeError::Value { what: "kind of an op", found: u64::from(other) }),
     })

@@ -121,6 +121,8 @@ pub struct MemberRow {
     pub doubt: Option<(Index, Term)>,
     /// It answers nothing any more, for good: what it holds cannot be vouched for.
     pub stopped: bool,
+    /// Its content is whole as of that entry alone, and is being copied from another.
+    pub rebuild: Option<Index>,
 }
 
 /// The whole directory.
@@ -141,7 +143,7 @@ impl Directory {
     pub fn encode(&self) -> Vec<u8> {
         let members = |row: &ReplicaRow| row.member.as_ref().map(|member| member.members.encode()).unwrap_or_default();
         let rows: usize =
-            self.replicas.iter().map(|r| 72 + r.shape.encoded_len() + members(r).len() + r.pages.len() * row_bytes(VERSION)).sum();
+            self.replicas.iter().map(|r| 80 + r.shape.encoded_len() + members(r).len() + r.pages.len() * row_bytes(VERSION)).sum();
         let mut bytes = vec![0; 24 + rows + self.taken.len()];
         let mut w = Put::new(&mut bytes, 0);
         w.u32(self.next_replica);
@@ -150,12 +152,14 @@ impl Directory {
         for replica in &self.replicas {
             let member = replica.member.as_ref();
             let doubt = member.and_then(|member| member.doubt);
+            let rebuild = member.and_then(|member| member.rebuild);
             let flag = |set: bool, flag: u32| if set { flag } else { 0 };
             w.u32(replica.no);
             w.u32(
                 flag(replica.deleting, DELETING)
                     | flag(member.is_some_and(|member| member.stopped), STOPPED)
-                    | flag(doubt.is_some(), DOUBTFUL),
+                    | flag(doubt.is_some(), DOUBTFUL)
+                    | flag(rebuild.is_some(), REBUILT),
             );
             w.u64(replica.term.0);
             w.u64(member.map_or(0, |member| member.vote.0));
@@ -170,6 +174,9 @@ impl Directory {
             if let Some((index, term)) = doubt {
                 w.u64(index.0);
                 w.u64(term.0);
+            }
+            if let Some(as_of) = rebuild {
+                w.u64(as_of.0);
             }
             w.u32(replica.pages.len() as u32);
             for page in &replica.pages {
@@ -265,6 +272,7 @@ impl Directory {
 const DELETING: u32 = 1;
 const STOPPED: u32 = 2;
 const DOUBTFUL: u32 = 4;
+const REBUILT: u32 = 8;
 
 fn take_member(r: &mut Take<'_>, version: u32, flags: u32, vote: MemberNo, applied_term: Term) -> Result<Option<MemberRow>, DecodeError> {
     let len = if version < 3 { 0 } else { r.u32()? as usize };
@@ -275,7 +283,7 @@ fn take_member(r: &mut Take<'_>, version: u32, flags: u32, vote: MemberNo, appli
         return Ok(None);
     }
     let members = Members::decode(r.bytes(len)?)?;
-    if flags & !(DELETING | STOPPED | DOUBTFUL) != 0 {
+    if flags & !(DELETING | STOPPED | DOUBTFUL | REBUILT) != 0 {
         return Err(DecodeError::Value { what: "flags of a replica", found: flags.into() });
     }
     let mut doubt = None;
@@ -286,7 +294,8 @@ fn take_member(r: &mut Take<'_>, version: u32, flags: u32, vote: MemberNo, appli
         }
         doubt = Some((index, term));
     }
-    Ok(Some(MemberRow { vote, applied_term, members, doubt, stopped: flags & STOPPED != 0 }))
+    let rebuild = if flags & REBUILT != 0 { Some(Index(r.count("entry that a replica is whole as of")?)) } else { None };
+    Ok(Some(MemberRow { vote, applied_term, members, doubt, stopped: flags & STOPPED != 0, rebuild }))
 }
 
 #[cfg(test)]

@@ -79,6 +79,7 @@ fn batch_v2_of_each_kind_and_both_sizes() {
     for (name, batch) in [
         ("batch-v2-data.bin", sample::batch()),
         ("batch-v2-group.bin", sample::group_batch()),
+        ("batch-v2-copy.bin", sample::copy_batch()),
         ("batch-v2-data-two-blocks.bin", sample::long_batch()),
         ("batch-v2-seal.bin", sample::seal()),
         ("batch-v2-open.bin", sample::open()),
@@ -100,6 +101,13 @@ fn batch_v2_of_each_kind_and_both_sizes() {
     assert_eq!(entries[4].ops, [Op::Members(members)]);
     let logged: Vec<_> = entries[2..5].iter().map(|entry| entry.logged().unwrap()).collect();
     assert_eq!(logged, sample::peer::entries());
+    let entries = decode_section(sample::copy_batch().own.bytes(), 2).unwrap();
+    let (as_of, index, index_term, members) = (Index(0x0304), Index(0x0506), Term(0x0102), Box::new(sample::peer::members()));
+    assert_eq!(entries[0].ops, [Op::Install { as_of, index, index_term, members }]);
+    assert_eq!(entries[1].ops, [Op::Copy(Box::new(sample::copy()))]);
+    let set: Vec<_> = sample::copy().blocks().map(|(block, _, at)| (block & 15, at)).collect();
+    assert_eq!(set, [(0, 0), (1, 0), (4, 1), (15, 1)]);
+    assert_eq!(entries[2].ops, [Op::Whole { blocks: 0x0708 }]);
 }
 
 #[test]

@@ -5,8 +5,6 @@ use crate::sample::peer::{bodies, members};
 use penstock_wire::crc32c;
 use penstock_wire::peer::{Body, HEADER, Header, Kind, Members, PROTOCOL, Verified};
 
-const KINDS: [Kind; 7] = [Kind::Hello, Kind::Beat, Kind::Groups, Kind::FetchAsk, Kind::FetchAnswer, Kind::EntriesAsk, Kind::EntriesAnswer];
-
 pub fn run(data: &[u8]) {
     let _ = Verified::frame(data);
     if let Ok(header) = Header::decode(data) {
@@ -19,9 +17,8 @@ pub fn run(data: &[u8]) {
         }
         return;
     }
-    let kind = KINDS[usize::from(kind - 1) % KINDS.len()];
-    let carries = matches!(kind, Kind::Groups | Kind::FetchAnswer | Kind::EntriesAnswer);
-    let payload_blocks = if carries { u32::from(blocks) } else { 0 };
+    let kind = Kind::ALL[usize::from(kind - 1) % Kind::ALL.len()];
+    let payload_blocks = if kind.carries() { u32::from(blocks) } else { 0 };
     let header = Header { version: PROTOCOL, kind, body_len: body.len() as u32, body_crc: crc32c(body), payload_blocks, sequence: 1 };
     let header = Header::decode(&header.encode()).expect("the header is within its limits");
     let Ok(decoded) = Body::decode(&header, body) else { return };

@@ -80,6 +80,8 @@ impl Cluster {
             PeerWord::Group(message) => Body::Groups(vec![message]),
             PeerWord::EntriesAsk(ask) => Body::EntriesAsk(ask),
             PeerWord::EntriesAnswer(answer) => Body::EntriesAnswer(answer),
+            PeerWord::CopyAsk(ask) => Body::CopyAsk(ask),
+            PeerWord::CopyAnswer(answer) => Body::CopyAnswer(answer),
         };
         let bytes = body.encode(PROTOCOL, 1);
         let decoded = Body::decode(&Header::decode(&bytes).unwrap(), &bytes[HEADER..]).unwrap();
@@ -87,6 +89,8 @@ impl Cluster {
             Body::Groups(mut messages) => PeerWord::Group(messages.remove(0)),
             Body::EntriesAsk(ask) => PeerWord::EntriesAsk(ask),
             Body::EntriesAnswer(answer) => PeerWord::EntriesAnswer(answer),
+            Body::CopyAsk(ask) => PeerWord::CopyAsk(ask),
+            Body::CopyAnswer(answer) => PeerWord::CopyAnswer(answer),
             other => panic!("{other:?} was sent"),
         };
         assert_eq!(word.payload_blocks() as usize * BLOCK, payload.len());

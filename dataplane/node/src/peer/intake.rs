@@ -236,6 +236,8 @@ impl Intake {
             Body::Groups(messages) => messages.into_iter().map(PeerWord::Group).collect(),
             Body::EntriesAsk(ask) => vec![PeerWord::EntriesAsk(ask)],
             Body::EntriesAnswer(answer) => vec![PeerWord::EntriesAnswer(answer)],
+            Body::CopyAsk(ask) => vec![PeerWord::CopyAsk(ask)],
+            Body::CopyAnswer(answer) => vec![PeerWord::CopyAnswer(answer)],
             Body::FetchAsk(_) | Body::FetchAnswer(_) => return Err(IntakeError::Unasked(header.kind)),
         };
         self.stage = place(words, memory);

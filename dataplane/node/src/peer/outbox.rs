@@ -169,6 +169,14 @@ impl Outbox {
                 let len = answer_len(&answer);
                 (Kind::Single(Body::EntriesAnswer(answer)), len)
             }
+            PeerWord::CopyAsk(ask) => {
+                let len = ask.encoded_len();
+                (Kind::Single(Body::CopyAsk(ask)), len)
+            }
+            PeerWord::CopyAnswer(answer) => {
+                let len = answer.encoded_len();
+                (Kind::Single(Body::CopyAnswer(answer)), len)
+            }
         };
         // What no frame holds is nothing that an engine of this version says; a peer would refuse it.
         if body_len > BODY_MAX || blocks > FRAME_BLOCKS_MAX {

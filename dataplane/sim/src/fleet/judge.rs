@@ -78,6 +78,12 @@ impl World {
                 }
                 self.tally.check("payload is right when it leaves (14)");
             }
+            PeerWord::CopyAsk(ask) => assert_eq!(ask.from, member_no(node), "{ask:?} comes from node {node}"),
+            PeerWord::CopyAnswer(answer) => {
+                assert_eq!(answer.from, member_no(node), "{answer:?} comes from node {node}");
+                answer.check(payload).unwrap_or_else(|error| panic!("invariant 14: node {node} copies a bad payload: {error}"));
+                self.tally.check("payload is right when it leaves (14)");
+            }
         }
     }
 

@@ -71,6 +71,8 @@ impl World {
             PeerWord::Group(message) => Body::Groups(vec![message.clone()]),
             PeerWord::EntriesAsk(ask) => Body::EntriesAsk(*ask),
             PeerWord::EntriesAnswer(answer) => Body::EntriesAnswer(answer.clone()),
+            PeerWord::CopyAsk(ask) => Body::CopyAsk(ask.clone()),
+            PeerWord::CopyAnswer(answer) => Body::CopyAnswer(answer.clone()),
         };
         let mut bytes = body.encode(PROTOCOL, 1);
         bytes.extend_from_slice(&payload);
@@ -154,6 +156,8 @@ impl World {
             Body::Groups(mut messages) => PeerWord::Group(messages.pop().expect("one a frame")),
             Body::EntriesAsk(ask) => PeerWord::EntriesAsk(ask),
             Body::EntriesAnswer(answer) => PeerWord::EntriesAnswer(answer),
+            Body::CopyAsk(ask) => PeerWord::CopyAsk(ask),
+            Body::CopyAnswer(answer) => PeerWord::CopyAnswer(answer),
             other => panic!("a frame that nobody sends: {other:?}"),
         };
         let it = &mut self.nodes[to];

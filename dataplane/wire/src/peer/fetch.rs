@@ -3,7 +3,7 @@
 
 use super::group::Entry;
 use super::members::MemberNo;
-use super::{Grow, check_payload, limit, zeros};
+use super::{Grow, check_payload, limit, take_pair, zeros};
 use crate::codec::Take;
 use crate::{BLOCK, DecodeError, Index, SegmentId, Term};
 
@@ -250,15 +250,6 @@ impl EntriesAnswer {
         }
         Ok(Self { id, segment, from, to, term, leads, more, first, entries })
     }
-}
-
-fn take_pair(r: &mut Take<'_>) -> Result<(MemberNo, MemberNo), DecodeError> {
-    let from = MemberNo(r.count("number of a member")?);
-    let to = MemberNo(r.count("number of a member")?);
-    if from.0 == 0 || to.0 == 0 || from == to {
-        return Err(DecodeError::Value { what: "sender and receiver, sender", found: from.0 });
-    }
-    Ok((from, to))
 }
 
 fn take_bool(r: &mut Take<'_>) -> Result<bool, DecodeError> {

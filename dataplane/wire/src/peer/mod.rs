@@ -11,12 +11,14 @@
 //! (tests, golden files and the fuzz target follow it), and its table in docs/protocol.md. A changed kind needs a new [`PROTOCOL`].
 
 mod beat;
+mod copy;
 mod fetch;
 mod group;
 mod hello;
 mod members;
 
 pub use beat::{Beat, Drive, DriveState, Room, Space};
+pub use copy::{COPY_LISTED_MAX, Copied, CopyAnswer, CopyAsk, EXTENTS_END, States};
 pub use fetch::{EntriesAnswer, EntriesAsk, EntryState, FetchAnswer, FetchAsk, FetchResult};
 pub use group::{Append, Entry, EntryKind, Install, Message, MessageBody, Round, Verified};
 pub use hello::{Hello, NONCE, PROOF, agree};
@@ -49,14 +51,31 @@ pub enum Kind {
     FetchAnswer = 5,
     EntriesAsk = 6,
     EntriesAnswer = 7,
+    CopyAsk = 8,
+    CopyAnswer = 9,
 }
 
 impl Kind {
+    pub const ALL: [Self; 9] = [
+        Self::Hello,
+        Self::Beat,
+        Self::Groups,
+        Self::FetchAsk,
+        Self::FetchAnswer,
+        Self::EntriesAsk,
+        Self::EntriesAnswer,
+        Self::CopyAsk,
+        Self::CopyAnswer,
+    ];
+
+    /// Whether payload may follow the body.
+    pub fn carries(self) -> bool {
+        matches!(self, Self::Groups | Self::FetchAnswer | Self::EntriesAnswer | Self::CopyAnswer)
+    }
+
     fn of(code: u16) -> Result<Self, DecodeError> {
-        [Self::Hello, Self::Beat, Self::Groups, Self::FetchAsk, Self::FetchAnswer, Self::EntriesAsk, Self::EntriesAnswer]
-            .into_iter()
-            .find(|kind| *kind as u16 == code)
-            .ok_or(DecodeError::Value { what: "kind of a peer frame", found: code.into() })
+        let found = Self::ALL.into_iter().find(|kind| *kind as u16 == code);
+        found.ok_or(DecodeError::Value { what: "kind of a peer frame", found: code.into() })
     }
 }
 
@@ -113,7 +132,7 @@ impl Header {
         zeros(&mut r, 8)?;
         limit("bytes of a peer frame's body", body_len.into(), BODY_MAX as u64)?;
         limit("payload blocks of a peer frame", payload_blocks.into(), FRAME_BLOCKS_MAX.into())?;
-        if payload_blocks > 0 && !matches!(kind, Kind::Groups | Kind::FetchAnswer | Kind::EntriesAnswer) {
+        if payload_blocks > 0 && !kind.carries() {
             return Err(DecodeError::Value { what: "payload of a frame that carries none", found: payload_blocks.into() });
         }
         if sequence == 0 {
@@ -134,6 +153,8 @@ pub enum Body {
     FetchAnswer(FetchAnswer),
     EntriesAsk(EntriesAsk),
     EntriesAnswer(EntriesAnswer),
+    CopyAsk(CopyAsk),
+    CopyAnswer(CopyAnswer),
 }
 
 impl Body {
@@ -146,6 +167,8 @@ impl Body {
             Self::FetchAnswer(_) => Kind::FetchAnswer,
             Self::EntriesAsk(_) => Kind::EntriesAsk,
             Self::EntriesAnswer(_) => Kind::EntriesAnswer,
+            Self::CopyAsk(_) => Kind::CopyAsk,
+            Self::CopyAnswer(_) => Kind::CopyAnswer,
         }
     }
 
@@ -155,6 +178,7 @@ impl Body {
             Self::Groups(messages) => messages.iter().map(Message::payload_blocks).sum(),
             Self::FetchAnswer(answer) => answer.payload_blocks(),
             Self::EntriesAnswer(answer) => answer.payload_blocks(),
+            Self::CopyAnswer(answer) => answer.payload_blocks(),
             _ => 0,
         }
     }
@@ -173,6 +197,8 @@ impl Body {
             Self::FetchAnswer(answer) => answer.put(w),
             Self::EntriesAsk(ask) => ask.put(w),
             Self::EntriesAnswer(answer) => answer.put(w),
+            Self::CopyAsk(ask) => ask.put(w),
+            Self::CopyAnswer(answer) => answer.put(w),
         }
     }
 
@@ -225,6 +251,8 @@ impl Body {
             Kind::FetchAnswer => Self::FetchAnswer(FetchAnswer::take(&mut r)?),
             Kind::EntriesAsk => Self::EntriesAsk(EntriesAsk::take(&mut r)?),
             Kind::EntriesAnswer => Self::EntriesAnswer(EntriesAnswer::take(&mut r)?),
+            Kind::CopyAsk => Self::CopyAsk(CopyAsk::take(&mut r)?),
+            Kind::CopyAnswer => Self::CopyAnswer(CopyAnswer::take(&mut r)?),
         };
         if r.left() > 0 {
             return Err(DecodeError::Value { what: "bytes after a peer frame's body", found: r.left() as u64 });
@@ -268,6 +296,15 @@ fn zeros(r: &mut Take<'_>, len: usize) -> Result<(), DecodeError> {
         Some(byte) => Err(DecodeError::Value { what: "bytes without a meaning", found: (*byte).into() }),
         None => Ok(()),
     }
+}
+
+fn take_pair(r: &mut Take<'_>) -> Result<(MemberNo, MemberNo), DecodeError> {
+    let from = MemberNo(r.count("number of a member")?);
+    let to = MemberNo(r.count("number of a member")?);
+    if from.0 == 0 || to.0 == 0 || from == to {
+        return Err(DecodeError::Value { what: "sender and receiver, sender", found: from.0 });
+    }
+    Ok((from, to))
 }
 
 /// A writer that grows: bodies have no size known before.

@@ -203,12 +203,44 @@ fn fetched_block_is_believed_only_for_the_checksum_that_was_asked() {
 
 #[test]
 fn answered_entries_are_believed_only_with_their_payload() {
-    let Some((_, Body::EntriesAnswer(answer), good)) = bodies().pop() else { panic!("the last sample is an answer") };
+    let answers = bodies()
+        .into_iter()
+        .find_map(|(_, body, payload)| if let Body::EntriesAnswer(answer) = body { Some((answer, payload)) } else { None });
+    let (answer, good) = answers.expect("one of the samples is an answer");
     assert_eq!(answer.check(&good), Ok(()));
     let mut bad = good.clone();
     bad[2 * BLOCK] ^= 1;
     assert!(answer.check(&bad).is_err() && answer.check(&good[BLOCK..]).is_err() && answer.check(&payload(1, 4)).is_err());
     assert_eq!(entries()[1].check_payload(&good), Ok(()));
+}
+
+#[test]
+fn copied_extent_is_believed_only_with_its_payload_and_states_that_are_some() {
+    let copies = bodies()
+        .into_iter()
+        .filter_map(|(_, body, payload)| if let Body::CopyAnswer(answer) = body { Some((answer, payload)) } else { None });
+    let copies: Vec<_> = copies.collect();
+    let (answer, good) = &copies[0];
+    assert_eq!(answer.check(good), Ok(()));
+    assert!(answer.check(&good[BLOCK..]).is_err() && answer.check(&payload(6, 2)).is_err());
+    let Copied::Extent { states, .. } = &answer.copied else { panic!("the first is an extent") };
+    assert_eq!(states.data_blocks(), 2);
+    let mut bytes = Body::CopyAnswer(answer.clone()).encode(PROTOCOL, 1);
+    // 1 is no state of a copied block.
+    bytes[HEADER + 68] = 1;
+    assert!(decode(&framed(Kind::CopyAnswer, &bytes[HEADER..], 2)).is_err());
+}
+
+#[test]
+fn copy_ask_of_no_extents_or_for_no_room_is_refused() {
+    let asks = bodies().into_iter().find_map(|(_, body, _)| if let Body::CopyAsk(ask) = body { Some(ask) } else { None });
+    let ask = asks.expect("one of the samples is an ask");
+    assert_eq!((ask.has(ask.first), ask.has(ask.first + 1), ask.has(ask.until - 1)), (7, CopyAsk::ANY, 0));
+    for bad in [CopyAsk { until: ask.first, ..ask.clone() }, CopyAsk { room: 0, ..ask.clone() }, CopyAsk { until: EXTENTS_END + 1, ..ask }]
+    {
+        let bytes = Body::CopyAsk(bad).encode(PROTOCOL, 1);
+        assert!(decode(&framed(Kind::CopyAsk, &bytes[HEADER..], 0)).is_err());
+    }
 }
 
 #[test]
@@ -221,7 +253,7 @@ fn proof_covers_every_other_field_of_a_hello() {
 }
 
 fn kinds() -> impl Strategy<Value = Kind> {
-    (1u16..=7).prop_map(|code| Kind::of(code).unwrap())
+    (1u16..=9).prop_map(|code| Kind::of(code).unwrap())
 }
 
 /// What decodes has one form only: encoded again it is the same bytes.
@@ -240,7 +272,7 @@ proptest! {
     }
 
     #[test]
-    fn mutated_bodies_decode_or_fail_cleanly(which in 0usize..9, at: usize, len in 1usize..9, value: u64) {
+    fn mutated_bodies_decode_or_fail_cleanly(which in 0usize..12, at: usize, len in 1usize..9, value: u64) {
         let (_, body, _) = bodies().swap_remove(which);
         let mut bytes = body.encode(PROTOCOL, 7)[HEADER..].to_vec();
         let at = at % bytes.len();
@@ -250,7 +282,7 @@ proptest! {
     }
 
     #[test]
-    fn any_bytes_as_a_header_decode_or_fail_cleanly(mut bytes in proptest::collection::vec(any::<u8>(), HEADER), kind in 0u16..9) {
+    fn any_bytes_as_a_header_decode_or_fail_cleanly(mut bytes in proptest::collection::vec(any::<u8>(), HEADER), kind in 0u16..11) {
         bytes[16..18].copy_from_slice(&kind.to_le_bytes());
         bytes[18..20].fill(0);
         seal(&mut bytes, MAGIC, PROTOCOL);

@@ -8,7 +8,7 @@ use penstock_wire::batch::{Header, Kind, Prev, Section, header_blocks};
 use penstock_wire::directory::{Directory, MemberRow, PageRow, Part, ReplicaRow};
 use penstock_wire::label::{Label, Share};
 use penstock_wire::page::{BlockState, Page, PageName};
-use penstock_wire::peer::MemberNo;
+use penstock_wire::peer::{MemberNo, States};
 use penstock_wire::superblock::{NO_EXTENT, Superblock};
 use penstock_wire::*;
 
@@ -157,6 +157,26 @@ pub fn group_batch() -> SampleBatch {
     SampleBatch { header: header(Kind::Data, 3, before()), own, prev: section_before() }
 }
 
+/// What stores write of members that are rebuilt; 2 payload blocks.
+pub fn copy_batch() -> SampleBatch {
+    let mut own = Section::default();
+    own.entry(7, Term(0), Index(0));
+    own.install(Index(0x0304), Index(0x0506), Term(0x0102), &peer::members());
+    own.entry(7, Term(0), Index(0));
+    own.copy(&copy());
+    own.entry(8, Term(0), Index(0));
+    own.whole(0x0708);
+    SampleBatch { header: header(Kind::Data, 2, before()), own, prev: section_before() }
+}
+
+pub fn copy() -> batch::CopyOp {
+    let mut states = States::default();
+    for (at, state) in [(1, BlockState::Data), (4, BlockState::Lost), (15, BlockState::Data)] {
+        states.set(at, state);
+    }
+    batch::CopyOp { extent: 0x0102_0304, changed: 0x0505, states, mask: 0x8013, crcs: vec![0x1111_1111, 0x2222_2222] }
+}
+
 /// Descriptors that take a second header block.
 pub fn long_batch() -> SampleBatch {
     let mut own = Section::default();
@@ -214,6 +234,7 @@ pub fn directory() -> Directory {
         members: peer::members(),
         doubt: Some((Index(0x0e0f), Term(0x0c0e))),
         stopped: true,
+        rebuild: Some(Index(0x0102)),
     };
     let of_group = ReplicaRow { term: Term(0x0102_0304), member: Some(member), ..row(6, false, vec![page(4, 19, 0x3333_0000, Some(2))]) };
     Directory {

@@ -110,6 +110,24 @@ pub fn bodies() -> Vec<(&'static str, Body, Vec<u8>)> {
         first: ask.first,
         entries: states,
     };
+    let copy = CopyAsk {
+        id: 0x1516,
+        segment: SegmentId(id(0x90)),
+        from: MemberNo(2),
+        to: MemberNo(3),
+        first: 0x1718,
+        until: 0x191a1b,
+        room: 0x1c,
+        changed: vec![7, CopyAsk::ANY, 0],
+    };
+    let copied = |copied| CopyAnswer { id: copy.id, segment: copy.segment, from: copy.to, to: copy.from, applied: Index(0x1d1e), copied };
+    let mut states = States::default();
+    for (at, state) in [(1, page::BlockState::Data), (4, page::BlockState::Lost), (15, page::BlockState::Data)] {
+        states.set(at, state);
+    }
+    let crcs = payload(5, 2).chunks(BLOCK).map(crc32c).collect();
+    let extent = copied(Copied::Extent { extent: 0x1719, changed: 0x1d1d, states, crcs });
+    let done = copied(Copied::Done { until: 0x191a, answers: 1, blocks: 0x1f20 });
     let bare = |name, body| (name, body, vec![]);
     vec![
         bare("peer-hello-v1.bin", Body::Hello(hello)),
@@ -121,5 +139,8 @@ pub fn bodies() -> Vec<(&'static str, Body, Vec<u8>)> {
         bare("peer-fetch-answer-none-v1.bin", Body::FetchAnswer(FetchAnswer { id: 1, result: FetchResult::Differs })),
         bare("peer-entries-ask-v1.bin", Body::EntriesAsk(ask)),
         ("peer-entries-answer-v1.bin", Body::EntriesAnswer(answer), payload(1, 3)),
+        bare("peer-copy-ask-v1.bin", Body::CopyAsk(copy)),
+        ("peer-copy-answer-v1.bin", Body::CopyAnswer(extent), payload(5, 2)),
+        bare("peer-copy-answer-done-v1.bin", Body::CopyAnswer(done)),
     ]
 }
