@@ -395,7 +395,7 @@ impl Store {
     }
 
     pub(crate) fn on_peer_up(&mut self, node: NodeId, incarnation: Incarnation) {
-        let restarted = self.groups.nodes.insert(node, incarnation).is_some_and(|before| before != incarnation);
+        let restarted = self.groups.nodes.insert(node, incarnation) != Some(incarnation);
         self.tell_of_node(node, |group, no| {
             group.wake();
             if restarted {
@@ -448,7 +448,9 @@ impl Store {
                 Some(matched) if !matched.is_empty() => matched.iter().map(|(_, index)| *index).min().expect("not empty"),
                 _ => member.start,
             };
-            member.needed_from(from)
+            // One more than that: after a restart only the entry before the first that is kept can tell what stands before the rest.
+            let lags = from < member.last();
+            member.needed_from(penstock_wire::Index(from.0.saturating_sub(u64::from(lags))))
         };
         self.groups.list.iter().filter_map(wanted).min()
     }

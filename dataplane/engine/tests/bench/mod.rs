@@ -169,6 +169,21 @@ impl Bench {
         self.order(Order::Create(Box::new(shape))).unwrap();
     }
 
+    /// A volume with one replica, beside whatever is there.
+    pub fn create_other(&mut self, blocks: u64) {
+        let id = [self.orders.len() as u8 + 100; 16];
+        let shape = ReplicaShape {
+            volume: VolumeId(id),
+            segment: SegmentId(id),
+            replica: ReplicaId(id),
+            segment_no: 0,
+            blocks,
+            logical_block: 512,
+            name: "w".into(),
+        };
+        self.order(Order::Create(Box::new(shape))).unwrap();
+    }
+
     /// Sends a command without turning the loop.
     pub fn begin(&mut self, op: HostOp, payload: Vec<u8>) -> u32 {
         let io = self.next_io;

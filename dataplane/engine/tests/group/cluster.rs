@@ -17,6 +17,8 @@ pub struct Cluster {
     /// Words that came through, by kind.
     pub delivered: u64,
     pub payload_blocks: u64,
+    /// Process lives, for the incarnations that nodes show.
+    lives: u8,
 }
 
 pub fn shape(no: u8) -> ReplicaShape {
@@ -47,7 +49,7 @@ impl Cluster {
             nodes.push(bench);
         }
         let up = vec![true; count.into()];
-        Self { nodes, up, cut: Vec::new(), lose: |_| false, delivered: 0, payload_blocks: 0 }
+        Self { nodes, up, cut: Vec::new(), lose: |_| false, delivered: 0, payload_blocks: 0, lives: 0 }
     }
 
     fn at(&self, node: NodeId) -> usize {
@@ -190,6 +192,18 @@ impl Cluster {
     /// The node's process is gone: nobody hears of it, and it does nothing.
     pub fn kill(&mut self, at: usize) {
         self.up[at] = false;
+    }
+
+    /// The process dies with all that was on its way, and comes back over what the drive has. The others see that it is another one.
+    pub fn restart(&mut self, at: usize) {
+        self.lives += 1;
+        self.up[at] = true;
+        self.nodes[at].reopen();
+        let (node, incarnation) = (NodeId([at as u8 + 1; 16]), Incarnation([self.lives; 16]));
+        for (_, other) in self.nodes.iter_mut().enumerate().filter(|(other, _)| *other != at) {
+            other.store.apply(Event::PeerUp { node, incarnation }, &mut other.mem, &mut other.fx);
+        }
+        self.run();
     }
 
     pub fn isolate(&mut self, at: usize) {
