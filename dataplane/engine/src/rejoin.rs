@@ -35,12 +35,13 @@ use penstock_wire::batch::{EVERY_MEMBER, Entry, Op, decode_section};
 use penstock_wire::directory::ReplicaRow;
 use penstock_wire::peer::{self, Members};
 use penstock_wire::{EXTENT_BLOCKS, Index, Seq, Term};
+use std::collections::BTreeMap;
 
 /// Doubts that the Open batch has room for, in one block and without the section before it.
 const NAMED_MAX: usize = 80;
 
 /// An entry of a group's log where the walk found it.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Placed {
     entry: peer::Entry,
     seq: Seq,
@@ -57,8 +58,8 @@ pub(crate) struct Walked {
     applied_term: Term,
     members: Members,
     ballot: Ballot,
-    /// One after the other.
-    list: Vec<Placed>,
+    /// By index: what was found of the log as it stands.
+    list: BTreeMap<Index, Placed>,
     /// In doubt as far as this, or without a bound.
     doubt: Option<Option<LogEnd>>,
     stopped: Option<String>,
@@ -67,7 +68,7 @@ pub(crate) struct Walked {
 impl Walked {
     pub fn born(members: Members) -> Self {
         let (applied, applied_term, ballot) = (Index(0), Term(0), Ballot::default());
-        Self { applied, applied_term, members, ballot, list: Vec::new(), doubt: None, stopped: None }
+        Self { applied, applied_term, members, ballot, list: BTreeMap::new(), doubt: None, stopped: None }
     }
 
     pub fn of_row(row: &ReplicaRow) -> Option<Self> {
@@ -100,81 +101,69 @@ impl Walked {
         });
     }
 
-    fn put(&mut self, placed: Placed) {
-        let index = placed.entry.index;
-        let first = self.list.first().map_or(index, |first| first.entry.index);
-        let at = index.0.checked_sub(first.0).map(|at| at as usize);
-        match at {
-            Some(at) if at <= self.list.len() => self.list.truncate(at),
-            // It replaces what the log began with, or what is missing before it is applied.
-            None => self.list.clear(),
-            Some(_) if index.0 <= self.applied.0 + 1 => self.list.clear(),
-            Some(_) => {
-                self.lose(None);
-                return;
-            }
+    fn put(&mut self, placed: Placed, again: bool) {
+        let (index, term) = (placed.entry.index, placed.entry.term);
+        if !again {
+            self.list.split_off(&index);
+        } else if self.list.get(&index).is_some_and(|stands| stands.entry.term != term) {
+            return;
         }
-        self.list.push(placed);
+        self.list.insert(index, placed);
     }
 
     /// Batches are gone, descriptors and all. What is covered by the checkpoint is lost to the log alone.
     pub fn lost_batches(&mut self, covered: bool) {
         if covered {
             let applied = self.applied;
-            self.list.retain(|placed| placed.entry.index <= applied);
+            self.list.split_off(&Index(applied.0 + 1));
             self.lose(None);
         } else {
             self.stopped.get_or_insert("batches of the log are lost, and its vote may have been in one of them".to_owned());
         }
     }
 
-    /// Ends the list where it may be relied on, and gives what stands in it that is applied and not covered.
-    fn end(&mut self, covered: Seq) -> Vec<Placed> {
+    /// What the log may be relied on for: what the group is opened with, where each entry of it lies, and what of it is applied and is to be redone.
+    fn end(&mut self, covered: Seq) -> (Recovered, Vec<Logged>, Vec<Placed>) {
         let applied = self.applied;
-        if let Some(bad) = self.list.iter().position(|placed| placed.entry.index > applied && !placed.bad.is_empty()) {
-            let last = self.list.last().expect("one of it is bad");
-            self.lose(Some(LogEnd { term: last.entry.term, index: last.entry.index }));
-            self.list.truncate(bad);
+        let mut rest = self.list.split_off(&Index(applied.0 + 1));
+        let mut known = std::mem::take(&mut self.list);
+        // Up to where one follows the other, and nothing is bad.
+        let whole =
+            rest.values().zip(applied.0 + 1..).take_while(|(placed, index)| placed.entry.index.0 == *index && placed.bad.is_empty());
+        let whole = Index(applied.0 + 1 + whole.count() as u64);
+        if let Some((_, last)) = rest.last_key_value()
+            && last.entry.index >= whole
+        {
+            let bad = rest.get(&whole).is_some();
+            self.lose(bad.then_some(LogEnd { term: last.entry.term, index: last.entry.index }));
+            rest.split_off(&whole);
         }
-        let known = self.list.iter().take_while(|placed| placed.entry.index <= applied).count();
-        let rest = self.list.split_off(known);
-        let mut redo = std::mem::replace(&mut self.list, rest);
-        // The log begins after what a laggard could not be sent any more. The entry before the first tells its term.
-        let whole = redo.iter().rposition(|placed| !placed.bad.is_empty()).map_or(0, |bad| bad + 1);
-        let reaches = redo.last().is_some_and(|last| last.entry.index == applied);
-        if reaches {
-            let kept = redo[whole..].iter().map(|placed| Placed { entry: placed.entry.clone(), bad: Vec::new(), ..*placed });
-            self.list.splice(..0, kept);
+        // Back to where one follows the other and can be sent to a laggard. The entry before the first tells its term.
+        let mut first = applied;
+        while let Some(placed) = known.get(&first).filter(|placed| placed.bad.is_empty()) {
+            first = Index(placed.entry.index.0 - 1);
         }
-        redo.retain(|placed| placed.seq > covered);
-        redo
-    }
-
-    /// What the group is opened with, and where each entry of it lies. After [`Self::end`].
-    fn recovered(&mut self) -> (Recovered, Vec<Logged>) {
-        let (mut start, mut start_term) = (self.applied, self.applied_term);
-        match self.list.first().map(|first| &first.entry) {
-            Some(first) if first.index.0 > self.applied.0 + 1 => {
-                self.stopped.get_or_insert(format!("its log lacks what comes after entry {}", self.applied.0));
-                self.list.clear();
+        let (mut start, mut start_term) = (applied, self.applied_term);
+        let mut list = Vec::new();
+        if first < applied {
+            list = known.range(Index(first.0 + 1)..).map(|(_, placed)| placed.clone()).collect();
+            (start, start_term) = (first, Term(0));
+            if first.0 > 0 {
+                let before = list.remove(0).entry;
+                (start, start_term) = (before.index, before.term);
             }
-            Some(first) if first.index.0 == 1 => (start, start_term) = (Index(0), Term(0)),
-            Some(first) if first.index <= self.applied => {
-                (start, start_term) = (first.index, first.term);
-                self.list.remove(0);
-            }
-            _ => {}
         }
+        list.extend(rest.into_values());
         let floor = self.doubt.map(|floor| floor.unwrap_or_else(|| unknown_floor(self.ballot.term)));
-        let entries = self.list.iter().map(|placed| placed.entry.clone()).collect();
-        let (applied, applied_term) = (self.applied, self.applied_term);
-        let members = self.members.clone();
+        let entries = list.iter().map(|placed| placed.entry.clone()).collect();
+        let (applied_term, members) = (self.applied_term, self.members.clone());
         let recovered = Recovered { ballot: self.ballot, start, start_term, applied, applied_term, members, entries, floor };
-        let logged = self.list.drain(..).map(|placed| {
+        let logged = list.into_iter().map(|placed| {
             let payload = if placed.entry.payload_blocks == 0 { Payload::None } else { Payload::Ring { at: placed.at } };
             Logged { entry: placed.entry, seq: Some(placed.seq), payload, promises: 0 }
         });
-        (recovered, logged.collect())
+        known.retain(|_, placed| placed.seq > covered);
+        (recovered, logged.collect(), known.into_values().collect())
     }
 }
 
@@ -200,8 +189,9 @@ impl Recovery {
             }
             return !entry.ops.iter().any(|op| matches!(op, Op::Delete));
         }
+        let again = entry.again;
         match entry.logged() {
-            Ok(entry) => walked.put(Placed { entry, seq, at, bad }),
+            Ok(entry) => walked.put(Placed { entry, seq, at, bad }, again),
             Err(error) => _ = walked.stopped.get_or_insert(format!("entry {}: {error}", entry.index.0)),
         }
         true
@@ -246,8 +236,9 @@ impl Store {
             if self.map.live(no).is_none() {
                 continue;
             }
-            redo.extend(walked.end(rec.covered).into_iter().map(|placed| (no, placed)));
-            self.rejoin_group(no, walked);
+            let (recovered, logged, known) = walked.end(rec.covered);
+            redo.extend(known.into_iter().map(|placed| (no, placed)));
+            self.rejoin_group(no, walked, recovered, logged);
             if let Some(floor) = self.member(no).and_then(|member| member.group()?.floor()) {
                 rec.doubts.push((no.0, Some((floor.index, floor.term))));
             }
@@ -255,8 +246,8 @@ impl Store {
         if rec.doubts.len() > NAMED_MAX {
             rec.doubts = vec![(EVERY_MEMBER, None)];
         }
-        // In the order of the log, as at any other time.
-        redo.sort_by_key(|(_, placed)| placed.seq);
+        // Each group's in its order: by index, and so by batch, but for what was carried forward.
+        redo.sort_by_key(|(no, placed)| (*no, placed.entry.index));
         for (no, placed) in redo {
             self.drain.unsaved = true;
             rec.report.lost_blocks += placed.bad.len() as u64;
@@ -264,8 +255,7 @@ impl Store {
         }
     }
 
-    fn rejoin_group(&mut self, no: ReplicaNo, mut walked: Walked) {
-        let (recovered, mut logged) = walked.recovered();
+    fn rejoin_group(&mut self, no: ReplicaNo, mut walked: Walked, recovered: Recovered, mut logged: Vec<Logged>) {
         let shape = &self.map.get(no).expect("seen to be live").shape;
         let me = self.own_number(shape, &walked.members);
         if me.is_none() {
@@ -344,5 +334,105 @@ impl Store {
             }
             self.enlist(no);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use penstock_wire::peer::EntryKind;
+
+    fn placed(term: u64, index: u64, seq: u64) -> Placed {
+        let entry = peer::Entry { term: Term(term), index: Index(index), kind: EntryKind::Ops, bytes: vec![], payload_blocks: 0 };
+        Placed { entry, seq: Seq(seq), at: 0, bad: vec![] }
+    }
+
+    fn bad(term: u64, index: u64, seq: u64) -> Placed {
+        Placed { bad: vec![0], ..placed(term, index, seq) }
+    }
+
+    /// Applied up to entry 5 of term 2, in a term 9; what stands in it: `(start, start term, entries as (term, index), floor)`.
+    type Ended = (u64, u64, Vec<(u64, u64)>, Option<(u64, u64)>);
+
+    fn end(found: Vec<(Placed, bool)>) -> (Ended, Vec<u64>) {
+        let members = Members { next: peer::MemberNo(1), list: vec![] };
+        let mut walked = Walked { applied: Index(5), applied_term: Term(2), ..Walked::born(members) };
+        walked.ballot.term = Term(9);
+        found.into_iter().for_each(|(placed, again)| walked.put(placed, again));
+        let (recovered, logged, redo) = walked.end(Seq(10));
+        assert_eq!(recovered.entries.len(), logged.len());
+        let entries = recovered.entries.iter().map(|entry| (entry.term.0, entry.index.0)).collect();
+        let floor = recovered.floor.map(|floor| (floor.term.0, floor.index.0));
+        ((recovered.start.0, recovered.start_term.0, entries, floor), redo.iter().map(|placed| placed.entry.index.0).collect())
+    }
+
+    fn once(found: Vec<Placed>) -> (Ended, Vec<u64>) {
+        end(found.into_iter().map(|placed| (placed, false)).collect())
+    }
+
+    #[test]
+    fn log_begins_and_ends_as_the_table_says() {
+        let unknown = Some((10, 0));
+        let table: [(Vec<Placed>, Ended, &[u64]); 11] = [
+            (vec![], (5, 2, vec![], None), &[]),
+            (vec![placed(2, 6, 11)], (5, 2, vec![(2, 6)], None), &[]),
+            // The first that is kept tells the term before the rest; what is covered is not redone.
+            (vec![placed(2, 3, 9), placed(2, 4, 10), placed(2, 5, 11), placed(3, 6, 12)], (3, 2, vec![(2, 4), (2, 5), (3, 6)], None), &[5]),
+            (vec![placed(1, 1, 11), placed(1, 2, 12)], (5, 2, vec![], None), &[1, 2]),
+            (
+                (1..=6).map(|index| placed(2, index, 10 + index)).collect(),
+                (0, 0, (1..=6).map(|index| (2, index)).collect(), None),
+                &[1, 2, 3, 4, 5],
+            ),
+            // Entries replace what stood from their index on: nothing of a leader that lost is redone.
+            (vec![placed(1, 5, 11), placed(1, 6, 12), placed(1, 7, 13), placed(2, 5, 14)], (5, 2, vec![], None), &[5]),
+            (vec![placed(1, 6, 11), placed(1, 7, 12), placed(3, 6, 13)], (5, 2, vec![(3, 6)], None), &[]),
+            // Applied and bad: redone with what is lost, and not for laggards.
+            (vec![placed(2, 3, 11), bad(2, 4, 12), placed(2, 5, 13), placed(2, 6, 14)], (5, 2, vec![(2, 6)], None), &[3, 4, 5]),
+            // Not applied and bad: the log ends before it, in doubt as far as it went.
+            (vec![placed(2, 6, 11), bad(3, 7, 12), placed(3, 8, 13)], (5, 2, vec![(2, 6)], Some((3, 8))), &[]),
+            (vec![placed(2, 6, 11), bad(3, 7, 12), placed(4, 7, 13)], (5, 2, vec![(2, 6), (4, 7)], None), &[]),
+            // A hole: nobody knows what was in it.
+            (vec![placed(2, 6, 11), placed(3, 8, 13)], (5, 2, vec![(2, 6)], unknown), &[]),
+        ];
+        for (row, (found, ended, redo)) in table.into_iter().enumerate() {
+            assert_eq!(once(found), (ended, redo.to_vec()), "row {row}");
+        }
+    }
+
+    #[test]
+    fn entry_carried_forward_replaces_nothing() {
+        let first = || vec![(placed(2, 6, 11), false), (placed(2, 7, 12), false), (placed(2, 8, 13), false)];
+        let log = vec![(2, 6), (2, 7), (2, 8)];
+        let again = |index, seq| (placed(2, index, seq), true);
+        let mut found = first();
+        found.extend([again(6, 14), again(7, 15)]);
+        assert_eq!(end(found).0, (5, 2, log.clone(), None));
+        // What stood first is trimmed.
+        let found = vec![(placed(2, 8, 13), false), again(6, 14), again(7, 15), (placed(2, 9, 16), false)];
+        assert_eq!(end(found).0.2, [(2, 6), (2, 7), (2, 8), (2, 9)]);
+        // Replaced afterwards, it is gone like any other.
+        let mut found = first();
+        found.extend([again(7, 14), (placed(3, 7, 15), false)]);
+        assert_eq!(end(found).0.2, [(2, 6), (3, 7)]);
+        // The later place is good where the first is not.
+        let found = vec![(placed(2, 6, 11), false), (bad(2, 7, 12), false), again(7, 13)];
+        assert_eq!(end(found).0, (5, 2, vec![(2, 6), (2, 7)], None));
+    }
+
+    #[test]
+    fn doubts_add_up_and_end_together() {
+        let members = Members { next: peer::MemberNo(1), list: vec![] };
+        let floor = |term, index| Some((Index(index), Term(term)));
+        let mut walked = Walked::born(members);
+        walked.own_word(&Op::Doubt { floor: floor(3, 9) });
+        walked.own_word(&Op::Doubt { floor: floor(4, 2) });
+        walked.own_word(&Op::Doubt { floor: floor(3, 10) });
+        assert_eq!(walked.doubt, Some(Some(LogEnd { term: Term(4), index: Index(2) })));
+        walked.own_word(&Op::Doubt { floor: None });
+        walked.own_word(&Op::Doubt { floor: floor(4, 2) });
+        assert_eq!(walked.doubt, Some(None));
+        walked.own_word(&Op::Resolved);
+        assert_eq!(walked.doubt, None);
     }
 }

@@ -379,6 +379,11 @@ impl Section {
         self.bytes.extend_from_slice(ops);
     }
 
+    /// The entry that was put last stands in an earlier batch too: it replaces nothing, but its payload may be read here.
+    pub fn again(&mut self) {
+        self.bytes[self.entry_at + 6] = AGAIN;
+    }
+
     /// A whole entry of a group's log, of either kind; takes [`logged_len`] bytes.
     pub fn logged(&mut self, replica: u32, entry: &peer::Entry) {
         match entry.kind {
@@ -518,6 +523,9 @@ impl Op {
     }
 }
 
+/// Flag of an entry's head.
+const AGAIN: u8 = 1;
+
 /// A decoded entry. Index 0 (of term 0) is none of a log, but the store's own word on the replica: its birth, ballot or end.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Entry {
@@ -525,6 +533,8 @@ pub struct Entry {
     pub term: Term,
     pub index: Index,
     pub ops: Vec<Op>,
+    /// It stands in an earlier batch too, and replaces nothing that came after it there.
+    pub again: bool,
 }
 
 impl Entry {
@@ -579,7 +589,7 @@ pub fn decode_section(bytes: &[u8], payload_blocks: u32) -> Result<Vec<Entry>, D
     while r.left() > 0 {
         let replica = r.u32()?;
         let count = r.u16()?;
-        r.u16()?;
+        let flags = r.u16()?;
         let term = Term(r.count("term of an entry")?);
         let index = Index(r.count("index of an entry")?);
         let mut ops = Vec::with_capacity(usize::from(count).min(bytes.len() / OP_HEAD));
@@ -588,8 +598,12 @@ pub fn decode_section(bytes: &[u8], payload_blocks: u32) -> Result<Vec<Entry>, D
             payload += op.payload_blocks();
             ops.push(op);
         }
-        let entry = Entry { replica, term, index, ops };
+        let again = flags == u16::from(AGAIN);
+        let entry = Entry { replica, term, index, ops, again };
         entry.check()?;
+        if flags > u16::from(AGAIN) || again && index.0 == 0 {
+            return Err(DecodeError::Value { what: "flags of an entry", found: flags.into() });
+        }
         entries.push(entry);
     }
     if payload != payload_blocks {
@@ -799,6 +813,9 @@ mod tests {
         for entry in &decoded {
             again.entry(entry.replica, entry.term, entry.index);
             entry.ops.iter().for_each(|op| again.push(op));
+            if entry.again {
+                again.again();
+            }
             logged.extend(entry.logged());
         }
         assert_eq!(again.bytes(), group_batch().own.bytes());
@@ -841,6 +858,23 @@ mod tests {
             ops.iter().for_each(|op| op(&mut section));
             assert_eq!(decode_section(section.bytes(), 0).is_ok(), stands, "row {row}");
         }
+    }
+
+    #[test]
+    fn entry_that_stands_again_says_so_and_the_stores_own_word_cannot() {
+        let mut section = Section::default();
+        for entry in &entries() {
+            section.logged(7, entry);
+        }
+        section.again();
+        let decoded = decode_section(section.bytes(), 3).unwrap();
+        assert_eq!(decoded.iter().map(|entry| entry.again).collect::<Vec<_>>(), [false, false, true]);
+        assert_eq!(decoded[2].logged().unwrap(), entries()[2]);
+        section.clear();
+        section.entry(7, Term(0), Index(0));
+        section.resolved();
+        section.again();
+        assert!(decode_section(section.bytes(), 0).is_err());
     }
 
     #[test]

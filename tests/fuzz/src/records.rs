@@ -77,6 +77,9 @@ fn section(bytes: &[u8], payload_blocks: u32) {
     for entry in &entries {
         section.entry(entry.replica, entry.term, entry.index);
         entry.ops.iter().for_each(|op| section.push(op));
+        if entry.again {
+            section.again();
+        }
     }
     assert_eq!(decode_section(section.bytes(), payload_blocks).as_ref(), Ok(&entries));
     // What a group's log may hold comes back from both of its shapes.
@@ -84,6 +87,9 @@ fn section(bytes: &[u8], payload_blocks: u32) {
         if let Ok(logged) = entry.logged() {
             let mut section = Section::default();
             section.logged(entry.replica, &logged);
+            if entry.again {
+                section.again();
+            }
             assert_eq!(section.bytes().len(), logged_len(&logged));
             assert_eq!(decode_section(section.bytes(), logged.payload_blocks).as_deref(), Ok(std::slice::from_ref(entry)));
         }

@@ -146,6 +146,7 @@ pub fn group_batch() -> SampleBatch {
     for entry in peer::entries() {
         own.logged(7, &entry);
     }
+    own.again();
     own.entry(8, Term(0), Index(0));
     own.delete();
     own.entry(9, Term(0), Index(0));
