@@ -134,7 +134,7 @@ impl Walked {
         if let Some((_, last)) = rest.last_key_value()
             && last.entry.index >= whole
         {
-            let bad = rest.get(&whole).is_some();
+            let bad = rest.contains_key(&whole);
             self.lose(bad.then_some(LogEnd { term: last.entry.term, index: last.entry.index }));
             rest.split_off(&whole);
         }
