@@ -222,8 +222,12 @@ impl Index {
         let group = &mut self.groups[id.0 as usize];
         group.draining = false;
         if group.slots.iter().all(Option::is_none) {
-            assert!(!group.queued, "an empty group is queued");
-            self.by_key.remove(&group.key);
+            let (key, queued) = (group.key, std::mem::take(&mut group.queued));
+            if queued {
+                // Written again meanwhile as it was: another entry of the same batch made the same blocks zeros.
+                self.queue.retain(|queued| *queued != id);
+            }
+            self.by_key.remove(&key);
             self.free.push(id);
         } else {
             assert!(group.queued, "a group with undrained blocks is not queued");
@@ -251,6 +255,19 @@ mod tests {
 
     fn log(seq: u64, at: u32) -> Slot {
         Slot { seq: Seq(seq), version: Version::Log { at, crc: at } }
+    }
+
+    #[test]
+    fn group_zeroed_twice_in_one_batch_is_gone_once_it_is_drained() {
+        let mut index = Index::default();
+        let zero = Slot { seq: Seq(1), version: Version::Zero };
+        index.put(ReplicaNo(1), 3, zero, 1);
+        let id = index.pop().expect("queued");
+        // The next entry of the same batch is applied while the drain has the first.
+        index.put(ReplicaNo(1), 3, zero, 2);
+        index.group_mut(id).slots[3] = None;
+        index.finish(id);
+        assert_eq!((index.len(), index.queued(), index.needed_from()), (0, 0, None));
     }
 
     #[test]

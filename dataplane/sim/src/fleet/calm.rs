@@ -3,6 +3,8 @@
 
 use penstock_engine::{Event, HostOp, Order, OrderId, Span, Stage};
 
+use penstock_wire::{Index, Term};
+
 use super::hosts::plain;
 use super::node::{Node, Phase};
 use super::orders::Made;
@@ -25,9 +27,11 @@ impl World {
         for node in 0..self.nodes.len() {
             self.operator(node);
         }
-        self.until(LEADER_US, "each volume has a leader, ten seconds after the last fault (25)", World::all_lead);
+        let what = "each volume has a leader, ten seconds after the last fault (25)";
+        self.until(LEADER_US, what, |w| w.all_lead() || w.all_serve() && w.left_behind().is_some());
         self.tally.check("a leader within ten seconds (25)");
-        if self.left_behind() {
+        if let Some(how) = self.left_behind() {
+            self.tally.did(how, 1);
             return;
         }
         let served = self.served;
@@ -50,31 +54,24 @@ impl World {
 
     /// A member that needs entries which its leader has no more: there are no installs yet, so nothing brings it up, and what it has not applied keeps its
     /// store's log for ever. Such a seed ends here.
-    fn left_behind(&mut self) -> bool {
+    fn left_behind(&self) -> Option<&'static str> {
         let behind = self.groups().into_iter().any(|volume| {
-            let look = |node: usize| {
-                let store = self.nodes[node].store.as_ref()?;
-                let no = self.nodes[node].replica_of(volume)?;
-                store.look(no).map(|look| (store, no, look))
-            };
-            let Some((_, _, leader)) = self.leader_of(volume).and_then(look) else { return false };
-            (0..self.nodes.len()).filter_map(look).any(|(store, no, look)| {
-                let has =
-                    look.start == leader.start || store.logged(no, leader.start, leader.start).iter().any(|e| e.term == leader.start_term);
-                look.applied < leader.start && !has
+            let look = |it: &Node| it.replica_of(volume).and_then(|no| it.store.as_ref()?.look(no).map(|look| (it.no, no, look)));
+            let looks: Vec<_> = self.nodes.iter().filter_map(look).collect();
+            looks.iter().any(|(node, no, look)| {
+                let has = |start: Index, term: Term| {
+                    let store = self.nodes[*node].store.as_ref().expect("it was looked at");
+                    look.start == start || store.logged(*no, start, start).iter().any(|entry| entry.term == term)
+                };
+                looks.iter().any(|(_, _, other)| look.applied < other.start && !has(other.start, other.start_term))
             })
         });
         if behind {
-            self.tally.did("seeds that end with a member left behind by the log", 1);
-            return true;
+            return Some("seeds that end with a member left behind by the log");
         }
         // Nor does a leader reserve space on its members yet: one whose drive is full takes nothing more.
         let full = |it: &Node| it.store.as_ref().map(|store| store.view()).is_some_and(|v| v.extents_free <= v.extents / 4 + 16);
-        if self.nodes.iter().any(full) {
-            self.tally.did("seeds that end with a full member", 1);
-            return true;
-        }
-        false
+        self.nodes.iter().any(full).then_some("seeds that end with a full member")
     }
 
     fn until(&mut self, limit: u64, what: &str, done: impl Fn(&World) -> bool) {
@@ -94,8 +91,12 @@ impl World {
         (0..self.nodes.len()).find(|node| self.nodes[*node].alive() && self.nodes[*node].leads(volume))
     }
 
-    fn all_lead(&self) -> bool {
+    fn all_serve(&self) -> bool {
         self.nodes.iter().all(|it| it.phase == Phase::Serving && it.fence.is_none())
+    }
+
+    fn all_lead(&self) -> bool {
+        self.all_serve()
             && self.volumes.values().all(|v| v.made.iter().all(|made| *made == Made::Done))
             && self.groups().into_iter().all(|volume| self.leader_of(volume).is_some())
     }

@@ -9,7 +9,7 @@ use crate::plan::DrivePlan;
 use crate::rng::Rng;
 
 /// Members come back from their drives: until the engine's recovery knows them, nodes do not die.
-pub const RECOVERS: bool = false;
+pub const RECOVERS: bool = true;
 
 /// A group of faults that a seed has or has not.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
