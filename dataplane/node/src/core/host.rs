@@ -76,6 +76,10 @@ impl Core {
         if self.is_quarantined(volume.shard) {
             return answer(io, quarantine::TOLD);
         }
+        if volume.is_barred {
+            self.counters.refused_at_door += 1;
+            return answer(io, NvmeStatus::PATH_INACCESSIBLE);
+        }
         match ask {
             Ask::Answer(status) => answer(io, status),
             Ask::Op(op) => {
@@ -125,7 +129,7 @@ impl Core {
     fn host_event(&mut self, slot: VolumeSlot, shard: usize, io: IoId, replica: ReplicaNo, op: HostOp) {
         self.volumes[slot.0 as usize].held += 1;
         let shard = self.shards[shard].as_mut().expect("checked by the caller");
-        shard.apply(Event::Host { io, replica, op }, &mut self.memory);
+        shard.apply(Event::Host { io, replica, op }, self.clock, &mut self.memory);
     }
 
     pub(super) fn on_local(&mut self, local: LocalIo) {

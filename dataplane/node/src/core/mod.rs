@@ -74,6 +74,8 @@ pub enum Report {
         core: CoreIndex,
         slot: VolumeSlot,
         standing: Standing,
+        /// Another node leads a volume that was served here: nothing is taken from hosts before [`Core::unbar`].
+        is_barred: bool,
     },
     /// A volume's group answers nothing any more, in words.
     GroupStopped {
@@ -134,6 +136,8 @@ pub struct Core {
     waker: Waker,
     counters: CoreCounters,
     started: u64,
+    /// The time as this turn goes by.
+    clock: Millis,
     hz: u64,
     /// Microseconds a tick, times 2^64.
     us_per_tick: u64,
@@ -181,6 +185,7 @@ pub fn start(options: CoreOptions) -> Result<Waker, spdk_rs::Errno> {
         waker: waker.clone(),
         counters: CoreCounters::default(),
         started: now,
+        clock: Millis::default(),
         hz: spdk_rs::app::ticks_hz().max(1),
         us_per_tick: ((1_000_000u128 << 64) / u128::from(spdk_rs::app::ticks_hz().max(1_000_001))) as u64,
         answered_at: None,
@@ -257,11 +262,16 @@ impl Core {
     }
 
     fn now(&self) -> Millis {
-        Millis((spdk_rs::app::ticks() - self.started) / (self.hz / 1000).max(1))
+        self.millis(spdk_rs::app::ticks())
+    }
+
+    fn millis(&self, ticks: u64) -> Millis {
+        Millis((ticks - self.started) / (self.hz / 1000).max(1))
     }
 
     fn turn(&mut self) -> Activity {
         let begun = spdk_rs::app::ticks();
+        self.clock = self.millis(begun);
         let mut worked = self.tick_due;
         let mut asks = std::mem::take(&mut self.asks);
         port::with(|port| port.collect(&mut asks, self.peer_end.strays()));
@@ -293,7 +303,7 @@ impl Core {
             self.counters.busy_turns += 1;
             self.counters.busy_ticks += spdk_rs::app::ticks() - begun;
         }
-        if self.disks.waiting() > 0 || self.peer_end.wants_turn() {
+        if self.disks.waiting() > 0 || self.peer_end.wants_turn(self.now().0) {
             Activity::Again
         } else if worked {
             Activity::Busy
@@ -325,9 +335,9 @@ impl Core {
         if std::mem::take(&mut self.tick_due) {
             self.counters.ticks += 1;
             self.idle_ticks += 1;
-            let now = self.now();
+            let now = self.clock;
             for shard in self.shards.iter_mut().flatten().filter(|shard| !shard.quiescent) {
-                shard.apply(Event::Tick { now }, &mut self.memory);
+                shard.apply(Event::Tick { now }, now, &mut self.memory);
             }
         }
         let mut settled = false;
@@ -413,7 +423,7 @@ impl Core {
 
     fn on_notice(&mut self, at: usize, notice: Notice) {
         let shard = self.shards[at].as_mut().expect("it was just settled");
-        let (drive, store) = (shard.drive, shard.store_no);
+        let (drive, store, shard_node) = (shard.drive, shard.store_no, shard.node);
         let report = match notice {
             Notice::Serving(report) => {
                 let ms = (spdk_rs::app::ticks() - shard.opened_at) / (self.hz / 1000).max(1);
@@ -431,7 +441,12 @@ impl Core {
             Notice::ScrubDone { blocks, corrupt } => Report::ScrubDone { drive, store, blocks, corrupt },
             Notice::Stopped => Report::Stopped { drive, store },
             Notice::Standing { replica, standing } => match self.slot_of(at, replica) {
-                Some(slot) => Report::Standing { core: self.index, slot, standing },
+                Some(slot) => {
+                    let me = shard_node;
+                    let is_barred =
+                        self.volumes[slot.0 as usize].stand(standing.serves, standing.leader.is_some_and(|leader| leader != me));
+                    Report::Standing { core: self.index, slot, standing, is_barred }
+                }
                 None => return,
             },
             Notice::GroupStopped { replica, why } => match self.slot_of(at, replica) {
@@ -479,7 +494,7 @@ impl Core {
         if shard.quarantined {
             return self.on_quarantined_done(at);
         }
-        shard.apply(Event::DiskDone { id: DiskId(token as u32), ok }, &mut self.memory);
+        shard.apply(Event::DiskDone { id: DiskId(token as u32), ok }, self.clock, &mut self.memory);
     }
 
     // ---- control ----
@@ -542,13 +557,14 @@ impl Core {
 
     /// The drive is not to be written any more: told to each of its stores here.
     pub fn fence_drive(&mut self, drive: DriveKey, reason: FenceReason) {
+        self.clock = self.now();
         self.guarded(|core| core.fence_stores(drive, reason));
         self.waker.wake();
     }
 
     fn fence_stores(&mut self, drive: DriveKey, reason: FenceReason) {
         for shard in self.shards.iter_mut().flatten().filter(|shard| shard.drive == drive) {
-            shard.apply(Event::Fence(reason), &mut self.memory);
+            shard.apply(Event::Fence(reason), self.clock, &mut self.memory);
         }
     }
 
@@ -563,13 +579,19 @@ impl Core {
             return self.order_quarantined(at, id, &order);
         }
         shard.orders.push(id);
+        self.clock = self.now();
         let mut order = Some(order);
         self.guarded(|core| {
             if let (Some(shard), Some(order)) = (core.shards[at].as_mut(), order.take()) {
-                shard.apply(Event::Order { id, order }, &mut core.memory);
+                shard.apply(Event::Order { id, order }, core.clock, &mut core.memory);
             }
         });
         self.waker.wake();
+    }
+
+    /// Hosts that were connected while another node came to lead are gone: what comes now was sent since.
+    pub fn unbar(&mut self, slot: VolumeSlot) {
+        self.volumes[slot.0 as usize].is_barred = false;
     }
 
     /// Runs plain reads and writes on a drive.

@@ -43,8 +43,8 @@ impl PeerEnd {
         &mut self.strays
     }
 
-    pub fn wants_turn(&self) -> bool {
-        self.peers.as_ref().is_some_and(Peers::wants_turn)
+    pub fn wants_turn(&self, now: u64) -> bool {
+        self.peers.as_ref().is_some_and(|peers| peers.wants_turn(now))
     }
 
     pub fn views(&self) -> Vec<PeerView> {
@@ -119,7 +119,7 @@ impl Core {
 
     /// Takes what peers have said since the last turn, to be applied in this one. True if anything came.
     pub(super) fn hear(&mut self) -> bool {
-        let now = self.now().0;
+        let now = self.clock.0;
         let end = &mut self.peer_end;
         let mut worked = !end.heard.is_empty() || !end.strays.is_empty();
         if let Some(peers) = &mut end.peers {
@@ -169,7 +169,7 @@ impl Core {
                 if let Some(buf) = payload {
                     self.memory.hand_over(buf, Owner::Store(at as u32));
                 }
-                shard.apply(event, &mut self.memory);
+                shard.apply(event, self.clock, &mut self.memory);
             }
             None => payload.into_iter().for_each(|buf| self.memory.free(buf)),
         }

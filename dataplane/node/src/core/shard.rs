@@ -1,7 +1,7 @@
 //! A store as its core holds it: the engine's machine, where it lies on which drive, and what it wants done.
 
-use penstock_engine::{DiskKind, DiskOp, Effects, Event, OrderId, Part, Stage, Store, StoreConfig};
-use penstock_wire::BlockAddr;
+use penstock_engine::{DiskKind, DiskOp, Effects, Event, Millis, OrderId, Part, Stage, Store, StoreConfig};
+use penstock_wire::{BlockAddr, NodeId};
 
 use crate::disk::{Command, CoreDisks, DiskIndex};
 use crate::memory::{NodeMemory, Owner};
@@ -34,11 +34,15 @@ pub struct Shard {
     pub out: u32,
     /// Orders that it has not answered.
     pub orders: Vec<OrderId>,
+    /// The clock as the store knows it.
+    told: Millis,
+    /// The node that it is on, as groups name it.
+    pub node: NodeId,
 }
 
 impl Shard {
     pub fn new(at: usize, drive: DriveKey, config: StoreConfig, disk: DiskIndex, start: BlockAddr, now_ticks: u64) -> Self {
-        let store_no = config.store;
+        let (store_no, node) = (config.store, config.replication.node);
         let store = Store::new(config);
         Self {
             at: at as u32,
@@ -55,10 +59,14 @@ impl Shard {
             quarantined: false,
             out: 0,
             orders: Vec::new(),
+            told: Millis::default(),
+            node,
         }
     }
 
-    pub fn apply(&mut self, event: Event, memory: &mut NodeMemory) {
+    /// The first event after the clock has moved is the clock: what the store decides by time, it decides by what time it is, also in a process
+    /// that stood still.
+    pub fn apply(&mut self, event: Event, now: Millis, memory: &mut NodeMemory) {
         if self.quarantined {
             return;
         }
@@ -66,6 +74,10 @@ impl Shard {
         self.quiescent = false;
         // While the store runs, memory is taken in its name; whoever catches a panic finds there whose it was.
         memory.owner = Owner::Store(self.at);
+        let is_tick = matches!(event, Event::Tick { .. });
+        if std::mem::replace(&mut self.told, now) != now && !is_tick {
+            self.store.apply(Event::Tick { now }, memory, &mut self.fx);
+        }
         self.store.apply(event, memory, &mut self.fx);
         memory.owner = Owner::Core;
     }

@@ -38,6 +38,10 @@ pub struct CoreVolume {
     write_us: Histogram<u64>,
     /// Commands that have not been answered.
     pub held: u32,
+    /// Of a group: it was served here since another node led it last.
+    was_served: bool,
+    /// Commands may come that their hosts have given up here and given again elsewhere: none is taken.
+    pub is_barred: bool,
 }
 
 impl CoreVolume {
@@ -52,7 +56,18 @@ impl CoreVolume {
             read_us: histogram(),
             write_us: histogram(),
             held: 0,
+            was_served: false,
+            is_barred: false,
         }
+    }
+
+    /// Its part in its group changed. True: another node leads what was served here, and it is barred from now on. A command that lies unread on
+    /// an old connection would else take effect when this node leads again, long after its host has gone on without it.
+    pub fn stand(&mut self, serves: bool, other_leads: bool) -> bool {
+        let bars = other_leads && self.was_served;
+        self.is_barred |= bars;
+        self.was_served = serves || self.was_served && !bars;
+        bars
     }
 
     /// One command was answered.
@@ -106,8 +121,7 @@ mod tests {
     use super::*;
     use penstock_wire::{ReplicaId, SegmentId, VolumeId};
 
-    #[test]
-    fn commands_are_counted_by_class_and_latency_by_bucket() {
+    fn volume() -> CoreVolume {
         let shape = ReplicaShape {
             volume: VolumeId([1; 16]),
             segment: SegmentId([2; 16]),
@@ -117,7 +131,25 @@ mod tests {
             logical_block: 512,
             name: "v".to_owned(),
         };
-        let mut volume = CoreVolume::new(0, ReplicaNo(1), shape);
+        CoreVolume::new(0, ReplicaNo(1), shape)
+    }
+
+    #[test]
+    fn volume_is_barred_once_another_leads_what_was_served_here() {
+        let mut volume = volume();
+        assert!(!volume.stand(false, true), "it was never served here");
+        assert!(!volume.stand(true, false));
+        assert!(!volume.stand(false, false), "nobody else has led: nothing was given elsewhere");
+        assert!(!volume.stand(true, false) && !volume.is_barred);
+        assert!(!volume.stand(false, false));
+        assert!(volume.stand(false, true) && volume.is_barred);
+        assert!(!volume.stand(false, true), "once");
+        assert!(!volume.stand(true, false) && volume.is_barred, "until hosts are gone, also when it is served here again");
+    }
+
+    #[test]
+    fn commands_are_counted_by_class_and_latency_by_bucket() {
+        let mut volume = volume();
         volume.record(OpClass::Read, 4096, 10, true);
         volume.record(OpClass::Read, 4096, 2000, false);
         volume.record(OpClass::Write, 512, 0, true);

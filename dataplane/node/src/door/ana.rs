@@ -44,6 +44,18 @@ impl Target {
         self.change_path(nqn.as_str().to_owned());
     }
 
+    /// Ends the associations of a subsystem; `done` when nothing that was sent on them is read any more.
+    pub fn end_hosts(&self, nqn: &Nqn, done: impl FnOnce() + 'static) {
+        let Some(subsystem) = self.nvmf.find_subsystem(nqn.as_str()) else { return done() };
+        let nqn = nqn.clone();
+        subsystem.disconnect_all(move |result| {
+            if let Err(errno) = result {
+                tracing::warn!(%nqn, %errno, "hosts of a volume that another node leads now are not all gone");
+            }
+            done();
+        });
+    }
+
     fn change_path(self: &Rc<Self>, nqn: String) {
         let (listen, wanted) = {
             let mut paths = self.paths.borrow_mut();

@@ -13,6 +13,7 @@ use penstock_engine::replica::{GroupView, Part};
 use penstock_engine::{MemberView, Order, Standing};
 use penstock_wire::peer::{Member, MemberNo, Members, Role};
 
+use super::drives::Gate;
 use super::volumes::{no_volume, order_error};
 use super::{Answer, Node, fail};
 use crate::core::{CoreIndex, VolumeSlot};
@@ -124,6 +125,30 @@ impl Node {
             volume.group.get_or_insert_default().stopped = Some(why);
         }
         self.show_serving(id);
+    }
+
+    /// Another node leads what was served here: hosts' connections end before the core takes anything from them again.
+    pub(super) fn end_hosts(self: &Rc<Self>, core: CoreIndex, slot: VolumeSlot) {
+        let unbar = move |node: &Rc<Node>| {
+            if crate::core::send(&node.core(core).thread, move |core| core.unbar(slot)).is_err() {
+                tracing::debug!("a core has ended already");
+            }
+        };
+        let target = self.target.borrow().clone();
+        let (Some(id), Some(target)) = (self.volume_at(core, slot), target) else { return unbar(self) };
+        let paths: Vec<_> = {
+            let volumes = self.volumes.borrow();
+            volumes
+                .get(&id)
+                .map(|v| v.exports.iter().filter_map(|open| open.export.as_ref()?.path().cloned()).collect())
+                .unwrap_or_default()
+        };
+        let gate = Gate::new(paths.len() + 1, unbar);
+        for nqn in paths {
+            let (node, gate) = (self.clone(), gate.clone());
+            target.end_hosts(&nqn, move || gate.pass(&node));
+        }
+        gate.pass(self);
     }
 
     /// Tells hosts of all doors of a group's volume whether it is served here.

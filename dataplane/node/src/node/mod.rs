@@ -348,7 +348,12 @@ impl Node {
             Report::Replica { drive, store, core, slot, shape, is_member, gone } => {
                 self.on_replica(Place { key: drive, store, core, slot }, shape, is_member, gone);
             }
-            Report::Standing { core, slot, standing } => self.on_standing(core, slot, standing),
+            Report::Standing { core, slot, standing, is_barred } => {
+                self.on_standing(core, slot, standing);
+                if is_barred {
+                    self.end_hosts(core, slot);
+                }
+            }
             Report::GroupStopped { core, slot, why } => self.on_group_stopped(core, slot, why),
             Report::Corrupt { drive, store, slot, block } => self.on_corrupt(drive, store, slot, block),
             Report::ScrubDone { drive, store, blocks, corrupt } => {

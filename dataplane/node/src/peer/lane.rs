@@ -22,6 +22,8 @@ use super::outbox::{Chunks, Outbox};
 pub const DEPTH: usize = 8;
 /// Bytes that one connection reads in one turn, so that the others have theirs.
 const READ_BUDGET: usize = 4 << 20;
+/// How long a core stays awake for a peer that takes nothing more; then it tries as often as it beats.
+const PUSH_MS: u64 = 5;
 /// Bytes that may wait for one peer's core.
 pub const QUEUE_LIMIT: usize = 64 << 20;
 
@@ -95,6 +97,8 @@ pub struct Lane {
     first: Option<Hello>,
     pub began: u64,
     pub heard: u64,
+    /// When the kernel last took something.
+    written: u64,
     /// Not heard for some beats.
     pub silent: bool,
     beats: u64,
@@ -140,6 +144,7 @@ impl Lane {
             first: None,
             began: now,
             heard: now,
+            written: now,
             silent: false,
             beats: 0,
             beat_heard: 0,
@@ -166,9 +171,9 @@ impl Lane {
         self.intake.is_stalled()
     }
 
-    /// There is more to do than what the socket will tell of.
-    pub fn wants_turn(&self) -> bool {
-        self.readable && !self.is_stalled()
+    /// There is more to do than what the socket will tell of: it says when it can be read, and not when it can be written.
+    pub fn wants_turn(&self, now: u64) -> bool {
+        self.readable && !self.is_stalled() || self.outbox.flying() > 0 && now.saturating_sub(self.written) < PUSH_MS
     }
 
     pub fn frames_heard(&self) -> (u64, u64) {
@@ -177,7 +182,7 @@ impl Lane {
 
     /// # Errors
     /// When the lane has ended by it.
-    pub fn on_heard(&mut self, heard: Heard, chunks: &mut Chunks) -> Result<(), LaneError> {
+    pub fn on_heard(&mut self, heard: Heard, now: u64, chunks: &mut Chunks) -> Result<(), LaneError> {
         match heard {
             Heard::Connected(Ok(())) => {
                 if let Some(first) = self.first.take() {
@@ -187,7 +192,10 @@ impl Lane {
             }
             Heard::Connected(Err(errno)) => return Err(LaneError::Unreachable(errno)),
             Heard::Readable => self.readable = true,
-            Heard::Written(Ok(())) => self.outbox.sent(chunks),
+            Heard::Written(Ok(())) => {
+                self.written = now;
+                self.outbox.sent(chunks);
+            }
             Heard::Written(Err(errno)) => return Err(LaneError::Send(errno)),
         }
         Ok(())
@@ -268,9 +276,12 @@ impl Lane {
     ///
     /// # Errors
     /// When the lane has ended.
-    pub fn flush(&mut self, chunks: &mut Chunks) -> Result<bool, LaneError> {
+    pub fn flush(&mut self, now: u64, chunks: &mut Chunks) -> Result<bool, LaneError> {
         if self.first.is_some() {
             return Ok(false);
+        }
+        if self.outbox.flying() == 0 {
+            self.written = now;
         }
         let mut went = false;
         while self.outbox.flying() < DEPTH {

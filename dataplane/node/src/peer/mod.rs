@@ -177,8 +177,8 @@ impl Peers {
     }
 
     /// There is more to do than what sockets will tell of.
-    pub fn wants_turn(&self) -> bool {
-        self.lanes.iter().any(Lane::wants_turn)
+    pub fn wants_turn(&self, now: u64) -> bool {
+        self.lanes.iter().any(|lane| lane.wants_turn(now))
     }
 
     fn peer(&mut self, node: NodeId) -> Option<&mut Peer> {
@@ -247,7 +247,7 @@ impl Peers {
         for (id, heard) in heard {
             // A lane that has ended may still be spoken of.
             let Some(at) = self.lanes.iter().position(|lane| lane.id == id) else { continue };
-            if let Err(error) = self.lanes[at].on_heard(heard, &mut self.chunks) {
+            if let Err(error) = self.lanes[at].on_heard(heard, now, &mut self.chunks) {
                 self.end(at, &error, memory, now, news);
             }
         }
@@ -403,7 +403,7 @@ impl Peers {
         while at < self.lanes.len() {
             let lane = &mut self.lanes[at];
             let before = (lane.sent_frames, lane.sent_bytes);
-            let flushed = lane.flush(&mut self.chunks);
+            let flushed = lane.flush(now, &mut self.chunks);
             let (node, after) = (lane.node(), (lane.sent_frames, lane.sent_bytes));
             if let Some(peer) = node.and_then(|node| self.peer(node)) {
                 peer.counters.frames_sent += after.0 - before.0;
