@@ -202,7 +202,10 @@ impl Core {
     /// A word that came in on another core.
     fn on_stray(&mut self, mut stray: StrayWord) {
         let from = stray.from;
-        let placed = self.peer_end.here.get(&stray.word.segment()).copied().and_then(|shard| {
+        // No store hears a word of a node before it hears that the node is up, on whichever core that was seen first.
+        let is_up = self.peer_end.peers.as_ref().is_some_and(|peers| peers.is_up(from));
+        let here = self.peer_end.here.get(&stray.word.segment()).copied().filter(|_| is_up);
+        let placed = here.and_then(|shard| {
             let payload = match stray.payload.take() {
                 None => None,
                 Some(bytes) => {

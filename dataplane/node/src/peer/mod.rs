@@ -20,7 +20,7 @@ mod tests;
 use std::net::SocketAddr;
 
 use penstock_api::rpc::PeerCounters;
-use penstock_engine::{BufId, Part, PeerWord};
+use penstock_engine::{BufId, Memory, Part, PeerWord};
 use penstock_wire::{ClusterId, Incarnation, NodeId};
 use spdk_rs::Errno;
 use spdk_rs::sock::{Listener, SockGroup};
@@ -176,6 +176,10 @@ impl Peers {
         self.peers.iter().filter_map(|peer| Some((peer.node, peer.up?)))
     }
 
+    pub fn is_up(&self, node: NodeId) -> bool {
+        self.peers.iter().any(|peer| peer.node == node && peer.up.is_some())
+    }
+
     /// There is more to do than what sockets will tell of.
     pub fn wants_turn(&self, now: u64) -> bool {
         self.lanes.iter().any(|lane| lane.wants_turn(now))
@@ -206,38 +210,43 @@ impl Peers {
             if after != before.0 {
                 lane.silent = false;
             }
-            if let (Some(node), Some(peer)) = (node, node.and_then(|node| self.peer(node))) {
-                peer.counters.frames_received += after.0 - before.0.0;
-                peer.counters.bytes_received += after.1 - before.0.1;
-                for one in came.drain(..) {
-                    if let Came::Words(words) = one {
-                        news.extend(words.into_iter().map(|(word, payload)| News::Word { from: node, word, payload }));
-                    }
+            // Who is up is told before what it says.
+            let stays = match &read {
+                Ok(true) => self.on_up(at, memory, now, news),
+                _ => true,
+            };
+            if let Some(node) = node {
+                if before.1 && after != before.0 {
+                    self.judge(node, news);
+                }
+                self.on_came(node, &mut came, memory, news);
+                if let Some(peer) = self.peer(node) {
+                    peer.counters.frames_received += after.0 - before.0.0;
+                    peer.counters.bytes_received += after.1 - before.0.1;
                 }
             }
             came.clear();
             self.came = came;
-            match read {
-                Err(error) => {
-                    self.end(at, &error, memory, now, news);
-                    continue;
-                }
-                Ok(true) => {
-                    if !self.on_up(at, memory, now, news) {
-                        continue;
-                    }
-                }
-                Ok(false) => {}
+            if let Err(error) = read {
+                self.end(at, &error, memory, now, news);
+            } else if stays {
+                at += 1;
             }
-            if before.1
-                && after != before.0
-                && let Some(node) = node
-            {
-                self.judge(node, news);
-            }
-            at += 1;
         }
         worked
+    }
+
+    /// Words of a peer that is up; of another, whose lane broke as it came, nothing is passed on.
+    fn on_came(&mut self, from: NodeId, came: &mut Vec<Came>, memory: &mut NodeMemory, news: &mut Vec<News>) {
+        let is_up = self.is_up(from);
+        for one in came.drain(..) {
+            let Came::Words(words) = one else { continue };
+            if is_up {
+                news.extend(words.into_iter().map(|(word, payload)| News::Word { from, word, payload }));
+            } else {
+                words.into_iter().filter_map(|(_, payload)| payload).for_each(|buf| memory.free(buf));
+            }
+        }
     }
 
     /// What SPDK said of the sockets.
@@ -261,7 +270,11 @@ impl Peers {
         self.lanes[at].heard = now;
         let (shard, shards) = (self.shard, self.settings.shards);
         let theirs = known.shards.clamp(1, SHARDS_MAX);
-        let Some(peer) = self.peer(known.node) else { return true };
+        let Some(peer) = self.peer(known.node) else {
+            // It was taken from the list while it proved itself.
+            self.lanes.swap_remove(at).end(memory);
+            return false;
+        };
         peer.shards = Some(theirs);
         if let Side::Dials { to_shard, .. } = side {
             if let Some(dial) = peer.dials.iter_mut().find(|dial| dial.to_shard == to_shard) {
