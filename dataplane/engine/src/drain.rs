@@ -57,6 +57,8 @@ pub(crate) struct Drain {
     /// A page of a deleted replica that is being loaded to give its extents back.
     reclaiming: Option<PageKey>,
     pub deletions: u32,
+    /// Time has passed since it was looked whether log can be given back.
+    pub look_at_log: bool,
 }
 
 impl Drain {
@@ -95,9 +97,17 @@ impl Store {
         if !self.drain.is_idle() {
             return;
         }
+        let (used, limit) = (self.stream.used(), self.stream.host_limit());
+        // Groups let go of log without anything being applied, when entries are replaced or a laggard has caught up.
+        if (std::mem::take(&mut self.drain.look_at_log) || !self.drain_orders.is_empty()) && used * 4 >= limit {
+            let (drained, covers) = (self.drained_to(), self.log_covers(self.drained_to()));
+            if self.gain(covers) * 4 >= limit {
+                self.begin_checkpoint(drained, covers.next(), mem, fx);
+                return;
+            }
+        }
         self.answer_drain_orders(fx);
         self.groups.wants_space &= !self.drain_is_done();
-        let (used, limit) = (self.stream.used(), self.stream.host_limit());
         if self.drain.round.is_none() {
             // Late, and then all of it: the longer blocks stay in the log, the more of them are overwritten there.
             let pressed = used * 8 > limit * 5 || self.index.len() as u64 * 2 > self.stream.ring_blocks();
@@ -110,12 +120,11 @@ impl Store {
         let drained = self.drained_to();
         let covers = self.log_covers(drained);
         let over = self.drain.round.is_some_and(|to| drained >= to);
-        let gain = self.stream.place_of(covers.next()).0.saturating_sub(self.stream.place_of(self.stream.first_kept()).0);
+        let gain = self.gain(covers);
         let room = self.space.dirty_limit().saturating_sub(self.map.dirty());
         let nothing_left = self.index.queued() == 0 && self.drain.deletions == 0;
         let worth = room == 0 || over && (self.drain.deletions == 0 || self.index.queued() > 0) || nothing_left;
-        // A group may let go of log that nothing was applied from.
-        if gain * 4 >= limit || self.drain.unsaved && worth {
+        if self.drain.unsaved && (gain * 4 >= limit || worth) {
             self.begin_checkpoint(drained, covers.next(), mem, fx);
         } else if self.index.queued() > 0 && !over {
             self.begin_slice(room, mem, fx);
@@ -125,6 +134,11 @@ impl Store {
         if over && self.drain.is_idle() {
             self.drain.round = None;
         }
+    }
+
+    /// Blocks of log that a checkpoint gives back.
+    fn gain(&self, covers: Seq) -> u64 {
+        self.stream.place_of(covers.next()).0.saturating_sub(self.stream.place_of(self.stream.first_kept()).0)
     }
 
     fn answer_drain_orders(&mut self, fx: &mut Effects) {

@@ -334,6 +334,7 @@ impl Store {
         if self.stage == Stage::Serving {
             self.seal_if_idle(mem, fx);
             self.tick_groups();
+            self.drain.look_at_log = !self.groups.list.is_empty();
             self.ask_in_doubt(fx);
         }
     }
