@@ -46,9 +46,13 @@ fn entries_of(word: &PeerWord) -> Vec<&Entry> {
     }
 }
 
-fn first_block(entry: &Entry) -> u64 {
+/// Blocks of an entry's payload that are not what its checksums say: the volume's block, and which block of the payload.
+fn bad_blocks(entry: &Entry, payload: &[u8]) -> Vec<(u64, u32)> {
     let ops = entry.ops().unwrap_or_default();
-    ops.iter().find_map(|op| if let Op::Write { block, .. } = op { Some(*block) } else { None }).unwrap_or_default()
+    let writes = ops.iter().filter_map(|op| if let Op::Write { block, crcs } = op { Some((*block, crcs)) } else { None });
+    let blocks = writes.flat_map(|(first, crcs)| crcs.iter().enumerate().map(move |(i, crc)| (first + i as u64, *crc)));
+    let bad = |at: usize, crc: u32| penstock_wire::crc32c(&payload[at * BLOCK..][..BLOCK]) != crc;
+    blocks.enumerate().filter(|(at, (_, crc))| bad(*at, *crc)).map(|(at, (block, _))| (block, at as u32)).collect()
 }
 
 /// What can be done with a word now.
@@ -209,20 +213,22 @@ impl Store {
         if waiting.out > 0 {
             return;
         }
+        if waiting.failed {
+            // What is in the buffers is nobody's.
+            return;
+        }
         // The receiver would refuse what does not match, for ever; here it is known whose fault it is.
         let (no, word, bufs) = (waiting.replica, waiting.word.as_deref(), &waiting.bufs);
         let entries = word.map(entries_of).unwrap_or_default();
-        let is_bad = |entry: &Entry, buf: BufId| entry.check_payload(&mem.bytes(buf)[..entry.payload_blocks as usize * BLOCK]).is_err();
-        let bad = bufs.iter().filter_map(|(of, buf)| entries.get(*of).copied().filter(|entry| is_bad(entry, *buf)));
-        let bad: Vec<_> = bad.map(|entry| (entry.index, first_block(entry))).collect();
-        if bad.is_empty() {
-            return;
+        let mut bad = Vec::new();
+        for (entry, buf) in bufs.iter().filter_map(|(of, buf)| entries.get(*of).map(|entry| (*entry, *buf))) {
+            bad.extend(bad_blocks(entry, mem.bytes(buf)).into_iter().map(|(block, at)| (entry.index, block, at)));
         }
-        waiting.failed = true;
+        waiting.failed = !bad.is_empty();
         self.counters.corrupt_blocks += bad.len() as u64;
-        for (index, block) in bad {
+        for (index, block, i) in bad {
             if let Some(Payload::Ring { at }) = self.member(no).and_then(|member| member.get(index)).map(|logged| logged.payload) {
-                fx.list.push(Effect::Notice(Notice::Corrupt { replica: no, block, place: self.ring_block(at) }));
+                fx.list.push(Effect::Notice(Notice::Corrupt { replica: no, block, place: self.ring_block(at + i) }));
             }
         }
     }

@@ -45,6 +45,8 @@ impl World {
         self.until(PATIENCE_US, "all members have applied the same", World::all_applied);
         self.tally.check("members have applied the same (25)");
         self.drain();
+        // A checkpoint that is half way has space that neither it nor the one before is told to have.
+        self.until(PATIENCE_US, "no drive has anything to do", |w| w.nodes.iter().all(|it| it.out.is_empty() && it.inbox.is_empty()));
         self.compare();
         if super::plan::RECOVERS && self.rng.one_in(3) {
             self.start_again();
