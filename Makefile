@@ -12,7 +12,7 @@ MINUTES ?= 10
 # The parts of the workspace that need SPDK are built with it; `build` makes every program.
 PROGRAMS := -p penstock-node -p penstock-control -p penstock-cli -p penstock-hugepages -p penstock-perf
 
-.PHONY: all setup spdk build demo test test-unit test-process test-guest sim bench chaos fuzz sanitize lint fmt help
+.PHONY: all setup spdk build demo demo-one test test-unit test-process test-guest sim bench chaos fuzz sanitize lint fmt help
 
 all: build
 
@@ -29,9 +29,13 @@ spdk: ## obtain, patch and build SPDK v26.01, cached outside the checkout
 build: spdk ## build every program (target/release)
 	@$(CARGO) build --release $(PROGRAMS)
 
-demo: setup ## one node, verified writes over NVMe/TCP, kill -9 in mid-write, every acknowledged block verified
+demo: setup ## three nodes, verified writes, the leader killed -9 in mid-write, back and caught up, every acknowledged block verified on all replicas
 	@$(MAKE) --no-print-directory build
 	@scripts/demo.sh
+
+demo-one: setup ## one node, verified writes over NVMe/TCP, kill -9 in mid-write, every acknowledged block verified
+	@$(MAKE) --no-print-directory build
+	@scripts/demo-one.sh
 
 test: setup ## unit, property, simulator (>= 500 seeds), process, tidy tests, guest smoke; ends with totals
 	@$(MAKE) --no-print-directory build

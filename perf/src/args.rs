@@ -1,5 +1,6 @@
 //! The command line.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -124,6 +125,13 @@ pub struct RunArgs {
     /// (a new one on a blank drive), malloc:SIZE or null:SIZE.
     #[arg(short, long)]
     pub target: Target,
+    /// NVMe/TCP: a further address of the same subsystem; repeat for each. What a path refuses, or does not answer, goes to the next, over
+    /// plain sockets instead of SPDK's initiator; the report has the longest gap in completions.
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    pub path: Vec<SocketAddr>,
+    /// With --path: give a path up that has not answered a command for this long.
+    #[arg(long, default_value = "1s", value_name = "TIME")]
+    pub path_timeout: Nanos,
     /// Bytes of one operation.
     #[arg(short, long, default_value = "4KiB", value_name = "SIZE")]
     pub block_size: ByteCount,
@@ -210,6 +218,13 @@ pub struct VerifyArgs {
     /// The target, as for `run`.
     #[arg(short, long)]
     pub target: Target,
+    /// NVMe/TCP: a further address of the same subsystem; repeat for each. What a path refuses, or does not answer, goes to the next, over
+    /// plain sockets instead of SPDK's initiator; the report has the longest gap in completions.
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    pub path: Vec<SocketAddr>,
+    /// With --path: give a path up that has not answered a command for this long.
+    #[arg(long, default_value = "1s", value_name = "TIME")]
+    pub path_timeout: Nanos,
     /// The journal that `run --journal` kept.
     #[arg(long, value_name = "FILE")]
     pub journal: PathBuf,

@@ -20,6 +20,7 @@ pub mod lane;
 pub mod live;
 pub mod load;
 pub mod pace;
+pub mod paths;
 pub mod ratio;
 pub mod report;
 pub mod rpc;

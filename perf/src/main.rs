@@ -4,6 +4,7 @@
 #![forbid(unsafe_code)]
 
 use std::io::Write;
+use std::net::SocketAddr;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -17,9 +18,10 @@ use penstock_perf::expect::{Initial, TrimReads};
 use penstock_perf::host::{self, HostError, HostOptions, NodeOptions};
 use penstock_perf::html;
 use penstock_perf::pace::{Pace, fresh_seed};
+use penstock_perf::paths::PathsOptions;
 use penstock_perf::ratio::{self, RatioOptions};
 use penstock_perf::report::{Report, verify_text};
-use penstock_perf::run::{End, RunOptions, VerifyOptions, run, verify};
+use penstock_perf::run::{End, RunOptions, VERIFY_PLACES, VerifyOptions, VerifyOutcome, run, run_over, verify, verify_over};
 use penstock_perf::scratch;
 use penstock_perf::session::Ending;
 use penstock_perf::target::{Reconnect, Target};
@@ -133,10 +135,16 @@ fn command_run(args: &RunArgs) -> Result<bool, Failure> {
             format!("--rate {} is out of range: use more than 0 and at most 1e8 operations a second", args.rate.unwrap_or(0.0)).into()
         );
     }
-    let host_options = host_options(&args.host, &args.target)?;
     let options = run_options(args);
     let interrupted = interruption()?;
     let files = (args.json.clone(), args.hgrm.clone(), args.html.clone());
+    if !args.path.is_empty() {
+        let paths = paths_options(&args.target, &args.path, args.path_timeout, options.workload.depth.max(VERIFY_PLACES))?;
+        let outcome = run_over(paths, &options, &interrupted)?;
+        let is_good = publish(&outcome.report, outcome.end, &files)?;
+        return Ok(is_good && outcome.end != End::TargetDead);
+    }
+    let host_options = host_options(&args.host, &args.target)?;
     let has_node = host_options.node.is_some();
     host::run(&host_options, move |host| {
         let outcome = run(host, &options, &interrupted)?;
@@ -147,6 +155,30 @@ fn command_run(args: &RunArgs) -> Result<bool, Failure> {
         }
         Ok(is_good)
     })?
+}
+
+/// Places of a queue over paths: their commands' numbers are those of its tags.
+const PATHS_DEPTH_MAX: u32 = 127;
+
+fn paths_options(target: &Target, more: &[SocketAddr], silence: Nanos, depth: u32) -> Result<PathsOptions, Failure> {
+    let Target::NvmfTcp { address, port, nqn } = target else {
+        return Err(format!("--path is for nvmf:tcp targets, not for {target}").into());
+    };
+    let first: std::net::IpAddr = address.parse().map_err(|_| format!("--path needs the target's address as numbers, not {address}"))?;
+    if nqn.len() > 223 {
+        return Err(format!("the NQN has {} bytes, the most is 223", nqn.len()).into());
+    }
+    if depth > PATHS_DEPTH_MAX {
+        return Err(format!("--depth {depth} is too much for --path: at most {PATHS_DEPTH_MAX}").into());
+    }
+    let mut addresses = vec![SocketAddr::new(first, *port)];
+    for path in more {
+        // The target's own again: sockets are wanted, and one path.
+        if !addresses.contains(path) {
+            addresses.push(*path);
+        }
+    }
+    Ok(PathsOptions { addresses, nqn: nqn.clone(), depth, silence })
 }
 
 type Files = (Option<std::path::PathBuf>, Option<std::path::PathBuf>, Option<std::path::PathBuf>);
@@ -178,31 +210,39 @@ fn publish(report: &Report, end: End, (json, hgrm, page): &Files) -> Result<bool
 }
 
 fn command_verify(args: &VerifyArgs) -> Result<bool, Failure> {
-    let host_options = host_options(&args.host, &args.target)?;
     let interrupted = interruption()?;
     let (target, journal, json) = (args.target.clone(), args.journal.clone(), args.json.clone());
     let (block_bytes, is_quiet) = (args.host.block_bytes, args.host.quiet);
+    if !args.path.is_empty() {
+        let paths = paths_options(&target, &args.path, args.path_timeout, VERIFY_PLACES)?;
+        return publish_verified(&verify_over(paths, &journal, is_quiet, &interrupted)?, json.as_deref());
+    }
+    let host_options = host_options(&args.host, &args.target)?;
     host::run(&host_options, move |host| -> Result<bool, Failure> {
         let outcome = verify(host, &target, &journal, block_bytes, is_quiet, &interrupted)?;
-        let encoded = serde_json::to_string_pretty(&outcome.report)?;
-        match json.as_deref() {
-            Some(path) if path == Path::new("-") => println!("{encoded}"),
-            other => {
-                if let Some(path) = other {
-                    write_out(path, &encoded)?;
-                }
-                let end = if outcome.is_clean { "" } else { " (its writer was killed)" };
-                println!("journal{end}: {} mutations acknowledged, {} in doubt", outcome.acknowledged, outcome.in_doubt);
-                print!("{}", verify_text(&outcome.report));
-                println!("in {:.2} s", outcome.span.as_secs_f64());
-            }
-        }
-        let is_good = outcome.report.is_good();
+        let is_good = publish_verified(&outcome, json.as_deref())?;
         if outcome.report.unreadable > 0 {
             leave(true);
         }
         Ok(is_good)
     })?
+}
+
+fn publish_verified(outcome: &VerifyOutcome, json: Option<&Path>) -> Result<bool, Failure> {
+    let encoded = serde_json::to_string_pretty(&outcome.report)?;
+    match json {
+        Some(path) if path == Path::new("-") => println!("{encoded}"),
+        other => {
+            if let Some(path) = other {
+                write_out(path, &encoded)?;
+            }
+            let end = if outcome.is_clean { "" } else { " (its writer was killed)" };
+            println!("journal{end}: {} mutations acknowledged, {} in doubt", outcome.acknowledged, outcome.in_doubt);
+            print!("{}", verify_text(&outcome.report));
+            println!("in {:.2} s", outcome.span.as_secs_f64());
+        }
+    }
+    Ok(outcome.report.is_good())
 }
 
 fn command_ratio(args: &RatioArgs) -> Result<bool, Failure> {

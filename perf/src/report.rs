@@ -8,6 +8,7 @@ use hdrhistogram::Histogram;
 use serde::{Deserialize, Serialize};
 
 use crate::pace::Pace;
+use crate::paths::PathsReport;
 use crate::sample::Sample;
 use crate::session::BadBlocks;
 use crate::units::{ByteCount, Nanos};
@@ -93,6 +94,9 @@ pub struct Report {
     pub errors: std::collections::BTreeMap<String, u64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub verify: Option<VerifyReport>,
+    /// Of a load over several paths.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub paths: Option<PathsReport>,
     pub timeline: Vec<TimelinePoint>,
     #[serde(skip)]
     pub histogram: Histogram<u64>,
@@ -149,6 +153,7 @@ impl Report {
             bad_in_run: bad,
             errors: sample.error_texts.clone(),
             verify: None,
+            paths: None,
             timeline,
             histogram,
         }
@@ -206,6 +211,13 @@ impl Report {
             );
         }
         let _ = writeln!(out, "\nlongest gap between completions {:.1} ms, at {:.2} s", self.longest_gap_ms, self.longest_gap_at_s);
+        if let Some(paths) = &self.paths {
+            let _ = writeln!(
+                out,
+                "{} changes of path; given again: {} that a path refused, {} that were under way when it ended, {} when it fell silent",
+                paths.switches, paths.refused, paths.cut, paths.silent
+            );
+        }
         for (amount, text) in [
             (self.resubmitted, "operations found the target's queue full and were tried again"),
             (self.held_back, "times an operation waited for an overlapping one"),

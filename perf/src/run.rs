@@ -20,6 +20,7 @@ use crate::lane::{self, LaneSetup, Notice, Order};
 use crate::live::LiveLine;
 use crate::load::Load;
 use crate::pace::Pace;
+use crate::paths::{Paths, PathsError, PathsOptions};
 use crate::report::{Report, Subject, TimelinePoint};
 use crate::sample::Sample;
 use crate::session::{Ending, Session, Verifier};
@@ -74,6 +75,8 @@ pub enum RunError {
     Workload(#[from] WorkloadError),
     #[error(transparent)]
     Journal(#[from] JournalError),
+    #[error(transparent)]
+    Paths(#[from] PathsError),
     #[error("the load did not start: {0}")]
     Lane(String),
     #[error("{path}: the journal's verify unit is {journal} bytes, the target's block {target}; it is about another device")]
@@ -108,6 +111,78 @@ struct DriveOptions<'a> {
     handicap: HandicapKind,
     is_quiet: bool,
     interrupted: &'a AtomicBool,
+}
+
+/// Where a load goes, once it is attached.
+enum Device {
+    /// Through SPDK.
+    Bdev { bdev: Bdev, geometry: Geometry },
+    /// Over several paths, by sockets.
+    Paths(Box<Paths>),
+}
+
+/// Bytes of a logical block, and how many there are.
+#[derive(Clone, Copy)]
+struct Blocks {
+    size: u32,
+    count: u64,
+}
+
+impl Blocks {
+    fn bytes(self) -> ByteCount {
+        ByteCount(self.count * u64::from(self.size))
+    }
+}
+
+impl Device {
+    fn blocks(&self) -> Blocks {
+        match self {
+            Self::Bdev { geometry, .. } => Blocks { size: geometry.block_size, count: geometry.block_count },
+            Self::Paths(paths) => {
+                let (size, count) = paths.geometry();
+                Blocks { size, count }
+            }
+        }
+    }
+
+    fn drive<L: Load + Send + 'static>(&mut self, load: L, options: &DriveOptions<'_>) -> Result<Driven<L>, RunError> {
+        match self {
+            Self::Bdev { bdev, .. } => drive(bdev.clone(), load, options),
+            Self::Paths(paths) => drive_over(paths, load, options),
+        }
+    }
+}
+
+/// As [`drive`], on this thread.
+fn drive_over<L: Load>(paths: &mut Paths, mut load: L, options: &DriveOptions<'_>) -> Result<Driven<L>, RunError> {
+    let mut live = LiveLine::new(options.label, options.is_quiet);
+    let (mut total, mut timeline, mut end) = (Sample::default(), Vec::new(), End::Whole);
+    let mut switches = 0;
+    paths.drive(&mut load, WINDOW, |sample, silence, at, load| {
+        live.window(sample, silence, load.is_draining());
+        if at.switches != switches {
+            switches = at.switches;
+            live.say(&format!("on path {}", at.address));
+        }
+        add_window(&mut total, &mut timeline, sample);
+        if options.dead_after.is_some_and(|limit| silence > limit) && end != End::TargetDead {
+            end = End::TargetDead;
+            live.say(&format!("no completion for {silence}: the target counts as dead"));
+            load.abandon(at.now);
+        }
+        if options.interrupted.swap(false, Ordering::SeqCst) {
+            live.say("stopping");
+            // Once: finish what is outstanding. Twice: do not even wait for that.
+            if end == End::Interrupted {
+                load.abandon(at.now)
+            } else {
+                load.stop(at.now)
+            }
+            end = End::Interrupted;
+        }
+    })?;
+    live.close();
+    Ok(Driven { load, total, timeline, end })
 }
 
 fn drive<L: Load + Send + 'static>(bdev: Bdev, load: L, options: &DriveOptions<'_>) -> Result<Driven<L>, RunError> {
@@ -178,9 +253,8 @@ pub struct RunOutcome {
     pub end: End,
 }
 
-fn verifier(options: &VerifyOptions, seed: u64, geometry: &Geometry) -> Result<Verifier, RunError> {
-    let device = ByteCount(geometry.block_count * u64::from(geometry.block_size));
-    let fresh = Header { seed, unit: geometry.block_size, device, initial: options.initial, trim_reads: options.trim_reads };
+fn verifier(options: &VerifyOptions, seed: u64, blocks: Blocks) -> Result<Verifier, RunError> {
+    let fresh = Header { seed, unit: blocks.size, device: blocks.bytes(), initial: options.initial, trim_reads: options.trim_reads };
     let Some(path) = &options.journal else {
         let expectations = Expectations::new(options.initial, options.trim_reads);
         return Ok(Verifier { seed, unit: fresh.unit, expectations, newest: Generation(0), journal: None });
@@ -191,16 +265,16 @@ fn verifier(options: &VerifyOptions, seed: u64, geometry: &Geometry) -> Result<V
         return Ok(Verifier { seed, unit: fresh.unit, expectations, newest: Generation(0), journal });
     }
     let replay = Replay::read(path)?;
-    check_device(path, &replay.header, geometry)?;
+    check_device(path, &replay.header, blocks)?;
     let journal = Some(JournalWriter::append(path, &replay)?);
     let header = replay.header;
     Ok(Verifier { seed: header.seed, unit: header.unit, expectations: replay.expectations, newest: replay.newest, journal })
 }
 
-fn check_device(path: &std::path::Path, header: &Header, geometry: &Geometry) -> Result<(), RunError> {
-    let target = ByteCount(geometry.block_count * u64::from(geometry.block_size));
-    if header.unit != geometry.block_size {
-        return Err(RunError::Unit { path: path.to_owned(), journal: header.unit, target: geometry.block_size });
+fn check_device(path: &std::path::Path, header: &Header, blocks: Blocks) -> Result<(), RunError> {
+    let target = blocks.bytes();
+    if header.unit != blocks.size {
+        return Err(RunError::Unit { path: path.to_owned(), journal: header.unit, target: blocks.size });
     }
     // A volume may have grown since; it must not have shrunk.
     if target < header.device {
@@ -215,9 +289,18 @@ pub fn run(host: &mut Host, options: &RunOptions, interrupted: &AtomicBool) -> R
     let name = host.attach(&options.target, "perf_target", options.reconnect, options.block_bytes)?;
     let is_writing = options.workload.mix.read < 100;
     let (bdev, geometry) = host.open(&name, is_writing)?;
-    let device = ByteCount(geometry.block_count * u64::from(geometry.block_size));
-    let verifier = options.verify.as_ref().map(|verify| verifier(verify, options.workload.seed, &geometry)).transpose()?;
-    let session = Session::new(&options.workload, options.pace, options.ending.clone(), verifier, device, geometry.block_size)?;
+    run_on(Device::Bdev { bdev, geometry }, options, interrupted)
+}
+
+/// The same over several paths, without SPDK.
+pub fn run_over(paths: PathsOptions, options: &RunOptions, interrupted: &AtomicBool) -> Result<RunOutcome, RunError> {
+    run_on(Device::Paths(Box::new(Paths::open(paths)?)), options, interrupted)
+}
+
+fn run_on(mut device: Device, options: &RunOptions, interrupted: &AtomicBool) -> Result<RunOutcome, RunError> {
+    let blocks = device.blocks();
+    let verifier = options.verify.as_ref().map(|verify| verifier(verify, options.workload.seed, blocks)).transpose()?;
+    let session = Session::new(&options.workload, options.pace, options.ending.clone(), verifier, blocks.bytes(), blocks.size)?;
     let drive_options = DriveOptions {
         label: "load",
         io_bytes: options.workload.block_size.0 as usize,
@@ -227,18 +310,21 @@ pub fn run(host: &mut Host, options: &RunOptions, interrupted: &AtomicBool) -> R
         is_quiet: options.is_quiet,
         interrupted,
     };
-    let driven = drive(bdev.clone(), session, &drive_options)?;
+    let driven = device.drive(session, &drive_options)?;
     let (mut total, mut timeline, end) = (driven.total, driven.timeline, driven.end);
     let finished = driven.load.finish();
     add_window(&mut total, &mut timeline, &finished.last_window);
     let subject = Subject {
         target: options.target.to_string(),
-        device,
-        unit: geometry.block_size,
+        device: blocks.bytes(),
+        unit: blocks.size,
         workload: options.workload.clone(),
         pace: options.pace,
     };
     let mut report = Report::new(subject, &total, timeline, finished.bad);
+    if let Device::Paths(paths) = &device {
+        report.paths = Some(paths.report().clone());
+    }
     if let Some(error) = finished.failure {
         return Err(error.into());
     }
@@ -249,13 +335,13 @@ pub fn run(host: &mut Host, options: &RunOptions, interrupted: &AtomicBool) -> R
         if verify.final_pass && end != End::TargetDead {
             let (seed, unit) = (kept.seed, kept.unit);
             let promises = Promises { seed, unit, expectations: Arc::new(kept.expectations), open_end: None };
-            report.verify = Some(verify_pass(bdev, promises, options.is_quiet, interrupted)?);
+            report.verify = Some(verify_pass(&mut device, promises, options.is_quiet, interrupted)?);
         }
     }
     Ok(RunOutcome { report, end })
 }
 
-fn verify_pass(bdev: Bdev, promises: Promises, is_quiet: bool, interrupted: &AtomicBool) -> Result<VerifyReport, RunError> {
+fn verify_pass(device: &mut Device, promises: Promises, is_quiet: bool, interrupted: &AtomicBool) -> Result<VerifyReport, RunError> {
     let read = ByteCount(VERIFY_READ.0.max(u64::from(promises.unit)));
     let pass = VerifyPass::new(promises, read, VERIFY_DEPTH);
     let options = DriveOptions {
@@ -267,7 +353,7 @@ fn verify_pass(bdev: Bdev, promises: Promises, is_quiet: bool, interrupted: &Ato
         is_quiet,
         interrupted,
     };
-    Ok(drive(bdev, pass, &options)?.load.report())
+    Ok(device.drive(pass, &options)?.load.report())
 }
 
 /// What `verify` gives.
@@ -289,19 +375,42 @@ pub fn verify(
     is_quiet: bool,
     interrupted: &AtomicBool,
 ) -> Result<VerifyOutcome, RunError> {
+    let attach = || {
+        let reconnect = Reconnect { keep_trying_s: 30, delay_s: 1, fail_io_after_s: 0 };
+        let name = host.attach(target, "perf_target", reconnect, block_bytes)?;
+        let (bdev, geometry) = host.open(&name, false)?;
+        Ok(Device::Bdev { bdev, geometry })
+    };
+    verify_on(attach, journal, is_quiet, interrupted)
+}
+
+/// The same over several paths, without SPDK.
+pub fn verify_over(
+    paths: PathsOptions,
+    journal: &std::path::Path,
+    is_quiet: bool,
+    interrupted: &AtomicBool,
+) -> Result<VerifyOutcome, RunError> {
+    verify_on(|| Ok(Device::Paths(Box::new(Paths::open(paths)?))), journal, is_quiet, interrupted)
+}
+
+fn verify_on(
+    attach: impl FnOnce() -> Result<Device, RunError>,
+    journal: &std::path::Path,
+    is_quiet: bool,
+    interrupted: &AtomicBool,
+) -> Result<VerifyOutcome, RunError> {
     let replay = Replay::read(journal)?;
     let started = Instant::now();
-    let reconnect = Reconnect { keep_trying_s: 30, delay_s: 1, fail_io_after_s: 0 };
-    let name = host.attach(target, "perf_target", reconnect, block_bytes)?;
-    let (bdev, geometry) = host.open(&name, false)?;
-    check_device(journal, &replay.header, &geometry)?;
+    let mut device = attach()?;
+    check_device(journal, &replay.header, device.blocks())?;
     let promises = Promises {
         seed: replay.header.seed,
         unit: replay.header.unit,
         expectations: Arc::new(replay.expectations),
         open_end: (!replay.is_clean).then_some(replay.newest),
     };
-    let report = verify_pass(bdev, promises, is_quiet, interrupted)?;
+    let report = verify_pass(&mut device, promises, is_quiet, interrupted)?;
     Ok(VerifyOutcome {
         report,
         span: started.elapsed(),
@@ -310,3 +419,6 @@ pub fn verify(
         is_clean: replay.is_clean,
     })
 }
+
+/// Pieces that a verify pass has under way.
+pub const VERIFY_PLACES: u32 = VERIFY_DEPTH;

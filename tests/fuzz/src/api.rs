@@ -74,6 +74,7 @@ pub fn run(data: &[u8]) {
             body::<VolumeResizeBody>(data);
             body::<ExportBody>(data);
             body::<UnexportBody>(data);
+            body::<TransferBody>(data);
             body::<ScrubBody>(data);
             body::<DrainBody>(data);
             body::<IdsBody>(data);
@@ -139,9 +140,10 @@ pub fn seeds() -> Vec<Vec<u8>> {
     let bodies = [
         r#"{"spec":"malloc:m0?size=1GiB","volatile":true,"stores":1,"oplog_bytes":"64MiB","force":false}"#.to_owned(),
         r#"{"specs":["block:/dev/sdx?power_safe=true"],"exports":false}"#.to_owned(),
-        format!(r#"{{"name":"db","size":"10GiB","block_size":4096,"drive_id":"{ID}"}}"#),
+        format!(r#"{{"name":"db","size":"10GiB","block_size":4096,"replicas":3,"drive_ids":["{ID}","{ID}","{ID}"]}}"#),
         r#"{"size":"1TiB","allow_shrink":false}"#.to_owned(),
         r#"{"door":{"kind":"vhost","name":"a"},"force":true}"#.to_owned(),
+        r#"{"to":"n2"}"#.to_owned(),
         r#"{"count":3}"#.to_owned(),
     ];
     seeds.extend(bodies.iter().map(|body| format!("\u{2}{body}").into_bytes()));

@@ -71,6 +71,11 @@ pub struct Commands {
 }
 
 impl Commands {
+    /// Of the control that listens at `socket`.
+    pub fn at(socket: &Path) -> Self {
+        Commands { api: format!("unix:{}", socket.display()) }
+    }
+
     pub fn run(&self, command: &str) -> Result<Outcome> {
         let mut arguments = vec!["--api".to_owned(), self.api.clone()];
         arguments.extend(program::words(command));
@@ -210,7 +215,7 @@ impl House {
 
     /// The command penstock of this house, for threads that have it while the house is changed.
     pub fn commands(&self) -> Commands {
-        Commands { api: format!("unix:{}", self.api_socket().display()) }
+        Commands::at(&self.api_socket())
     }
 
     /// Runs the command penstock.

@@ -5,6 +5,7 @@
 //! tests ([`crate::guest`]). Tests take turns (see [`turn`]), since two pollers on two cores would starve each other.
 //! Deliberately not here: QEMU, and assertions on wall-clock time.
 
+pub mod cluster;
 pub mod fleet;
 pub mod hostile;
 pub mod house;

@@ -1,5 +1,6 @@
 //! penstock-perf against a door of a house: loads with a journal, and the judgement of a journal.
 
+use super::house::TcpDoor;
 use super::program::{self, Outcome, Running, built};
 use super::{Result, failed};
 use serde_json::Value;
@@ -28,6 +29,15 @@ pub fn start_run(target: &PerfTarget, journal: &Path, more: &str) -> Result<Runn
     program::start(&built("penstock-perf")?, &arguments, &[])
 }
 
+/// As [`start_run`], over all of a volume's doors: the load goes on while one of them is served.
+pub fn start_run_over(doors: &[TcpDoor], journal: &Path, more: &str) -> Result<Running> {
+    start_run(&doors[0].perf_target(), journal, &format!("{} {more}", paths(doors)))
+}
+
+fn paths(doors: &[TcpDoor]) -> String {
+    doors.iter().map(|door| format!("--path {} ", door.address)).collect()
+}
+
 /// The end of a run that was started.
 pub fn finish(running: Running) -> Result<Outcome> {
     running.wait(LIMIT)
@@ -35,7 +45,16 @@ pub fn finish(running: Running) -> Result<Outcome> {
 
 /// `penstock-perf verify`: whether all was good, and its report.
 pub fn verify(target: &PerfTarget, journal: &Path) -> Result<(bool, Value)> {
-    let mut arguments = program::words("verify --quiet --mem-mib 512 --json - --target");
+    verify_with(target, journal, "")
+}
+
+/// The same over all of a volume's doors.
+pub fn verify_over(doors: &[TcpDoor], journal: &Path) -> Result<(bool, Value)> {
+    verify_with(&doors[0].perf_target(), journal, &paths(doors))
+}
+
+fn verify_with(target: &PerfTarget, journal: &Path, more: &str) -> Result<(bool, Value)> {
+    let mut arguments = program::words(&format!("verify --quiet --mem-mib 512 --json - {more} --target"));
     arguments.push(target.0.clone());
     arguments.extend(["--journal".to_owned(), journal.display().to_string()]);
     let outcome = program::run(&built("penstock-perf")?, &arguments, LIMIT)?;
