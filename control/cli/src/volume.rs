@@ -87,7 +87,9 @@ pub fn run(client: &Client, form: Form, command: Volume) -> Result<(), Failure> 
             let view: VolumeView = client.send("POST", &path::transfer(checked(&volume)?), &TransferBody { to: to.clone() })?.json()?;
             let leads =
                 |replica: &ReplicaView| replica.observed.as_ref().is_some_and(|seen| seen.group.as_ref().is_some_and(|group| group.serves));
-            let leader = view.replicas.iter().find(|replica| replica.reachable && leads(replica));
+            // The one before may not have been looked at since: of two the later term counts.
+            let there = view.replicas.iter().filter(|replica| replica.reachable && leads(replica));
+            let leader = there.max_by_key(|replica| replica.term);
             match leader {
                 Some(leader) if leader.node == to || leader.node_id.to_string() == to => output::show(form, &view, |view| {
                     format!("volume {} is led by {} now, term {}", view.name, leader.node, leader.term.unwrap_or(0))

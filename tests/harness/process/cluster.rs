@@ -33,7 +33,8 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// Starts so many nodes and their control; each gets a drive `NAME.img` of `drive` bytes.
+    /// Starts so many nodes and their control; each gets a drive `NAME.img` of `drive` bytes, a quarter GiB at the least. Their oplogs keep what a
+    /// node misses in some seconds.
     pub fn new(count: usize, drive: &str) -> Result<Self> {
         let turn = Turn::wait()?;
         let dir = tempfile::Builder::new().prefix("penstock-cluster-").tempdir_in("/var/tmp");
@@ -56,15 +57,10 @@ impl Cluster {
         for at in 1..=count {
             cluster.start(at)?;
         }
-        cluster.control.start()?;
-        wait_for("control to answer", LIMIT, || {
-            cluster.control.expect_alive()?;
-            Ok(cluster.get::<Vec<NodeView>>("/v1/nodes").is_ok_and(|nodes| nodes.iter().all(|node| node.reachable)).then_some(()))
-        })
-        .map_err(|e| failed(e.to_string(), cluster.last_words()))?;
+        cluster.start_control()?;
         for at in 1..=count {
             let image = cluster.path(&format!("n{at}.img"));
-            cluster.did(&format!("pool add file:{}?size={drive} --node n{at} --oplog 16MiB", image.display()));
+            cluster.did(&format!("pool add file:{}?size={drive} --node n{at} --oplog 128MiB", image.display()));
         }
         Ok(cluster)
     }
@@ -95,8 +91,14 @@ impl Cluster {
         self.control.kill()
     }
 
+    /// Starts control and waits until it sees all nodes.
     pub fn start_control(&mut self) -> Result<()> {
-        self.control.start()
+        self.control.start()?;
+        wait_for("control to see all nodes", LIMIT, || {
+            self.control.expect_alive()?;
+            Ok(self.get::<Vec<NodeView>>("/v1/nodes").is_ok_and(|nodes| nodes.iter().all(|node| node.reachable)).then_some(()))
+        })
+        .map_err(|e| failed(e.to_string(), self.last_words()))
     }
 
     pub fn commands(&self) -> Commands {
