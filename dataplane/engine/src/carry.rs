@@ -26,6 +26,12 @@ pub(crate) enum Carries {
     },
     /// The member is in doubt no more.
     Resolved,
+    /// The store's own word on a rebuild: see [`crate::rebuild::Own`].
+    Own {
+        id: u32,
+        blocks: u32,
+        bytes: u32,
+    },
     /// An entry that was replaced before it got anywhere.
     Nothing,
 }
@@ -42,7 +48,7 @@ pub(crate) struct Item {
 impl Item {
     pub fn blocks(&self) -> u32 {
         match self.carries {
-            Carries::Entry { blocks, .. } => blocks,
+            Carries::Entry { blocks, .. } | Carries::Own { blocks, .. } => blocks,
             _ => 0,
         }
     }
@@ -50,7 +56,7 @@ impl Item {
     pub fn section_bytes(&self) -> usize {
         match self.carries {
             Carries::Ballot(_) => BALLOT_LEN,
-            Carries::Entry { bytes, .. } => bytes as usize,
+            Carries::Entry { bytes, .. } | Carries::Own { bytes, .. } => bytes as usize,
             Carries::Resolved => RESOLVED_LEN,
             Carries::Nothing => 0,
         }
@@ -66,15 +72,20 @@ pub(crate) struct Carried {
     blocks: u32,
     /// Held until the device has given the batch back.
     buf: Option<BufId>,
+    /// Not an entry, but this.
+    own: Option<u32>,
 }
 
 impl Store {
     /// Puts what a group wants persisted into its log and the queue.
     pub(crate) fn queue_persist<M: Memory>(&mut self, no: ReplicaNo, persist: Persist, mem: &mut M, fx: &mut Effects) {
-        assert!(persist.install.is_none(), "an install that nobody let in");
         if let Some(ballot) = persist.ballot {
             self.member_mut(no).expect("a group that persists has its member").ballot = ballot;
             self.groups.queue.push_back(Item { replica: no, carries: Carries::Ballot(ballot), mark: None });
+        }
+        let sealed = persist.ballot.is_some() || persist.install.is_some();
+        if let Some(install) = persist.install {
+            self.begin_rebuild(no, install, mem, fx);
         }
         for entry in persist.entries {
             let bytes = logged_len(&entry) as u32;
@@ -83,7 +94,7 @@ impl Store {
             self.groups.queue.push_back(Item { replica: no, carries, mark: None });
         }
         let last = self.groups.queue.back_mut().expect("what is to be persisted is not empty");
-        last.mark = Some((persist.mark, persist.ballot.is_some()));
+        last.mark = Some((persist.mark, sealed));
     }
 
     /// The log is as far again as it may have been, or nothing of it is lost: the next life need not ask. Until it is durable that one may.
@@ -123,14 +134,15 @@ impl Store {
         let mut left = blocks;
         self.groups.queue.iter().any(|item| {
             left = left.saturating_sub(item.blocks());
-            left == 0 || matches!(item.carries, Carries::Ballot(_))
+            left == 0 || matches!(item.carries, Carries::Ballot(_) | Carries::Own { blocks: 0, .. })
         })
     }
 
     /// How far a batch of groups' items alone may fill the ring: entries were admitted under the hosts' limit, what is small and lets a group
     /// commit and the log be trimmed may go beyond it, and a ballot anywhere.
     pub(crate) fn items_limit(&self, items: usize) -> u64 {
-        let ballot = self.groups.queue.iter().take(items).any(|item| matches!(item.carries, Carries::Ballot(_)));
+        let ballot =
+            self.groups.queue.iter().take(items).any(|item| matches!(item.carries, Carries::Ballot(_) | Carries::Own { blocks: 0, .. }));
         if ballot { self.stream.ring_blocks() } else { self.stream.ring_blocks() - BATCH_BLOCKS_MAX - 64 }
     }
 
@@ -150,6 +162,7 @@ impl Store {
                     section.entry(item.replica.0, Term(0), Index(0));
                     section.resolved();
                 }
+                Carries::Own { id, .. } => self.describe_own(item.replica, id, section),
                 Carries::Nothing => {}
             }
         }
@@ -158,7 +171,9 @@ impl Store {
     /// Memory of the first `items` of the queue.
     pub(crate) fn parts_of_items(&self, items: usize, parts: &mut Vec<Part>) {
         for item in self.groups.queue.iter().take(items) {
-            if let Carries::Entry { index, term, blocks, .. } = item.carries
+            if let Carries::Own { id, .. } = item.carries {
+                parts.extend(self.part_of_own(id));
+            } else if let Carries::Entry { index, term, blocks, .. } = item.carries
                 && blocks > 0
             {
                 let member = self.member(item.replica).expect("what is in the queue has its member");
@@ -183,7 +198,11 @@ impl Store {
                 if let Some(buf) = buf {
                     self.groups.hold(buf);
                 }
-                carried.push(Carried { replica: item.replica, index, term, blocks, buf });
+                carried.push(Carried { replica: item.replica, index, term, blocks, buf, own: None });
+            } else if let Carries::Own { id, blocks, .. } = item.carries {
+                self.carry_own(item.replica, id);
+                let (index, term) = (Index(0), Term(0));
+                carried.push(Carried { replica: item.replica, index, term, blocks, buf: None, own: Some(id) });
             }
             self.mark(item, seq);
         }
@@ -198,7 +217,10 @@ impl Store {
         mem: &mut M,
         fx: &mut Effects,
     ) {
-        for Carried { replica, index, term, blocks, buf } in carried.drain(..) {
+        for Carried { replica, index, term, blocks, buf, own } in carried.drain(..) {
+            if let Some(id) = own {
+                self.own_persisted(replica, id, seq, at, fx);
+            }
             if let Some(member) = self.member_mut(replica)
                 && let Some(logged) = member.get_mut(index).filter(|logged| logged.entry.term == term && logged.seq == Some(seq))
             {
@@ -222,6 +244,9 @@ impl Store {
         for carried in carried.drain(..) {
             if let Some(buf) = carried.buf {
                 self.groups.release(buf);
+            }
+            if let Some(id) = carried.own {
+                self.drop_own(id);
             }
         }
     }

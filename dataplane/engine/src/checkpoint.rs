@@ -80,7 +80,7 @@ fn member_row(member: &Member) -> MemberRow {
         members: member.members.clone(),
         doubt,
         stopped: matches!(member.stage, MemberStage::Stopped(Stop::Quarantined(_))),
-        rebuild: None,
+        rebuild: member.rebuilt_from(),
     }
 }
 

@@ -67,6 +67,8 @@ pub enum Canary {
     DrainUnverified,
     CheckpointBeforeFlush,
     TrustTail,
+    /// A copied extent overwrites what entries newer than it wrote.
+    CopyOverNewer,
     /// Falls over a write to [`Canary::FALLS_AT`], when it is applied and when it is redone: for whoever catches falls. Not among
     /// [`Canary::ALL`], which are for checks to find.
     PanicOnWrite,
@@ -109,11 +111,13 @@ pub struct Limits {
     pub idle_ms: u64,
     /// Extents that scrub reads in one tick.
     pub scrub_per_tick: u32,
+    /// Extents being read at a time for members that are rebuilt from here.
+    pub copies_out: u32,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { batches_out: 4, batch_blocks: 64, drain_slice: 64, idle_ms: 500, scrub_per_tick: 8 }
+        Self { batches_out: 4, batch_blocks: 64, drain_slice: 64, idle_ms: 500, scrub_per_tick: 8, copies_out: 8 }
     }
 }
 
@@ -216,6 +220,8 @@ counters! {
     /// Blocks that were overwritten in the log before they were drained.
     absorbed_blocks,
     checkpoints, checkpoint_pages, page_loads,
+    /// Members that began to be rebuilt here, extents that were copied from others, and to others.
+    rebuilds, copies_taken, copies_sent,
     corrupt_blocks, scrubbed_blocks,
     disk_reads, disk_writes, disk_flushes,
 }
@@ -257,6 +263,15 @@ pub struct MemberView {
     pub applied: Index,
     /// The last entry that each member is known to have; empty where another leads.
     pub matched: Vec<(MemberNo, Index)>,
+    /// How far its content is copied from another, where it is.
+    pub rebuild: Option<RebuildView>,
+}
+
+/// How far a member is rebuilt, in extents of the volume.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct RebuildView {
+    pub done: u64,
+    pub total: u64,
 }
 
 /// What a store shows of itself.

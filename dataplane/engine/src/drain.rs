@@ -124,7 +124,7 @@ impl Store {
         let room = self.space.dirty_limit().saturating_sub(self.map.dirty());
         let nothing_left = self.index.queued() == 0 && self.drain.deletions == 0;
         let worth = room == 0 || over && (self.drain.deletions == 0 || self.index.queued() > 0) || nothing_left;
-        if self.drain.unsaved && (gain * 4 >= limit || worth) {
+        if self.drain.unsaved && !self.is_installing() && (gain * 4 >= limit || worth) {
             self.begin_checkpoint(drained, covers.next(), mem, fx);
         } else if self.index.queued() > 0 && !over {
             self.begin_slice(room, mem, fx);

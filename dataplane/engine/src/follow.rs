@@ -26,7 +26,8 @@ impl Store {
                 }
                 PeerWord::EntriesAsk(ask) => self.on_entries_ask(from, &ask, fx),
                 PeerWord::EntriesAnswer(answer) => self.on_entries_answer(from, &answer),
-                PeerWord::CopyAsk(_) | PeerWord::CopyAnswer(_) => {}
+                PeerWord::CopyAsk(ask) => self.on_copy_ask(from, ask),
+                PeerWord::CopyAnswer(answer) => _ = self.on_copy_answer(from, answer, payload, mem),
             }
         }
         if let Some(buf) = payload {
@@ -53,10 +54,6 @@ impl Store {
                 member.strangers.truncate(STRANGERS_MAX - 1);
                 member.strangers.insert(0, (message.from, from));
             }
-        }
-        // Installs come with what is to be installed; nothing brings that yet.
-        if matches!(message.body, MessageBody::Install(_)) {
-            return None;
         }
         let len = message.payload_blocks() as usize * BLOCK;
         let bytes = match payload {
@@ -108,7 +105,7 @@ impl Store {
     }
 
     /// Whether the log has room for so many blocks more, beside all that waits for it.
-    fn ring_takes(&self, blocks: u64) -> bool {
+    pub(crate) fn ring_takes(&self, blocks: u64) -> bool {
         self.stream.used() + self.groups.queued_blocks() + blocks < self.stream.host_limit()
     }
 
@@ -170,6 +167,7 @@ impl Store {
     /// the device has nothing of theirs.
     pub(crate) fn truncate<M: Memory>(&mut self, no: ReplicaNo, from: Index, mem: &mut M, fx: &mut Effects) {
         let persisted = self.stream.persisted();
+        self.uncover(no, from);
         loop {
             let Some(member) = self.member_mut(no) else { return };
             if member.last() < from {

@@ -11,6 +11,7 @@ use crate::config::{MemberView, Stage};
 use crate::host::Proposed;
 use crate::member::{Member, MemberStage, Payload};
 use crate::port::*;
+use crate::rebuild::{Own, Source};
 use crate::replica::{Group, GroupConfig, Output, Part as GroupPart, Recovered, Stop};
 use crate::send::Waiting;
 use crate::store::Store;
@@ -46,6 +47,11 @@ pub(crate) struct Groups {
     pub next_send: u32,
     /// A follower found no space for what came: everything is to be drained.
     pub wants_space: bool,
+    /// Members that are being rebuilt, and those that others are rebuilt from; and what of it is on its way through the log.
+    pub rebuilding: Vec<ReplicaNo>,
+    pub source: Source,
+    pub own: FxHashMap<u32, Own>,
+    pub next_own: u32,
     /// Members that ask the others how their logs end.
     pub doubtful: Vec<ReplicaNo>,
     awake: usize,
@@ -80,7 +86,12 @@ impl Groups {
 
     /// Nothing is under way; sleeping groups need no time.
     pub fn are_idle(&self) -> bool {
-        self.awake == 0 && self.is_flushed() && self.touched.is_empty() && self.sends.is_empty()
+        self.awake == 0
+            && self.is_flushed()
+            && self.touched.is_empty()
+            && self.sends.is_empty()
+            && self.rebuilding.is_empty()
+            && self.source.is_idle()
     }
 
     /// Nothing waits for the stream, and no memory is held.
@@ -147,11 +158,12 @@ impl Store {
 
     /// The groups' part of a turn.
     pub(crate) fn settle_groups<M: Memory>(&mut self, mem: &mut M, fx: &mut Effects) {
-        if self.groups.list.is_empty() && self.groups.sends.is_empty() {
+        if self.groups.list.is_empty() && self.groups.sends.is_empty() && self.groups.source.is_idle() {
             return;
         }
         if self.stage != Stage::Serving {
             self.settle_sends(mem, fx);
+            self.settle_source(mem, fx);
             return;
         }
         for _ in 0..ROUNDS {
@@ -167,6 +179,8 @@ impl Store {
             self.retry_waiters(mem, fx);
         }
         self.settle_sends(mem, fx);
+        self.settle_source(mem, fx);
+        self.settle_rebuilds(mem, fx);
     }
 
     fn settle_group<M: Memory>(&mut self, no: ReplicaNo, mem: &mut M, fx: &mut Effects) {
@@ -209,6 +223,9 @@ impl Store {
         if out.resolved {
             self.queue_resolved(no);
         }
+        if out.wants_install.is_some() {
+            self.offer_install(no);
+        }
         for message in out.send.drain(..) {
             let to = message.to;
             self.send_word(no, to, PeerWord::Group(message), fx);
@@ -247,7 +264,10 @@ impl Store {
                     match op {
                         Op::Write { block, crcs } => self.apply_write(no, block, entry.index.0, seq, at, &crcs, &mut promises),
                         Op::Zero { block, count } => self.apply_zero(no, block, u64::from(count), seq, entry.index.0),
-                        Op::Resize { blocks } => self.apply_resize(no, blocks, seq, entry.index.0, fx),
+                        Op::Resize { blocks } => {
+                            self.apply_resize(no, blocks, seq, entry.index.0, fx);
+                            self.note_resized(no, entry.index);
+                        }
                         _ => unreachable!("a store's own op in a group's log"),
                     }
                     at += blocks;
@@ -312,6 +332,7 @@ impl Store {
             member.marked = false;
         }
         self.drop_staged(no);
+        self.stop_rebuild(no);
         self.step_down(no, mem, fx);
         self.truncate(no, from, mem, fx);
         // The device has these.
@@ -365,6 +386,7 @@ impl Store {
         let first = penstock_wire::Index(member.start.0 + 1);
         self.void_items(no, first);
         self.truncate(no, first, mem, fx);
+        self.stop_rebuild(no);
         self.groups.list.retain(|listed| *listed != no);
     }
 
@@ -499,7 +521,7 @@ impl Store {
 
     /// Promises of space that entries hold which are not applied.
     pub(crate) fn groups_promises(&self) -> u64 {
-        self.groups.list.iter().filter_map(|no| self.member(*no)).map(Member::promises).sum()
+        self.groups.list.iter().filter_map(|no| self.member(*no)).map(Member::promises).sum::<u64>() + self.copy_promises()
     }
 
     /// What each member shows of its group.
@@ -523,6 +545,7 @@ impl Store {
             group: member.group().and_then(Group::view),
             applied: replica.applied,
             matched: member.group().map(Group::matched).unwrap_or_default(),
+            rebuild: member.rebuild.as_ref().map(|rebuild| rebuild.view(replica.shape.blocks)),
         })
     }
 }

@@ -135,7 +135,8 @@ impl Index {
             None => self.insert(key),
         };
         let group = &mut self.groups[id.0 as usize];
-        group.changed = changed;
+        // A copy may be as of a later entry than one that is applied after it.
+        group.changed = group.changed.max(changed);
         if !group.queued {
             group.queued = true;
             group.first_seq = seq;

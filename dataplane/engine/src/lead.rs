@@ -170,6 +170,10 @@ impl Store {
         if !member.members.voters().any(|voter| voter == to) {
             return Err(OrderError::Invalid("leadership can be given to a voter of the group alone"));
         }
+        if self.feeds(no, to) {
+            return Err(OrderError::Invalid("that member is being rebuilt; wait until it is whole"));
+        }
+        let member = self.member_mut(no).expect("it leads");
         if to != member.me {
             member.group_mut().expect("it leads").transfer(to);
             self.touch(no);

@@ -29,6 +29,7 @@ mod member;
 mod orders;
 pub mod port;
 mod read;
+mod rebuild;
 mod recover;
 mod rejoin;
 pub mod replica;

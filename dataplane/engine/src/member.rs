@@ -97,6 +97,8 @@ pub(crate) struct Member {
     pub log: VecDeque<Logged>,
     /// What the others say to a member whose log may have been longer.
     pub doubts: Option<Box<crate::doubt::Doubts>>,
+    /// Its content is being copied from another.
+    pub rebuild: Option<Box<crate::rebuild::Rebuild>>,
     /// In order.
     pub marks: VecDeque<Marked>,
     /// Entries of hosts here that are not applied, in order.
@@ -132,6 +134,7 @@ impl Member {
             start_term: Term(0),
             log: VecDeque::new(),
             doubts: None,
+            rebuild: None,
             marks: VecDeque::new(),
             proposals: VecDeque::new(),
             staged: Vec::new(),

@@ -34,7 +34,7 @@ const STRIKES: u32 = 2;
 
 impl Store {
     /// Where a block lies, or which page would tell.
-    fn place_of(&self, replica: ReplicaNo, block: u64) -> Result<Place, PageKey> {
+    pub(crate) fn place_of(&self, replica: ReplicaNo, block: u64) -> Result<Place, PageKey> {
         let extent = (block / EXTENT_BLOCKS) as u32;
         let group = self.index.find(GroupKey { replica, extent }).map(|id| self.index.group(id));
         self.place_in(replica, extent, (block % EXTENT_BLOCKS) as usize, group, self.map.known(replica, extent))

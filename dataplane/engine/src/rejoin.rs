@@ -27,6 +27,7 @@ use crate::doubt::Doubts;
 use crate::index::{Slot, Version};
 use crate::member::{Logged, Member, MemberStage, Payload};
 use crate::port::*;
+use crate::rebuild::Rebuild;
 use crate::recover::Recovery;
 use crate::replica::resolve::unknown_floor;
 use crate::replica::{Ballot, LogEnd, Recovered, Stop};
@@ -63,12 +64,28 @@ pub(crate) struct Walked {
     /// In doubt as far as this, or without a bound.
     doubt: Option<Option<LogEnd>>,
     stopped: Option<String>,
+    /// Its content is whole as of this entry alone.
+    rebuild: Option<Index>,
+    /// What its log held before it began anew: it may be in extents in part.
+    earlier: Vec<Placed>,
+    /// Extents that were copied, and what made it whole.
+    own: Vec<Redone>,
+}
+
+/// What of a rebuild takes effect once more.
+#[derive(Debug)]
+struct Redone {
+    op: Op,
+    seq: Seq,
+    at: u32,
+    bad: Vec<u32>,
 }
 
 impl Walked {
     pub fn born(members: Members) -> Self {
         let (applied, applied_term, ballot) = (Index(0), Term(0), Ballot::default());
-        Self { applied, applied_term, members, ballot, list: BTreeMap::new(), doubt: None, stopped: None }
+        let (rebuild, earlier, own) = (None, Vec::new(), Vec::new());
+        Self { applied, applied_term, members, ballot, list: BTreeMap::new(), doubt: None, stopped: None, rebuild, earlier, own }
     }
 
     pub fn of_row(row: &ReplicaRow) -> Option<Self> {
@@ -79,6 +96,7 @@ impl Walked {
             ballot: Ballot { term: row.term, vote: member.vote },
             doubt: member.doubt.map(|(index, term)| Some(LogEnd { term, index })),
             stopped: member.stopped.then(|| "it was stopped in an earlier life".to_owned()),
+            rebuild: member.rebuild,
             ..Self::born(member.members.clone())
         })
     }
@@ -89,6 +107,14 @@ impl Walked {
             Op::Ballot { term, vote } => self.ballot = Ballot { term: *term, vote: *vote },
             Op::Doubt { floor } => self.lose(floor.map(|(index, term)| LogEnd { term, index })),
             Op::Resolved => self.doubt = None,
+            Op::Install { as_of, index, index_term, members } => {
+                self.rebuild = Some(*as_of);
+                // A checkpoint may know more than that.
+                if *index >= self.applied {
+                    (self.applied, self.applied_term, self.members) = (*index, *index_term, (**members).clone());
+                }
+            }
+            Op::Whole { .. } => self.rebuild = None,
             _ => {}
         }
     }
@@ -184,8 +210,17 @@ impl Recovery {
         }
         let Some(walked) = self.walked.get_mut(&entry.replica) else { return false };
         if entry.index.0 == 0 {
-            if counts {
-                entry.ops.iter().for_each(|op| walked.own_word(op));
+            for op in &entry.ops {
+                if matches!(op, Op::Install { .. }) {
+                    // What stood before is of another log. Committed or not: what it touched is copied.
+                    walked.earlier.extend(std::mem::take(&mut walked.list).into_values());
+                }
+                if counts {
+                    walked.own_word(op);
+                }
+                if counts && matches!(op, Op::Whole { .. } | Op::Copy(_)) {
+                    walked.own.push(Redone { op: op.clone(), seq, at, bad: bad.clone() });
+                }
             }
             return !entry.ops.iter().any(|op| matches!(op, Op::Delete));
         }
@@ -237,7 +272,11 @@ impl Store {
                 continue;
             }
             let (recovered, logged, known) = walked.end(rec.covered);
-            redo.extend(known.into_iter().map(|placed| (no, placed)));
+            // Entries of a log that was given up, then what was copied, then entries: those that are newer than a copy lie over it.
+            walked.earlier.retain(|placed| placed.seq > rec.covered);
+            redo.extend(walked.earlier.drain(..).map(|placed| ((no, 0, placed.entry.index.0), Ok(placed))));
+            redo.extend(walked.own.drain(..).map(|own| ((no, 1, own.seq.0), Err(own))));
+            redo.extend(known.into_iter().map(|placed| ((no, 2, placed.entry.index.0), Ok(placed))));
             self.rejoin_group(no, walked, recovered, logged);
             if let Some(floor) = self.member(no).and_then(|member| member.group()?.floor()) {
                 rec.doubts.push((no.0, Some((floor.index, floor.term))));
@@ -247,11 +286,19 @@ impl Store {
             rec.doubts = vec![(EVERY_MEMBER, None)];
         }
         // Each group's in its order: by index, and so by batch, but for what was carried forward.
-        redo.sort_by_key(|(no, placed)| (*no, placed.entry.index));
-        for (no, placed) in redo {
+        redo.sort_by_key(|(order, _)| *order);
+        for ((no, ..), what) in redo {
             self.drain.unsaved = true;
-            rec.report.lost_blocks += placed.bad.len() as u64;
-            self.redo_placed(no, &placed);
+            match what {
+                Ok(placed) => {
+                    rec.report.lost_blocks += placed.bad.len() as u64;
+                    self.redo_placed(no, &placed);
+                }
+                Err(own) => {
+                    rec.report.lost_blocks += own.bad.len() as u64;
+                    self.redo_own(no, &own.op, own.seq, own.at, &own.bad);
+                }
+            }
         }
     }
 
@@ -276,6 +323,10 @@ impl Store {
         (member.applied_term, member.ballot) = (walked.applied_term, walked.ballot);
         (member.start, member.start_term, member.log) = (start, start_term, logged.into());
         member.doubts = member.group().and_then(|group| group.floor()).map(|_| Box::new(Doubts::new(walked.ballot.term)));
+        member.rebuild = walked.rebuild.map(|as_of| Box::new(Rebuild::new(as_of, walked.applied)));
+        if let Some(group) = member.group_mut().filter(|_| walked.rebuild.is_some()) {
+            group.set_rebuilding(true);
+        }
         let replica = self.map.get_mut(no).expect("seen to be live");
         (replica.term, replica.applied, replica.proposed) = (walked.ballot.term, walked.applied, Index(last));
         replica.member = Some(Box::new(member));
@@ -331,6 +382,10 @@ impl Store {
             }
             if member.doubts.is_some() {
                 self.groups.doubtful.push(no);
+            }
+            let member = self.member(no).expect("just seen");
+            if member.rebuild.is_some() && member.group().is_some() {
+                self.groups.rebuilding.push(no);
             }
             self.enlist(no);
         }

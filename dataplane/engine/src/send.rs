@@ -104,7 +104,7 @@ impl Store {
         }
     }
 
-    fn emit(&mut self, no: ReplicaNo, to: MemberNo, word: Box<PeerWord>, parts: &[Part], fx: &mut Effects) {
+    pub(crate) fn emit(&mut self, no: ReplicaNo, to: MemberNo, word: Box<PeerWord>, parts: &[Part], fx: &mut Effects) {
         let Some(node) = self.member(no).and_then(|member| member.node_of(to)) else { return };
         let first_part = fx.parts.len() as u32;
         fx.parts.extend_from_slice(parts);

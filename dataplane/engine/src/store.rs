@@ -47,6 +47,8 @@ pub(crate) enum Owner {
     },
     /// Payload of a word that waits for it.
     Send(u32),
+    /// An extent for a member that is rebuilt.
+    Copy(u32),
 }
 
 /// Who waits for a map page.
@@ -199,6 +201,7 @@ impl Store {
             Owner::Recovery => self.on_recovery_done(ok, mem, fx),
             Owner::Scrub { item } => self.on_scrub_read(item, ok, mem, fx),
             Owner::Send(id) => self.on_send_read(id, ok, mem, fx),
+            Owner::Copy(id) => self.on_copy_read(id, ok, mem, fx),
         }
     }
 

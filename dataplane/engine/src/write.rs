@@ -333,6 +333,7 @@ impl Store {
         self.host.locks_any(key.replica, first, end)
             || self.is_out(key.replica, first, end)
             || self.member(key.replica).is_some() && self.log_touches(key.replica, first, end)
+            || self.copies_touch(key)
     }
 
     /// The blocks of a merge are in its buffer: decide and propose.

@@ -61,6 +61,8 @@ struct Live {
     floor: Option<LogEnd>,
     /// The floor went and nobody was told yet.
     resolved: bool,
+    /// See [`Group::set_rebuilding`].
+    rebuilding: bool,
 }
 
 fn timing_error(config: &GroupConfig) -> Option<String> {
@@ -164,6 +166,7 @@ impl Group {
             installing: Vec::new(),
             floor: from.floor,
             resolved: false,
+            rebuilding: false,
         };
         live.look_at_floor();
         live.set_timeout();
@@ -276,6 +279,11 @@ impl Group {
     /// What to give members that need more than the log has.
     pub fn offer_install(&mut self, install: Install) {
         self.guard(|live| live.raw.mut_store().offer(install));
+    }
+
+    /// Its content is not what its log says: it votes and counts like any, and never campaigns.
+    pub fn set_rebuilding(&mut self, rebuilding: bool) {
+        self.guard(|live| live.rebuilding = rebuilding);
     }
 
     /// The member has installed, or could not.
@@ -402,7 +410,7 @@ impl Live {
         let place = if voters == 0 { 0 } else { (rank + self.raw.raft.term) % (voters + 1) };
         let timing = &self.config.timing;
         let mut timeout = timing.election as usize + place as usize * timing.stride as usize;
-        if self.floor.is_some() && !self.canary(Canary::ForgetFloor) {
+        if self.rebuilding || self.floor.is_some() && !self.canary(Canary::ForgetFloor) {
             timeout = NEVER;
         }
         self.raw.raft.set_randomized_election_timeout(timeout);
@@ -479,7 +487,7 @@ impl Live {
         if !self.canary(Canary::StepUnchecked) {
             checker.check(&self.raw, &message)?;
         }
-        if matches!(message.body, MessageBody::Campaign) && self.installs() {
+        if matches!(message.body, MessageBody::Campaign) && (self.rebuilding || self.installs()) {
             return Err(Refused::Installing);
         }
         if let MessageBody::Sleep { last } = message.body {

@@ -14,6 +14,9 @@ pub struct Cluster {
     pub cut: Vec<(usize, usize)>,
     /// A word for which this is true is lost.
     pub lose: fn(&PeerWord) -> bool,
+    /// A word for which this is true is kept until it is released.
+    pub hold: fn(&PeerWord) -> bool,
+    held: Vec<(usize, usize, PeerWord, Vec<u8>)>,
     /// Words that came through, by kind.
     pub delivered: u64,
     pub payload_blocks: u64,
@@ -49,7 +52,8 @@ impl Cluster {
             nodes.push(bench);
         }
         let up = vec![true; count.into()];
-        Self { nodes, up, cut: Vec::new(), lose: |_| false, delivered: 0, payload_blocks: 0, lives: 0 }
+        let held = Vec::new();
+        Self { nodes, up, cut: Vec::new(), lose: |_| false, hold: |_| false, held, delivered: 0, payload_blocks: 0, lives: 0 }
     }
 
     fn at(&self, node: NodeId) -> usize {
@@ -70,11 +74,42 @@ impl Cluster {
             for (from, to, word, payload) in said {
                 let to = self.at(to);
                 if self.up[to] && !self.cut.contains(&(from, to)) && !(self.lose)(&word) {
-                    self.hand_over(from, to, &word, &payload);
+                    if (self.hold)(&word) {
+                        self.held.push((from, to, word, payload));
+                    } else {
+                        self.hand_over(from, to, &word, &payload);
+                    }
                 }
             }
         }
         panic!("the members talk without end");
+    }
+
+    /// Hands over what was held, however old it is.
+    pub fn release(&mut self) {
+        for (from, to, word, payload) in std::mem::take(&mut self.held) {
+            if self.up[to] {
+                self.hand_over(from, to, &word, &payload);
+            }
+        }
+        self.run();
+    }
+
+    pub fn held(&self) -> usize {
+        self.held.len()
+    }
+
+    pub fn view(&self, at: usize) -> MemberView {
+        let node = &self.nodes[at];
+        node.store.member_view(node.store.replica_of(SEGMENT).unwrap()).unwrap()
+    }
+
+    /// What a member's blocks are.
+    pub fn contents(&self, at: usize) -> Contents {
+        let node = &self.nodes[at];
+        let start = node.label.stores[0].start.0;
+        let read = |block: BlockAddr| node.media[(start + block.0) as usize * BLOCK..][..BLOCK].try_into().unwrap();
+        node.store.contents(node.store.replica_of(SEGMENT).unwrap(), read).unwrap()
     }
 
     fn hand_over(&mut self, from: usize, to: usize, word: &PeerWord, payload: &[u8]) {
@@ -198,6 +233,7 @@ impl Cluster {
     pub fn restart(&mut self, at: usize) {
         self.lives += 1;
         self.up[at] = true;
+        self.held.retain(|(from, to, ..)| *from != at && *to != at);
         self.nodes[at].reopen();
         let (node, incarnation) = (NodeId([at as u8 + 1; 16]), Incarnation([self.lives; 16]));
         for (_, other) in self.nodes.iter_mut().enumerate().filter(|(other, _)| *other != at) {

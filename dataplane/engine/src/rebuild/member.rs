@@ -1,0 +1,275 @@
+//! The asking side of a rebuild: range after range to whoever leads, one ask at a time, again when it is not answered, and whole when there is
+//! nothing left to ask for.
+
+use super::{Copy, Own};
+use crate::config::RebuildView;
+use crate::port::*;
+use crate::store::Store;
+use penstock_wire::batch::CopyOp;
+use penstock_wire::page::EXTENTS_PER_PAGE;
+use penstock_wire::peer::{Copied, CopyAnswer, CopyAsk, EXTENTS_END, MemberNo};
+use penstock_wire::{BLOCK, EXTENT_BLOCKS, Index, NodeId};
+use std::collections::BTreeSet;
+
+const PAGE: u64 = EXTENTS_PER_PAGE as u64;
+/// Pages whose extents one ask lists at most.
+const PAGES_LISTED: u64 = 8;
+/// Extents that one ask may be answered with: half a second's worth of nothing is lost when an answer is.
+const ROOM_MAX: u64 = 32;
+/// Without an answer for this long it is asked again, or somebody else is.
+const AGAIN_MS: u64 = 500;
+/// After an answer that could not be taken: for want of space, or since it is older than the log.
+const REST_MS: u64 = 100;
+
+/// An ask that is out.
+#[derive(Debug)]
+struct Out {
+    id: u64,
+    to: MemberNo,
+    first: u64,
+    until: u64,
+    /// An extent that is asked for by itself.
+    single: Option<u32>,
+    sent: Millis,
+    answers: u32,
+}
+
+/// A member that is being rebuilt.
+#[derive(Debug)]
+pub(crate) struct Rebuild {
+    /// All content is whole as of this entry; of what changed since nothing is known.
+    pub as_of: Index,
+    /// The log begins after this entry: no copy is older.
+    from: Index,
+    /// Pages with something on them when it began: what came since came from entries that every source has applied or this member's log has.
+    pages: Option<Vec<u64>>,
+    /// Extents before this one are answered.
+    next: u64,
+    ask: Option<Out>,
+    asks: u64,
+    /// What sources had applied, at most; and what one of them said of the volume's size, as of which entry.
+    highest: Index,
+    blocks: (Index, u64),
+    /// Last entry that changed the size here.
+    resized: Index,
+    /// To be asked for once more.
+    pub again: BTreeSet<u32>,
+    /// Extents of which blocks were left to an entry that is not applied.
+    pub covered: Vec<(u32, Index)>,
+    /// Nothing is asked before then: the last answer could not be taken.
+    rest: Millis,
+    /// Copies on their way through the log.
+    pub out: u32,
+    /// Nothing is missing; that is on its way through the log.
+    pub whole: bool,
+}
+
+impl Rebuild {
+    pub fn new(as_of: Index, from: Index) -> Self {
+        Self {
+            as_of,
+            from,
+            pages: None,
+            next: 0,
+            ask: None,
+            asks: 0,
+            highest: from,
+            blocks: (Index(0), 0),
+            resized: Index(0),
+            again: BTreeSet::new(),
+            covered: Vec::new(),
+            rest: Millis(0),
+            out: 0,
+            whole: false,
+        }
+    }
+
+    pub fn view(&self, blocks: u64) -> RebuildView {
+        let total = blocks.div_ceil(EXTENT_BLOCKS);
+        RebuildView { done: self.next.min(total), total }
+    }
+}
+
+impl Store {
+    /// Asks on for every member that is being rebuilt.
+    pub(crate) fn settle_rebuilds<M: Memory>(&mut self, mem: &mut M, fx: &mut Effects) {
+        for at in 0..self.groups.rebuilding.len() {
+            let no = self.groups.rebuilding[at];
+            self.ask_on(no, mem, fx);
+        }
+    }
+
+    fn ask_on<M: Memory>(&mut self, no: ReplicaNo, mem: &mut M, fx: &mut Effects) -> Option<()> {
+        let now = self.now;
+        let applied = self.map.live(no)?.applied;
+        let member = self.member_mut(no)?;
+        let (me, view) = (member.me, member.group()?.view()?);
+        let rebuild = member.rebuild.as_mut()?;
+        rebuild.covered.retain(|(_, last)| *last > applied);
+        if rebuild.whole {
+            return None;
+        }
+        if let Some(out) = &rebuild.ask {
+            if out.to == view.leader && now.0 < out.sent.0 + AGAIN_MS {
+                return None;
+            }
+            rebuild.again.extend(out.single);
+            rebuild.ask = None;
+        }
+        let single = rebuild.again.first().copied();
+        if single.is_none() && rebuild.next >= EXTENTS_END {
+            let (as_of, blocks) = rebuild.blocks;
+            let left = rebuild.out > 0 || !rebuild.covered.is_empty() || view.applied < rebuild.highest || applied < rebuild.highest;
+            if left {
+                return None;
+            }
+            let resized = rebuild.resized > as_of;
+            rebuild.whole = true;
+            let blocks = if resized { self.map.get(no)?.shape.blocks } else { blocks };
+            self.queue_own(no, Own::Whole { blocks });
+            return None;
+        }
+        if view.leader == MemberNo(0) || view.leader == me || now < self.member(no)?.rebuild.as_ref()?.rest {
+            return None;
+        }
+        // Copies leave room in the log for entries, and are drained as they come.
+        let (used, limit) = (self.stream.used() + self.groups.queued_blocks(), self.stream.host_limit());
+        let room = ((limit * 3 / 4).saturating_sub(used) / (EXTENT_BLOCKS + 1)).min(ROOM_MAX);
+        if room == 0 {
+            return None;
+        }
+        let (first, until, changed) = match single {
+            Some(extent) => (u64::from(extent), u64::from(extent) + 1, vec![CopyAsk::ANY]),
+            None => self.next_range(no, mem, fx)?,
+        };
+        let segment = self.map.get(no)?.shape.segment;
+        let rebuild = self.member_mut(no)?.rebuild.as_mut()?;
+        rebuild.asks += 1;
+        let (id, to) = (rebuild.from.0 << 24 | rebuild.asks, view.leader);
+        if let Some(extent) = single {
+            rebuild.again.remove(&extent);
+        }
+        rebuild.ask = Some(Out { id, to, first, until, single, sent: now, answers: 0 });
+        let ask = CopyAsk { id, segment, from: me, to, first, until, room: room as u32, changed };
+        self.send_word(no, to, PeerWord::CopyAsk(ask), fx);
+        Some(())
+    }
+
+    /// The extents to ask for next, and what is here of them; `None` until their pages are loaded.
+    fn next_range<M: Memory>(&mut self, no: ReplicaNo, mem: &mut M, fx: &mut Effects) -> Option<(u64, u64, Vec<u64>)> {
+        if self.member(no)?.rebuild.as_ref()?.pages.is_none() {
+            let pages = self.pages_with_something(no);
+            self.member_mut(no)?.rebuild.as_mut()?.pages = Some(pages);
+        }
+        let rebuild = self.member(no)?.rebuild.as_ref()?;
+        let (first, as_of) = (rebuild.next, rebuild.as_of);
+        let pages = rebuild.pages.as_ref()?;
+        let at = pages.partition_point(|page| (page + 1) * PAGE <= first);
+        let page = first / PAGE;
+        let run = pages[at..].iter().zip(page..page + PAGES_LISTED).take_while(|(there, wanted)| **there == *wanted).count() as u64;
+        let listed_end = if run > 0 { (page + run) * PAGE } else { first };
+        let until = pages.get(at + run as usize).map_or(EXTENTS_END, |next| next * PAGE);
+        let mut changed = Vec::with_capacity((listed_end - first) as usize);
+        let mut loaded = true;
+        for extent in first..listed_end {
+            match self.changed_of(no, extent, mem, fx) {
+                Some((of, damaged)) => changed.push(if damaged || of > as_of.0 { CopyAsk::ANY } else { of }),
+                None => loaded = false,
+            }
+        }
+        loaded.then_some((first, until, changed))
+    }
+
+    pub(crate) fn on_copy_answer<M: Memory>(
+        &mut self,
+        from: NodeId,
+        answer: CopyAnswer,
+        payload: Option<BufId>,
+        mem: &mut M,
+    ) -> Option<()> {
+        let now = self.now;
+        let no = self.map.by_segment(answer.segment)?;
+        let member = self.member_mut(no).filter(|member| member.me == answer.to && member.node_of(answer.from) == Some(from))?;
+        let rebuild = member.rebuild.as_mut()?;
+        let out = rebuild.ask.as_mut().filter(|out| out.id == answer.id && out.to == answer.from)?;
+        let len = answer.payload_blocks() as usize * BLOCK;
+        let bytes = match payload {
+            Some(buf) => mem.bytes(buf).get(..len)?,
+            None => &[],
+        };
+        // What is not what it says is as good as lost: the count at the end tells.
+        answer.check(bytes).ok()?;
+        let applied = answer.applied;
+        match answer.copied {
+            Copied::Extent { extent, changed, states, crcs } => {
+                if !(out.first..out.until).contains(&extent) {
+                    return None;
+                }
+                out.sent = now;
+                out.answers += 1;
+                rebuild.highest = rebuild.highest.max(applied);
+                if applied < rebuild.from {
+                    // From a leader of long ago.
+                    rebuild.again.insert(extent as u32);
+                    rebuild.rest = Millis(now.0 + REST_MS);
+                    return None;
+                }
+                let op = CopyOp { extent: extent as u32, changed, states, mask: u16::MAX, crcs };
+                self.take_copy(no, op, applied, payload);
+            }
+            Copied::Done { until, answers, blocks } => {
+                if answers == out.answers && until > out.first && applied >= rebuild.from {
+                    rebuild.highest = rebuild.highest.max(applied);
+                    if applied >= rebuild.blocks.0 {
+                        rebuild.blocks = (applied, blocks);
+                    }
+                    if out.single.is_none() {
+                        rebuild.next = until.min(out.until);
+                    }
+                } else {
+                    rebuild.again.extend(out.single);
+                    rebuild.rest = Millis(now.0 + REST_MS);
+                }
+                rebuild.ask = None;
+            }
+        }
+        Some(())
+    }
+
+    /// A copy goes into the log, if there is room and space for it.
+    fn take_copy(&mut self, no: ReplicaNo, op: CopyOp, applied: Index, payload: Option<BufId>) {
+        let now = self.now;
+        let blocks = op.crcs.len() as u64;
+        let extent = op.extent;
+        let mut promises = None;
+        if self.ring_takes(blocks + 1) {
+            promises = match blocks {
+                0 => Some(0),
+                _ => self.promise_extents(no, u64::from(extent)..=u64::from(extent)).ok(),
+            };
+            self.groups.wants_space |= promises.is_none();
+        }
+        let Some(promises) = promises else {
+            if let Some(rebuild) = self.member_mut(no).and_then(|member| member.rebuild.as_mut()) {
+                rebuild.again.insert(extent);
+                rebuild.rest = Millis(now.0 + REST_MS);
+            }
+            return;
+        };
+        let buf = payload.filter(|_| blocks > 0);
+        if let Some(buf) = buf {
+            self.groups.hold(buf);
+        }
+        self.queue_own(no, Own::Copy(Copy { op, applied, buf, promises }));
+        if let Some(rebuild) = self.member_mut(no).and_then(|member| member.rebuild.as_mut()) {
+            rebuild.out += 1;
+        }
+    }
+
+    /// A resize is applied.
+    pub(crate) fn note_resized(&mut self, no: ReplicaNo, index: Index) {
+        if let Some(rebuild) = self.member_mut(no).and_then(|member| member.rebuild.as_mut()) {
+            rebuild.resized = index;
+        }
+    }
+}

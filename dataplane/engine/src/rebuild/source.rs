@@ -1,0 +1,370 @@
+//! The leader's side of a rebuild: what a member asks for is compared with what is here, and each extent that differs is read, verified and
+//! sent as of what is applied here at that moment.
+//!
+//! A leader that serves has nothing but what is committed, so no proof is asked for: a copy from one that was deposed is old, and not wrong.
+
+use crate::epoch::Epoch;
+use crate::index::GroupKey;
+use crate::map::{Known, PageKey};
+use crate::port::*;
+use crate::read::Place;
+use crate::store::{Owner, Store};
+use penstock_wire::page::{BlockState, EXTENTS_PER_PAGE};
+use penstock_wire::peer::{Copied, CopyAnswer, CopyAsk, MemberNo, States};
+use penstock_wire::{BLOCK, EXTENT_BLOCKS, Index, NodeId};
+use std::collections::VecDeque;
+
+const BLOCKS: usize = EXTENT_BLOCKS as usize;
+const PAGE: u64 = EXTENTS_PER_PAGE as u64;
+/// Asks that are kept at most; who is not answered asks again.
+const ASKS_MAX: usize = 32;
+/// Who has not asked for this long is not being rebuilt any more, as far as this member knows.
+const FED_MS: u64 = 2000;
+/// Same place bad this often is corruption, which is sent as such.
+const STRIKES: u32 = 2;
+
+/// An ask that is being answered.
+#[derive(Debug)]
+struct Asked {
+    key: u32,
+    no: ReplicaNo,
+    ask: CopyAsk,
+    /// Extents before this one are answered, or being read.
+    at: u64,
+    /// Pages with something on them, behind the listed extents: found when they are needed.
+    beyond: Option<Vec<u64>>,
+    started: u32,
+    sent: u32,
+}
+
+/// An extent that is being read.
+#[derive(Debug)]
+struct Reading {
+    id: u32,
+    asked: u32,
+    extent: u64,
+    applied: Index,
+    changed: u64,
+    places: [Place; BLOCKS],
+    states: States,
+    buf: Option<BufId>,
+    out: u32,
+    failed: bool,
+    strikes: u32,
+    epoch: Option<Epoch>,
+    stage: Stage,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Stage {
+    /// To be looked up and read.
+    Wanted,
+    Out,
+    /// Verified: to be sent.
+    Whole,
+}
+
+#[derive(Default, Debug)]
+pub(crate) struct Source {
+    asks: VecDeque<Asked>,
+    reading: Vec<Reading>,
+    /// Who asked when last.
+    fed: Vec<(ReplicaNo, MemberNo, Millis)>,
+    next: u32,
+}
+
+impl Source {
+    pub fn is_idle(&self) -> bool {
+        self.asks.is_empty() && self.reading.is_empty()
+    }
+
+    fn number(&mut self) -> u32 {
+        self.next = self.next.wrapping_add(1);
+        self.next
+    }
+}
+
+impl Store {
+    pub(crate) fn on_copy_ask(&mut self, from: NodeId, ask: CopyAsk) {
+        let Some(no) = self.map.by_segment(ask.segment) else { return };
+        let Some(member) = self.member(no).filter(|member| member.me == ask.to && member.node_of(ask.from) == Some(from)) else { return };
+        if member.serving.is_none() {
+            return;
+        }
+        let now = self.now;
+        let fed = &mut self.groups.source.fed;
+        fed.retain(|(of, to, last)| (*of, *to) != (no, ask.from) && now.0 < last.0 + FED_MS);
+        fed.push((no, ask.from, now));
+        // A newer ask of the same member ends the one before.
+        let source = &mut self.groups.source;
+        source.asks.retain(|asked| asked.no != no || asked.ask.from != ask.from);
+        if source.asks.len() < ASKS_MAX {
+            let (key, at) = (source.number(), ask.first);
+            source.asks.push_back(Asked { key, no, ask, at, beyond: None, started: 0, sent: 0 });
+        }
+    }
+
+    /// Whether a member is being rebuilt from here.
+    pub(crate) fn feeds(&self, no: ReplicaNo, to: MemberNo) -> bool {
+        self.groups.source.fed.iter().any(|(of, who, last)| (*of, *who) == (no, to) && self.now.0 < last.0 + FED_MS)
+    }
+
+    /// Sends what was read, and reads what is asked for, some extents at a time.
+    pub(crate) fn settle_source<M: Memory>(&mut self, mem: &mut M, fx: &mut Effects) {
+        if self.groups.source.is_idle() {
+            return;
+        }
+        let mut source = std::mem::take(&mut self.groups.source);
+        let serves = self.stage == crate::config::Stage::Serving;
+        source.asks.retain(|asked| serves && self.member(asked.no).is_some_and(|member| member.serving.is_some()));
+        for _ in 0..source.asks.len() {
+            let Some(mut asked) = source.asks.pop_front() else { break };
+            self.walk_ask(&mut source, &mut asked, mem, fx);
+            source.asks.push_back(asked);
+        }
+        let mut kept = Vec::new();
+        for mut reading in std::mem::take(&mut source.reading) {
+            let asked = source.asks.iter_mut().find(|asked| asked.key == reading.asked);
+            if let (Stage::Wanted, Some(asked)) = (reading.stage, &asked) {
+                self.read_extent(asked.no, &mut reading, mem, fx);
+            }
+            match (reading.stage, asked) {
+                (Stage::Out, _) | (Stage::Wanted, Some(_)) => {
+                    kept.push(reading);
+                    continue;
+                }
+                (Stage::Whole, Some(asked)) => {
+                    self.send_extent(asked, &reading, fx);
+                    asked.sent += 1;
+                }
+                (Stage::Whole | Stage::Wanted, None) => {}
+            }
+            if let Some(buf) = reading.buf {
+                self.groups.free_later(buf);
+            }
+        }
+        source.reading = kept;
+        source.asks.retain(|asked| {
+            let over = asked.sent == asked.started && (asked.at >= asked.ask.until || asked.started >= asked.ask.room);
+            if over {
+                self.send_done(asked, fx);
+            }
+            !over
+        });
+        self.groups.source = source;
+    }
+
+    /// Goes on through the extents of an ask until one must be waited for.
+    fn walk_ask<M: Memory>(&mut self, source: &mut Source, asked: &mut Asked, mem: &mut M, fx: &mut Effects) {
+        let out_max = self.config.limits.copies_out as usize;
+        let no = asked.no;
+        let listed = asked.ask.first + asked.ask.changed.len() as u64;
+        while asked.at < asked.ask.until && asked.started < asked.ask.room && source.reading.len() < out_max {
+            if asked.at >= listed {
+                let pages = asked.beyond.take().unwrap_or_else(|| self.pages_with_something(no));
+                let page = pages[pages.partition_point(|page| (page + 1) * PAGE <= asked.at)..].first().copied();
+                asked.beyond = Some(pages);
+                match page {
+                    None => {
+                        asked.at = asked.ask.until;
+                        return;
+                    }
+                    Some(page) if page * PAGE >= asked.ask.until => {
+                        asked.at = asked.ask.until;
+                        return;
+                    }
+                    Some(page) => asked.at = asked.at.max(page * PAGE),
+                }
+            }
+            let extent = asked.at;
+            let Some((changed, damaged)) = self.changed_of(no, extent, mem, fx) else { return };
+            asked.at += 1;
+            // An extent of a page that was lost does not tell who changed it.
+            if changed == asked.ask.has(extent) && !(damaged && changed == 0) {
+                continue;
+            }
+            asked.started += 1;
+            let id = source.number();
+            source.reading.push(Reading {
+                id,
+                asked: asked.key,
+                extent,
+                applied: Index(0),
+                changed: 0,
+                places: [Place::Zero; BLOCKS],
+                states: States::default(),
+                buf: None,
+                out: 0,
+                failed: false,
+                strikes: 0,
+                epoch: None,
+                stage: Stage::Wanted,
+            });
+        }
+    }
+
+    /// Pages of a volume that there is anything on, in order.
+    pub(super) fn pages_with_something(&self, no: ReplicaNo) -> Vec<u64> {
+        let Some(replica) = self.map.get(no) else { return Vec::new() };
+        let grouped = self.index.iter().filter(|group| group.key.replica == no).map(|group| u64::from(group.key.extent) / PAGE);
+        let mut pages: Vec<u64> = replica.pages.keys().map(|page| u64::from(*page)).chain(grouped).collect();
+        pages.sort_unstable();
+        pages.dedup();
+        pages
+    }
+
+    /// Entry that changed an extent last, 0 where there is nothing, and whether blocks of it are lost; `None` until its page is loaded.
+    pub(super) fn changed_of<M: Memory>(&mut self, no: ReplicaNo, extent: u64, mem: &mut M, fx: &mut Effects) -> Option<(u64, bool)> {
+        let key = GroupKey { replica: no, extent: extent as u32 };
+        let (mut changed, mut damaged) = match self.map.known(no, key.extent) {
+            Known::Nothing => (0, false),
+            Known::Entry(entry) => (entry.changed, (0..BLOCKS).any(|at| entry.state(at) == BlockState::Lost)),
+            Known::NotLoaded => {
+                self.load_page(PageKey::of(no, key.extent).0, mem, fx);
+                return None;
+            }
+        };
+        if let Some(group) = self.index.find(key).map(|id| self.index.group(id)) {
+            changed = changed.max(group.changed);
+            damaged |= group.slots.iter().flatten().any(|slot| slot.version == crate::index::Version::Lost);
+        }
+        Some((changed, damaged))
+    }
+
+    /// Looks an extent up and reads it. Stays wanted while memory or its page is missing.
+    fn read_extent<M: Memory>(&mut self, no: ReplicaNo, reading: &mut Reading, mem: &mut M, fx: &mut Effects) {
+        let Some((changed, _)) = self.changed_of(no, reading.extent, mem, fx) else { return };
+        let first = reading.extent * EXTENT_BLOCKS;
+        let mut places = [Place::Zero; BLOCKS];
+        for (at, place) in places.iter_mut().enumerate() {
+            match self.place_of(no, first + at as u64) {
+                Ok(found) => *place = found,
+                Err(_) => return,
+            }
+        }
+        let is_data = |place: &Place| matches!(place, Place::At(..));
+        if places.iter().any(is_data) && reading.buf.is_none() {
+            let Some(buf) = mem.alloc(BLOCKS as u32) else { return };
+            reading.buf = Some(buf);
+        }
+        reading.applied = self.map.get(no).expect("it is served here").applied;
+        reading.changed = changed;
+        (reading.out, reading.failed) = (0, false);
+        let whole_runs = reading.strikes == 0;
+        let mut i = 0;
+        while i < BLOCKS {
+            let Place::At(at, _) = places[i] else {
+                i += 1;
+                continue;
+            };
+            let mut run = 1;
+            while whole_runs && i + run < BLOCKS && matches!(places[i + run], Place::At(next, _) if next == at.plus(run as u64)) {
+                run += 1;
+            }
+            let part = Part::Buf { buf: reading.buf.expect("allocated above"), first: i as u32, blocks: run as u32 };
+            self.submit(fx, DiskKind::Read, at, &[part], Owner::Copy(reading.id));
+            reading.out += 1;
+            i += run;
+        }
+        reading.places = places;
+        if reading.out == 0 {
+            settle_states(reading);
+        } else {
+            reading.stage = Stage::Out;
+            reading.epoch = Some(self.epochs.enter());
+        }
+    }
+
+    pub(crate) fn on_copy_read<M: Memory>(&mut self, id: u32, ok: bool, mem: &M, fx: &mut Effects) {
+        let at = self.groups.source.reading.iter().position(|reading| reading.id == id).expect("an extent waits for what is read of it");
+        let reading = &mut self.groups.source.reading[at];
+        reading.out -= 1;
+        reading.failed |= !ok;
+        if reading.out > 0 {
+            return;
+        }
+        let (failed, places, extent) = (reading.failed, reading.places, reading.extent);
+        let buf = reading.buf.expect("it was read into");
+        if let Some(epoch) = reading.epoch.take() {
+            self.epochs.leave(epoch);
+        }
+        let bytes = mem.bytes(buf);
+        let is_bad = |at: usize| matches!(places[at], Place::At(_, crc) if penstock_wire::crc32c(&bytes[at * BLOCK..][..BLOCK]) != crc);
+        let bad: Vec<usize> = (0..BLOCKS).filter(|at| is_bad(*at)).collect();
+        let asked = self.groups.source.reading[at].asked;
+        let no = self.groups.source.asks.iter().find(|other| other.key == asked).map(|asked| asked.no);
+        let reading = &mut self.groups.source.reading[at];
+        if bad.is_empty() {
+            settle_states(reading);
+            return;
+        }
+        reading.stage = Stage::Wanted;
+        let Some(no) = no else { return };
+        // The drain may have overwritten it in place meanwhile: look again.
+        let key = GroupKey { replica: no, extent: extent as u32 };
+        let moving = self.index.find(key).is_some_and(|group| self.index.group(group).draining);
+        let stands = |at: &usize| self.place_of(no, extent * EXTENT_BLOCKS + *at as u64) == Ok(places[*at]);
+        if moving && !failed || !bad.iter().all(stands) {
+            return;
+        }
+        let reading = &mut self.groups.source.reading[at];
+        reading.strikes += 1;
+        if reading.strikes < STRIKES {
+            return;
+        }
+        for block in bad {
+            reading.places[block] = Place::Lost;
+            self.counters.corrupt_blocks += 1;
+            if let Place::At(place, _) = places[block] {
+                fx.list.push(Effect::Notice(Notice::Corrupt { replica: no, block: extent * EXTENT_BLOCKS + block as u64, place }));
+            }
+        }
+        settle_states(&mut self.groups.source.reading[at]);
+    }
+
+    fn send_extent(&mut self, asked: &Asked, reading: &Reading, fx: &mut Effects) {
+        let mut parts = Vec::new();
+        let mut crcs = Vec::new();
+        for (at, place) in reading.places.iter().enumerate() {
+            let Place::At(_, crc) = place else { continue };
+            crcs.push(*crc);
+            let buf = reading.buf.expect("what has data was read");
+            match parts.last_mut() {
+                Some(Part::Buf { first, blocks, .. }) if *first + *blocks == at as u32 => *blocks += 1,
+                _ => parts.push(Part::Buf { buf, first: at as u32, blocks: 1 }),
+            }
+        }
+        let (extent, changed, states) = (reading.extent, reading.changed, reading.states);
+        self.counters.copies_sent += 1;
+        self.answer_copy(asked, reading.applied, Copied::Extent { extent, changed, states, crcs }, &parts, fx);
+    }
+
+    fn send_done(&mut self, asked: &Asked, fx: &mut Effects) {
+        let Some(replica) = self.map.get(asked.no) else { return };
+        let (applied, blocks) = (replica.applied, replica.shape.blocks);
+        self.answer_copy(asked, applied, Copied::Done { until: asked.at, answers: asked.sent, blocks }, &[], fx);
+    }
+
+    fn answer_copy(&mut self, asked: &Asked, applied: Index, copied: Copied, parts: &[Part], fx: &mut Effects) {
+        let CopyAsk { id, segment, from, to, .. } = asked.ask;
+        let answer = CopyAnswer { id, segment, from: to, to: from, applied, copied };
+        self.emit(asked.no, from, Box::new(PeerWord::CopyAnswer(answer)), parts, fx);
+    }
+}
+
+/// All of it is verified: it can be sent.
+fn settle_states(reading: &mut Reading) {
+    let mut states = States::default();
+    for (at, place) in reading.places.iter().enumerate() {
+        states.set(
+            at,
+            match place {
+                Place::At(..) => BlockState::Data,
+                Place::Zero | Place::Unread => BlockState::Zero,
+                Place::Lost => BlockState::Lost,
+            },
+        );
+    }
+    reading.states = states;
+    reading.stage = Stage::Whole;
+}

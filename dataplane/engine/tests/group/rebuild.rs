@@ -1,0 +1,285 @@
+//! Members that need more than the log has are rebuilt by copying, while hosts go on: what they hold in the end is what was written, block by block.
+
+use super::B;
+use super::cluster::Cluster;
+use crate::bench::{SEGMENT, pattern};
+use penstock_engine::*;
+use penstock_wire::*;
+
+const BLOCKS: u64 = 2000;
+
+/// A cluster and what its volume must read as.
+struct Volume {
+    cluster: Cluster,
+    model: Vec<u8>,
+    dice: u64,
+}
+
+fn is_copy(word: &PeerWord) -> bool {
+    matches!(word, PeerWord::CopyAnswer(_))
+}
+
+impl Volume {
+    fn new() -> Self {
+        Self { cluster: Cluster::new(3), model: vec![0; BLOCKS as usize * BLOCK], dice: 7 }
+    }
+
+    fn roll(&mut self, below: u64) -> u64 {
+        self.dice = self.dice.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.dice >> 33) % below
+    }
+
+    fn write(&mut self, at: usize, block: u64, blocks: u64) {
+        let seed = self.roll(251) as u8;
+        let bytes = pattern(seed, blocks as usize * BLOCK);
+        assert_eq!(self.cluster.write(at, block * B, &bytes), Status::Ok);
+        self.model[block as usize * BLOCK..][..bytes.len()].copy_from_slice(&bytes);
+    }
+
+    fn zero(&mut self, at: usize, block: u64, blocks: u64) {
+        let (status, _) = self.cluster.host(at, HostOp::Zero(Span { offset: block * B, len: blocks * B }), Vec::new());
+        assert_eq!(status, Status::Ok);
+        self.model[block as usize * BLOCK..][..blocks as usize * BLOCK].fill(0);
+    }
+
+    /// One command of a busy host: writes mostly, of whole extents and single blocks, and zeroes of all lengths.
+    fn busy(&mut self, at: usize) {
+        let block = self.roll(BLOCKS);
+        let most = (BLOCKS - block).min(40);
+        let blocks = 1 + self.roll(most);
+        match self.roll(5) {
+            0 => self.zero(at, block, (blocks * 4).min(BLOCKS - block)),
+            1 | 2 => self.write(at, block, 1),
+            _ => self.write(at, block, blocks),
+        }
+    }
+
+    /// So much that the log no longer has what `at` missed.
+    fn leave_behind(&mut self, at: usize) {
+        self.cluster.isolate(at);
+        let leader = self.cluster.leader();
+        for _ in 0..400 {
+            self.busy(leader);
+        }
+        self.cluster.pass(2000);
+        let log_begins = self.cluster.view(leader).group.unwrap().first;
+        assert!(log_begins > self.cluster.view(at).group.unwrap().last, "the leader's log still has it all");
+    }
+
+    fn rebuilds(&self, at: usize) -> u64 {
+        self.cluster.nodes[at].store.view().counters.rebuilds
+    }
+
+    fn wait_whole(&mut self, at: usize) {
+        for _ in 0..500 {
+            if self.cluster.view(at).rebuild.is_none() {
+                return;
+            }
+            self.cluster.pass(10);
+        }
+        panic!("it is not whole in 5 s: {:?}", self.cluster.view(at));
+    }
+
+    /// Every member holds what was written.
+    fn check(&mut self) {
+        self.cluster.agree();
+        for at in (0..3).filter(|at| self.cluster.up[*at]) {
+            let contents = self.cluster.contents(at);
+            for (block, bytes) in self.model.chunks_exact(BLOCK).enumerate() {
+                let expected = (contents.contains_key(&(block as u64)) || bytes.iter().any(|byte| *byte != 0)).then(|| Some(crc32c(bytes)));
+                assert_eq!(contents.get(&(block as u64)).copied(), expected, "block {block} of member {at}");
+            }
+            assert!(contents.keys().all(|block| *block < BLOCKS));
+        }
+    }
+
+    /// And reads give it, at `at`.
+    fn check_reads(&mut self, at: usize) {
+        let to = self.cluster.view(at).me;
+        // The leader hears that a member is whole by its not asking any more.
+        self.cluster.pass(2100);
+        let leader = self.cluster.leader();
+        if leader != at {
+            self.cluster.order(leader, Order::Transfer { segment: SEGMENT, to }).unwrap();
+            self.cluster.pass(200);
+        }
+        assert_eq!(self.cluster.leader(), at);
+        for block in (0..BLOCKS).step_by(200) {
+            let expected = &self.model[block as usize * BLOCK..][..200 * BLOCK];
+            assert!(self.cluster.read(at, block * B, 200 * B) == expected, "blocks from {block} on");
+        }
+    }
+}
+
+/// A member that came back to a log that no longer reaches it, with the copies to it held back.
+fn begun() -> (Volume, usize, usize) {
+    let mut volume = Volume::new();
+    let leader = volume.cluster.leader();
+    let behind = (leader + 1) % 3;
+    for _ in 0..60 {
+        volume.busy(leader);
+    }
+    volume.cluster.agree();
+    volume.leave_behind(behind);
+    volume.cluster.hold = is_copy;
+    volume.cluster.cut.clear();
+    for _ in 0..100 {
+        volume.cluster.pass(10);
+        if volume.cluster.held() > 0 {
+            break;
+        }
+    }
+    assert_eq!(volume.rebuilds(behind), 1);
+    assert!(volume.cluster.held() > 0, "nothing was copied: {:?}", volume.cluster.view(behind));
+    let leader = volume.cluster.leader();
+    (volume, leader, behind)
+}
+
+#[test]
+fn member_that_the_log_no_longer_reaches_is_rebuilt_and_serves() {
+    let (mut volume, _, behind) = begun();
+    volume.cluster.hold = |_| false;
+    volume.cluster.release();
+    volume.wait_whole(behind);
+    volume.check();
+    volume.check_reads(behind);
+    volume.cluster.audit();
+}
+
+#[test]
+fn hosts_write_and_discard_while_a_member_is_rebuilt() {
+    let (mut volume, leader, behind) = begun();
+    let mut rounds = 0;
+    while volume.cluster.view(behind).rebuild.is_some() {
+        rounds += 1;
+        assert!(rounds < 500, "{:?}", volume.cluster.view(behind));
+        for _ in 0..3 {
+            volume.busy(leader);
+        }
+        volume.cluster.release();
+        volume.cluster.pass(10);
+    }
+    assert!(rounds > 3, "there was nothing to do");
+    volume.check();
+    volume.cluster.audit();
+    volume.check_reads(behind);
+}
+
+#[test]
+fn copy_that_comes_late_leaves_newer_writes_alone() {
+    let (mut volume, leader, behind) = begun();
+    // Everything that is on its way was read before this.
+    for block in (0..BLOCKS).step_by(8) {
+        volume.write(leader, block, 3);
+    }
+    volume.cluster.agree();
+    volume.cluster.hold = |_| false;
+    volume.cluster.release();
+    volume.wait_whole(behind);
+    volume.check();
+    volume.check_reads(behind);
+}
+
+#[test]
+fn member_that_dies_while_it_is_rebuilt_goes_on_after_that() {
+    for step in 1..6 {
+        let (mut volume, leader, behind) = begun();
+        for round in 0..12 {
+            volume.busy(leader);
+            volume.cluster.release();
+            volume.cluster.pass(10);
+            if round % step == 0 {
+                volume.cluster.kill(behind);
+                volume.busy(leader);
+                volume.cluster.restart(behind);
+            }
+        }
+        volume.cluster.hold = |_| false;
+        volume.cluster.release();
+        volume.wait_whole(behind);
+        volume.check();
+        volume.cluster.restart(behind);
+        assert_eq!(volume.cluster.view(behind).rebuild, None, "whole for good");
+        volume.check();
+        volume.check_reads(behind);
+        volume.cluster.audit();
+    }
+}
+
+#[test]
+fn source_dies_or_steps_aside_while_a_member_is_rebuilt_from_it() {
+    for dies in [true, false] {
+        let (mut volume, leader, behind) = begun();
+        volume.cluster.release();
+        let third = 3 - leader - behind;
+        if dies {
+            volume.cluster.kill(leader);
+        } else {
+            let to = volume.cluster.view(third).me;
+            volume.cluster.order(leader, Order::Transfer { segment: SEGMENT, to }).unwrap();
+            volume.cluster.pass(200);
+        }
+        assert_eq!(volume.cluster.leader(), third, "the one that is whole");
+        for _ in 0..10 {
+            volume.busy(third);
+            volume.cluster.release();
+            volume.cluster.pass(100);
+        }
+        volume.cluster.hold = |_| false;
+        volume.cluster.release();
+        volume.wait_whole(behind);
+        if dies {
+            volume.cluster.restart(leader);
+        }
+        volume.check();
+        volume.check_reads(behind);
+        volume.cluster.audit();
+    }
+}
+
+#[test]
+fn member_that_is_rebuilt_never_leads() {
+    let (mut volume, leader, behind) = begun();
+    let to = volume.cluster.view(behind).me;
+    let refused = volume.cluster.order(leader, Order::Transfer { segment: SEGMENT, to });
+    assert!(matches!(refused, Err(OrderError::Invalid(_))), "{refused:?}");
+    volume.cluster.kill(leader);
+    volume.cluster.isolate(3 - leader - behind);
+    volume.cluster.pass(3000);
+    assert_eq!(volume.cluster.standing(behind).part, penstock_engine::replica::Part::Follower);
+}
+
+#[test]
+fn member_left_behind_twice_is_rebuilt_from_the_second_install() {
+    let (mut volume, _, behind) = begun();
+    volume.cluster.release();
+    volume.leave_behind(behind);
+    volume.cluster.cut.clear();
+    volume.cluster.hold = |_| false;
+    volume.cluster.release();
+    volume.cluster.pass(300);
+    volume.wait_whole(behind);
+    assert_eq!(volume.rebuilds(behind), 2);
+    volume.check();
+    volume.check_reads(behind);
+    volume.cluster.audit();
+}
+
+#[test]
+fn rebuilt_member_has_the_size_that_the_volume_came_to_meanwhile() {
+    let mut volume = Volume::new();
+    let leader = volume.cluster.leader();
+    let behind = (leader + 1) % 3;
+    volume.cluster.isolate(behind);
+    volume.cluster.order(leader, Order::Resize { segment: SEGMENT, blocks: 3000 }).unwrap();
+    volume.leave_behind(behind);
+    assert_eq!(volume.cluster.write(leader, 2500 * B, &pattern(9, BLOCK)), Status::Ok);
+    volume.cluster.cut.clear();
+    volume.cluster.pass(300);
+    volume.wait_whole(behind);
+    assert_eq!(volume.rebuilds(behind), 1);
+    let shape = volume.cluster.nodes[behind].store.replicas()[0].shape.clone();
+    assert_eq!(shape.blocks, 3000);
+    volume.check_reads(behind);
+    assert_eq!(volume.cluster.read(behind, 2500 * B, B), pattern(9, BLOCK));
+}
