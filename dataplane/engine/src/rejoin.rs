@@ -9,8 +9,8 @@
 //! | record | its descriptors | verdict |
 //! |---|---|---|
 //! | bad payload, known durable, entry applied | whole | redone, the bad blocks lost; the log begins after it |
-//! | bad payload, known durable, entry not applied | whole | the log ends before it; in doubt as far as it went |
-//! | bad payload, not known durable | whole | the same |
+//! | bad payload, known durable, entry not applied | whole | in the log: whoever reads these blocks finds them lost |
+//! | bad payload, not known durable | whole | the log ends before it; in doubt as far as it went |
 //! | no header, not known durable, some trace of one | in the next header | in doubt as far as it went |
 //! | no header, not known durable, some trace of one | gone | in doubt: anything that its ballot allowed |
 //! | no header, not known durable, no trace | – | the log ends here: what is not there was never acknowledged |
@@ -19,7 +19,8 @@
 //!
 //! A **trace** is a block that cannot be read, or one at the place of the next batch that does not decode and has the magic, the incarnation,
 //! the sequence or the place of that batch. A tear leaves one as rot does; nothing can tell them apart, and to take one for the other
-//! would lose what was acknowledged. Doubt ([`crate::replica::resolve`]) is named in the Open batch, which lies over the trace, and in each
+//! would lose what was acknowledged. And a log is never cut for rot in the middle: other drives may have rot in other entries, and all that came
+//! after would be gone everywhere. Doubt ([`crate::replica::resolve`]) is named in the Open batch, which lies over the trace, and in each
 //! checkpoint, until the log is as far again or the others have said that nothing is lost.
 
 use crate::config::Stage;
@@ -153,16 +154,11 @@ impl Walked {
         let applied = self.applied;
         let mut rest = self.list.split_off(&Index(applied.0 + 1));
         let mut known = std::mem::take(&mut self.list);
-        // Up to where one follows the other, and nothing is bad.
-        let whole =
-            rest.values().zip(applied.0 + 1..).take_while(|(placed, index)| placed.entry.index.0 == *index && placed.bad.is_empty());
-        let whole = Index(applied.0 + 1 + whole.count() as u64);
-        if let Some((_, last)) = rest.last_key_value()
-            && last.entry.index >= whole
-        {
-            let bad = rest.contains_key(&whole);
-            self.lose(bad.then_some(LogEnd { term: last.entry.term, index: last.entry.index }));
-            rest.split_off(&whole);
+        // Up to where one follows the other.
+        let whole = rest.keys().zip(applied.0 + 1..).take_while(|(found, index)| found.0 == *index).count();
+        if whole < rest.len() {
+            rest.split_off(&Index(applied.0 + 1 + whole as u64));
+            self.lose(None);
         }
         // Back to where one follows the other and can be sent to a laggard. The entry before the first tells its term.
         let mut first = applied;
@@ -444,8 +440,8 @@ mod tests {
             (vec![placed(1, 6, 11), placed(1, 7, 12), placed(3, 6, 13)], (5, 2, vec![(3, 6)], None), &[]),
             // Applied and bad: redone with what is lost, and not for laggards.
             (vec![placed(2, 3, 11), bad(2, 4, 12), placed(2, 5, 13), placed(2, 6, 14)], (5, 2, vec![(2, 6)], None), &[3, 4, 5]),
-            // Not applied and bad: the log ends before it, in doubt as far as it went.
-            (vec![placed(2, 6, 11), bad(3, 7, 12), placed(3, 8, 13)], (5, 2, vec![(2, 6)], Some((3, 8))), &[]),
+            // Not applied and bad: what it is, and what comes after it, is known all the same.
+            (vec![placed(2, 6, 11), bad(3, 7, 12), placed(3, 8, 13)], (5, 2, vec![(2, 6), (3, 7), (3, 8)], None), &[]),
             (vec![placed(2, 6, 11), bad(3, 7, 12), placed(4, 7, 13)], (5, 2, vec![(2, 6), (4, 7)], None), &[]),
             // A hole: nobody knows what was in it.
             (vec![placed(2, 6, 11), placed(3, 8, 13)], (5, 2, vec![(2, 6)], unknown), &[]),
@@ -470,9 +466,6 @@ mod tests {
         let mut found = first();
         found.extend([again(7, 14), (placed(3, 7, 15), false)]);
         assert_eq!(end(found).0.2, [(2, 6), (3, 7)]);
-        // The later place is good where the first is not.
-        let found = vec![(placed(2, 6, 11), false), (bad(2, 7, 12), false), again(7, 13)];
-        assert_eq!(end(found).0, (5, 2, vec![(2, 6), (2, 7)], None));
     }
 
     #[test]
