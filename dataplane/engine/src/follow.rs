@@ -4,6 +4,8 @@
 //! Also here: entries that are replaced. Not here: what recovery asks of the others (`doubt`).
 
 use crate::config::Stage;
+use crate::index::GroupKey;
+use crate::map::{Known, PageKey};
 use crate::member::{Logged, Payload, Staged};
 use crate::port::*;
 use crate::store::Store;
@@ -91,12 +93,12 @@ impl Store {
                 if !self.ring_takes(u64::from(first + blocks)) {
                     return at;
                 }
-                let Some(promises) = self.promise_entry(no, entry) else {
+                let Some(promised) = self.promise_entry(no, entry, false) else {
                     self.groups.wants_space = true;
                     return at;
                 };
                 self.groups.hold(buf);
-                let staged = Staged { index: entry.index, term: entry.term, buf, first, promises };
+                let staged = Staged { index: entry.index, term: entry.term, buf, first, promised };
                 self.member_mut(no).expect("seen above").staged.push(staged);
             }
             first += blocks;
@@ -109,27 +111,98 @@ impl Store {
         self.stream.used() + self.groups.queued_blocks() + blocks < self.stream.host_limit()
     }
 
-    /// Promises an extent for each that the entry's writes touch and that is not known to have one.
-    pub(crate) fn promise_entry(&mut self, no: ReplicaNo, entry: &Entry) -> Option<u32> {
-        let mut promises = 0;
+    /// Promises an extent for each that the entry's writes touch, that is not known to have one, and that no other entry of the log counts on.
+    /// `again`: it had its promise before a crash, and gets it whatever is left.
+    pub(crate) fn promise_entry(&mut self, no: ReplicaNo, entry: &Entry, again: bool) -> Option<Vec<u32>> {
+        let mut promised = Vec::new();
         for op in entry.ops().unwrap_or_default() {
             let Op::Write { block, crcs } = op else { continue };
-            let extents = block / EXTENT_BLOCKS..=(block + crcs.len() as u64 - 1) / EXTENT_BLOCKS;
-            match self.promise_extents(no, extents) {
-                Ok(more) => promises += more,
-                Err(_) => {
-                    self.give_up_promises(promises);
-                    return None;
+            for extent in block / EXTENT_BLOCKS..=(block + crcs.len() as u64 - 1) / EXTENT_BLOCKS {
+                let extent = extent as u32;
+                if promised.contains(&extent) || self.has_place(GroupKey { replica: no, extent }) {
+                    continue;
                 }
+                let counted = self.member_mut(no)?.promised.get_mut(&extent).map(|count| *count += 1).is_some();
+                if !counted {
+                    if again {
+                        self.space.promise_again();
+                    } else if !self.space.promise() {
+                        self.give_up_extents(no, &promised);
+                        self.look_for_places(no, entry);
+                        return None;
+                    }
+                    self.member_mut(no)?.promised.insert(extent, 1);
+                }
+                promised.push(extent);
             }
         }
-        Some(promises)
+        Some(promised)
+    }
+
+    /// An entry counts on these no more.
+    pub(crate) fn give_up_extents(&mut self, no: ReplicaNo, extents: &[u32]) {
+        for extent in extents {
+            let Some(member) = self.member_mut(no) else { return };
+            let Some(count) = member.promised.get_mut(extent) else { continue };
+            *count -= 1;
+            if *count == 0 {
+                member.promised.remove(extent);
+                self.space.unpromise();
+            }
+        }
+    }
+
+    /// An entry is applied: what it counted on is its own. Entries after it that count on the same find the extent in the index, or its place.
+    pub(crate) fn take_extents(&mut self, no: ReplicaNo, extents: &[u32]) -> u32 {
+        let Some(member) = self.member_mut(no) else { return 0 };
+        extents.iter().filter(|extent| member.promised.remove(extent).is_some()).count() as u32
+    }
+
+    /// There is no space for an entry: some of what was promised, here and before, may be for extents whose place only a page would tell.
+    fn look_for_places(&mut self, no: ReplicaNo, entry: &Entry) {
+        let Some(member) = self.member(no) else { return };
+        let mut extents: Vec<u32> = member.promised.keys().copied().collect();
+        for op in entry.ops().unwrap_or_default() {
+            if let Op::Write { block, crcs } = op {
+                extents.extend((block / EXTENT_BLOCKS..=(block + crcs.len() as u64 - 1) / EXTENT_BLOCKS).map(|extent| extent as u32));
+            }
+        }
+        let unloaded = extents.into_iter().filter(|extent| self.map.known(no, *extent) == Known::NotLoaded);
+        let mut pages: Vec<PageKey> = unloaded.map(|extent| PageKey::of(no, extent).0).collect();
+        pages.sort_unstable();
+        pages.dedup();
+        self.groups.pages.extend(pages);
+    }
+
+    /// A page was loaded: what has its place there needs no promise.
+    pub(crate) fn unpromise_placed(&mut self, key: PageKey) {
+        let Some(member) = self.member(key.replica) else { return };
+        let no = key.replica;
+        let of_page = member.promised.keys().copied().filter(|extent| PageKey::of(no, *extent).0 == key);
+        let placed: Vec<u32> = of_page.filter(|extent| self.has_place(GroupKey { replica: no, extent: *extent })).collect();
+        for extent in placed {
+            self.member_mut(no).expect("seen above").promised.remove(&extent);
+            self.space.unpromise();
+        }
+    }
+
+    /// What recovery found and what is not applied gets its space promised.
+    pub(crate) fn promise_log(&mut self, no: ReplicaNo) {
+        let Some(applied) = self.map.get(no).map(|replica| replica.applied) else { return };
+        let Some(member) = self.member(no) else { return };
+        let entries: Vec<Entry> = member.log.iter().map(|logged| &logged.entry).filter(|entry| entry.index > applied).cloned().collect();
+        for entry in entries {
+            let promised = self.promise_entry(no, &entry, true).unwrap_or_default();
+            if let Some(logged) = self.member_mut(no).and_then(|member| member.get_mut(entry.index)) {
+                logged.promised = promised;
+            }
+        }
     }
 
     fn unstage_from(&mut self, no: ReplicaNo, from: usize) {
         let Some(member) = self.member_mut(no) else { return };
         for staged in member.staged.split_off(from) {
-            self.give_up_promises(staged.promises);
+            self.give_up_extents(no, &staged.promised);
             self.groups.release(staged.buf);
         }
     }
@@ -147,10 +220,10 @@ impl Store {
             self.truncate(no, index, mem, fx);
         }
         let member = self.member_mut(no).expect("a group that persists has its member");
-        let mut logged = Logged { entry, seq: None, payload: Payload::None, promises: 0 };
+        let mut logged = Logged { entry, seq: None, payload: Payload::None, promised: Vec::new() };
         let own = member.proposals.binary_search_by_key(&index, |proposal| proposal.index).ok();
         if let Some(at) = own.filter(|at| member.proposals[*at].term == term) {
-            logged.promises = std::mem::take(&mut member.proposals[at].promises);
+            logged.promised = std::mem::take(&mut member.proposals[at].promised);
             if logged.entry.payload_blocks > 0 {
                 logged.payload = Payload::Host;
             }
@@ -158,7 +231,7 @@ impl Store {
             let at = member.staged.iter().position(|staged| (staged.index, staged.term) == (index, term));
             let staged = member.staged.swap_remove(at.expect("the payload of what the group took was staged"));
             logged.payload = Payload::Staged { buf: staged.buf, first: staged.first };
-            logged.promises = staged.promises;
+            logged.promised = staged.promised;
         }
         member.put(logged);
     }
@@ -176,7 +249,7 @@ impl Store {
             let Some(gone) = member.log.pop_back() else { break };
             let own = member.proposals.back().is_some_and(|proposal| proposal.index == gone.entry.index);
             let proposal = if own { member.proposals.pop_back() } else { None };
-            self.give_up_promises(gone.promises);
+            self.give_up_extents(no, &gone.promised);
             if let Payload::Staged { buf, .. } = gone.payload {
                 self.groups.release(buf);
             }
@@ -192,7 +265,7 @@ impl Store {
             && member.proposals.back().is_some_and(|proposal| proposal.index >= from)
         {
             let proposal = member.proposals.pop_back().expect("just seen");
-            self.give_up_promises(proposal.promises);
+            self.give_up_extents(no, &proposal.promised);
             self.fail_ops(proposal.ops, Status::NotReady, mem, fx);
         }
     }

@@ -9,6 +9,7 @@
 use crate::carry::Item;
 use crate::config::{MemberView, Stage};
 use crate::host::Proposed;
+use crate::map::PageKey;
 use crate::member::{Member, MemberStage, Payload};
 use crate::port::*;
 use crate::rebuild::{Own, Source};
@@ -52,6 +53,8 @@ pub(crate) struct Groups {
     pub source: Source,
     pub own: FxHashMap<u32, Own>,
     pub next_own: u32,
+    /// Pages that may tell that there is more space than it seems.
+    pub pages: Vec<PageKey>,
     /// Members that ask the others how their logs end.
     pub doubtful: Vec<ReplicaNo>,
     awake: usize,
@@ -125,6 +128,7 @@ impl Store {
         member.awake = !matches!(member.stage, MemberStage::Stopped(_));
         self.groups.awake += usize::from(member.awake);
         self.groups.list.push(no);
+        self.promise_log(no);
         self.touch(no);
     }
 
@@ -177,6 +181,11 @@ impl Store {
             }
             // What was applied, or never will be, may be what merges wait for.
             self.retry_waiters(mem, fx);
+        }
+        for key in std::mem::take(&mut self.groups.pages) {
+            if self.map.page(key).is_some_and(|page| page.cached.is_none()) {
+                self.load_page(key, mem, fx);
+            }
         }
         self.settle_sends(mem, fx);
         self.settle_source(mem, fx);
@@ -248,7 +257,7 @@ impl Store {
         let member = self.member_mut(no).expect("a group that applies has its member");
         let logged = member.get_mut(entry.index).expect("what is applied is in the log");
         let seq = logged.seq.expect("what is applied is persisted");
-        let mut promises = std::mem::take(&mut logged.promises);
+        let promised = std::mem::take(&mut logged.promised);
         let mut at = match logged.payload {
             Payload::Ring { at } => at,
             Payload::None => 0,
@@ -256,8 +265,12 @@ impl Store {
         };
         let ours = member.proposals.front().is_some_and(|proposal| proposal.index == entry.index);
         let proposal = if ours { member.proposals.pop_front() } else { None };
+        let mut promises = self.take_extents(no, &promised);
         match entry.kind {
-            EntryKind::Members => member.members = Members::decode(&entry.bytes).expect("checked when it came in"),
+            EntryKind::Members => {
+                let members = Members::decode(&entry.bytes).expect("checked when it came in");
+                self.member_mut(no).expect("seen above").members = members;
+            }
             EntryKind::Ops => {
                 for op in entry.ops().expect("checked when it came in") {
                     let blocks = op.payload_blocks();
@@ -521,7 +534,8 @@ impl Store {
 
     /// Promises of space that entries hold which are not applied.
     pub(crate) fn groups_promises(&self) -> u64 {
-        self.groups.list.iter().filter_map(|no| self.member(*no)).map(Member::promises).sum::<u64>() + self.copy_promises()
+        let held = self.groups.list.iter().filter_map(|no| self.member(*no)).map(|member| member.promised.len() as u64);
+        held.sum::<u64>() + self.copy_promises()
     }
 
     /// What each member shows of its group.

@@ -10,7 +10,7 @@ use crate::port::*;
 use crate::replica::ProposeError;
 use crate::store::Store;
 use penstock_wire::batch::{ENTRY_HEAD, OP_HEAD, OPS_MAX, PAYLOAD_BLOCKS_MAX};
-use penstock_wire::peer::{MemberNo, Members};
+use penstock_wire::peer::{Entry, EntryKind, MemberNo, Members};
 use penstock_wire::{BLOCK, Index, NodeId, SegmentId, Term};
 
 impl Store {
@@ -85,22 +85,24 @@ impl Store {
         let member = self.member_mut(no);
         let proposed = member.and_then(|member| {
             let term = member.serving?;
-            Some((term, member.group_mut()?.propose(term, bytes).ok()?))
+            Some((term, member.group_mut()?.propose(term, bytes.clone()).ok()?))
         });
         let Some((term, index)) = proposed else {
             self.touch(no);
             self.fail_ops(ops, Status::NotReady, mem, fx);
             return;
         };
-        let mut promises = 0;
         for op in &mut ops {
             op.index = index;
-            if let What::Write { promises: held, .. } = &mut op.what {
-                promises += std::mem::take(held);
+            if let What::Write { promises, .. } = &mut op.what {
+                let promises = std::mem::take(promises);
+                self.give_up_promises(promises);
             }
         }
+        // Never refused: no more than was given up just now.
+        let promised = self.promise_entry(no, &entry(term, index, bytes), false).unwrap_or_default();
         let member = self.member_mut(no).expect("it has just proposed");
-        member.proposals.push_back(Proposal { index, term, ops, promises, lost: false });
+        member.proposals.push_back(Proposal { index, term, ops, promised, lost: false });
         self.touch(no);
     }
 
@@ -253,4 +255,9 @@ fn checksums<M: Memory>(op: &Proposed, source: Source, mem: &M) -> Vec<u32> {
             Source::Buf { buf } => penstock_wire::crc32c(&mem.bytes(buf)[i as usize * BLOCK..][..BLOCK]),
         })
         .collect()
+}
+
+fn entry(term: Term, index: Index, bytes: Vec<u8>) -> Entry {
+    let payload_blocks = penstock_wire::batch::payload_blocks_of(&bytes);
+    Entry { term, index, kind: EntryKind::Ops, bytes, payload_blocks }
 }

@@ -8,6 +8,7 @@ use crate::port::{BufId, OrderId, Standing};
 use crate::replica::{Ballot, Group, Mark, Stop};
 use penstock_wire::peer::{Entry, MemberNo, Members};
 use penstock_wire::{Index, NodeId, Seq, Term};
+use rustc_hash::FxHashMap;
 use std::collections::VecDeque;
 
 /// Where an entry's payload can be read.
@@ -30,8 +31,8 @@ pub(crate) struct Logged {
     /// Its batch; `None` until it is in one. An entry that recovery found has the batch that it was found in.
     pub seq: Option<Seq>,
     pub payload: Payload,
-    /// Extents that are promised to it until it is applied.
-    pub promises: u32,
+    /// Extents that count on a promise in `Member::promised` until it is applied.
+    pub promised: Vec<u32>,
 }
 
 /// An entry that this member made of its hosts' commands and orders.
@@ -41,7 +42,7 @@ pub(crate) struct Proposal {
     pub term: Term,
     pub ops: Vec<Proposed>,
     /// Until the entry is in `log`, which has them from then on.
-    pub promises: u32,
+    pub promised: Vec<u32>,
     /// The term is over: who waits for it is told to try elsewhere, once the payload is on the drive.
     pub lost: bool,
 }
@@ -53,7 +54,7 @@ pub(crate) struct Staged {
     pub term: Term,
     pub buf: BufId,
     pub first: u32,
-    pub promises: u32,
+    pub promised: Vec<u32>,
 }
 
 /// Something of the group's that is in the stream: told to the group, in order, once it is durable (and sealed, where it has a ballot).
@@ -104,6 +105,8 @@ pub(crate) struct Member {
     /// Entries of hosts here that are not applied, in order.
     pub proposals: VecDeque<Proposal>,
     pub staged: Vec<Staged>,
+    /// Extents promised to entries that are not applied, and how many of those count on each: a log of writes to one extent needs it once.
+    pub promised: FxHashMap<u32, u32>,
     /// Payload blocks of hosts here that are ready or proposed, and not applied.
     pub out_blocks: u64,
     /// Jobs that go on once it is known that this member leads.
@@ -138,6 +141,7 @@ impl Member {
             marks: VecDeque::new(),
             proposals: VecDeque::new(),
             staged: Vec::new(),
+            promised: FxHashMap::default(),
             out_blocks: 0,
             asking: Vec::new(),
             serving: None,
@@ -206,11 +210,5 @@ impl Member {
     pub fn node_of(&self, no: MemberNo) -> Option<NodeId> {
         let known = self.members.get(no).map(|member| member.node);
         known.or_else(|| self.strangers.iter().find(|(other, _)| *other == no).map(|(_, node)| *node))
-    }
-
-    pub fn promises(&self) -> u64 {
-        let logged = self.log.iter().map(|logged| logged.promises);
-        let proposed = self.proposals.iter().map(|proposal| proposal.promises);
-        logged.chain(proposed).chain(self.staged.iter().map(|staged| staged.promises)).map(u64::from).sum()
     }
 }

@@ -36,7 +36,7 @@ use crate::store::Store;
 use penstock_wire::batch::{EVERY_MEMBER, Entry, Op, decode_section};
 use penstock_wire::directory::ReplicaRow;
 use penstock_wire::peer::{self, Members};
-use penstock_wire::{EXTENT_BLOCKS, Index, Seq, Term};
+use penstock_wire::{Index, Seq, Term};
 use std::collections::BTreeMap;
 
 /// Doubts that the Open batch has room for, in one block and without the section before it.
@@ -182,7 +182,7 @@ impl Walked {
         let recovered = Recovered { ballot: self.ballot, start, start_term, applied, applied_term, members, entries, floor };
         let logged = list.into_iter().map(|placed| {
             let payload = if placed.entry.payload_blocks == 0 { Payload::None } else { Payload::Ring { at: placed.at } };
-            Logged { entry: placed.entry, seq: Some(placed.seq), payload, promises: 0 }
+            Logged { entry: placed.entry, seq: Some(placed.seq), payload, promised: Vec::new() }
         });
         known.retain(|_, placed| placed.seq > covered);
         (recovered, logged.collect(), known.into_values().collect())
@@ -298,23 +298,19 @@ impl Store {
         }
     }
 
-    fn rejoin_group(&mut self, no: ReplicaNo, mut walked: Walked, recovered: Recovered, mut logged: Vec<Logged>) {
+    fn rejoin_group(&mut self, no: ReplicaNo, mut walked: Walked, recovered: Recovered, logged: Vec<Logged>) {
         let shape = &self.map.get(no).expect("seen to be live").shape;
         let me = self.own_number(shape, &walked.members);
         if me.is_none() {
             walked.stopped.get_or_insert("it is no member of its group any more".to_owned());
         }
         let me = me.unwrap_or_default();
-        let unapplied = (recovered.applied.0 - recovered.start.0) as usize;
         let (start, start_term) = (recovered.start, recovered.start_term);
         let last = start.0 + recovered.entries.len() as u64;
         let stage = match walked.stopped {
             Some(why) => MemberStage::Stopped(Stop::Quarantined(why)),
             None => self.raise_group(no, me, recovered),
         };
-        for logged in logged.iter_mut().skip(unapplied) {
-            logged.promises = self.promise_entry_again(no, &logged.entry);
-        }
         let mut member = Member::new(me, stage, walked.members);
         (member.applied_term, member.ballot) = (walked.applied_term, walked.ballot);
         (member.start, member.start_term, member.log) = (start, start_term, logged.into());
@@ -326,21 +322,6 @@ impl Store {
         let replica = self.map.get_mut(no).expect("seen to be live");
         (replica.term, replica.applied, replica.proposed) = (walked.ballot.term, walked.applied, Index(last));
         replica.member = Some(Box::new(member));
-    }
-
-    /// Space for an entry that may still be committed: it had its promise before the crash.
-    fn promise_entry_again(&mut self, no: ReplicaNo, entry: &peer::Entry) -> u32 {
-        let mut promises = 0;
-        for op in entry.ops().unwrap_or_default() {
-            let Op::Write { block, crcs } = op else { continue };
-            for extent in block / EXTENT_BLOCKS..=(block + crcs.len() as u64 - 1) / EXTENT_BLOCKS {
-                if !self.has_place(crate::index::GroupKey { replica: no, extent: extent as u32 }) {
-                    self.space.promise_again();
-                    promises += 1;
-                }
-            }
-        }
-        promises
     }
 
     fn redo_placed(&mut self, no: ReplicaNo, placed: &Placed) {

@@ -411,6 +411,7 @@ impl Store {
             fx.list.push(Effect::Notice(Notice::Corrupt { replica: key.replica, block, place: at }));
         }
         self.map.loaded(key, page);
+        self.unpromise_placed(key);
         self.wake_page_waiters(key, mem, fx);
     }
 
