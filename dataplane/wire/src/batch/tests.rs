@@ -1,3 +1,5 @@
+//! Batches there and back, and whatever bytes somebody may write in their place.
+
 use super::*;
 use crate::sample::{batch, group_batch, peer::entries, peer::members, shape};
 use proptest::prelude::*;
