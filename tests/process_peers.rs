@@ -2,6 +2,7 @@
 //! And what that is for: a volume of three replicas keeps what it acknowledged when the node that leads it is killed.
 //! Not here: storms of faults (tests/chaos.rs), and what control makes of peers.
 
+use penstock::guest::initiator::{Namespace, Refusal};
 use penstock::guest::wait::wait_for;
 use penstock::process::dice;
 use penstock::process::fleet::{Fleet, Plan};
@@ -171,6 +172,35 @@ fn strangers_at_the_port_for_peers_are_refused_and_harm_nothing() {
     let after = fleet.rpc::<NodeGet>(1, &Empty {}).unwrap();
     assert_eq!(after.incarnation, incarnation, "the process lives");
     assert!(after.peers.iter().all(|peer| peer.connected && peer.counters.disconnects == 0), "no peer was disturbed: {:?}", after.peers);
+}
+
+/// What a host is told on a path that does not serve: to try another (path related, asymmetric access inaccessible).
+const INACCESSIBLE: Refusal = Refusal { code_type: 3, code: 2 };
+
+#[test]
+fn hosts_paths_follow_the_leader_and_old_connections_to_it_end() {
+    let fleet = Fleet::new(Plan::default()).unwrap();
+    wait_until_connected(&fleet);
+    let leader = fleet.wait_for_leader().unwrap();
+    let doors = fleet.doors();
+    let mut lines: Vec<Namespace> = doors.iter().map(|door| door.connect().unwrap()).collect();
+    wait_for("the leader's path to serve", LIMIT, || Ok(lines[leader].try_write(0, &[7; 4096])?.ok())).unwrap();
+    let others = |leader: usize| (0..doors.len()).filter(move |at| *at != leader);
+    for at in others(leader) {
+        assert_eq!(lines[at].try_read(0, 4096).unwrap(), Err(INACCESSIBLE), "node {} does not lead", at + 1);
+    }
+    let next = others(leader).next().expect("there are three");
+    fleet.transfer(next).unwrap();
+    // The same connection, to a node that has come to lead.
+    let read = wait_for("the new leader's path to serve", LIMIT, || Ok(lines[next].try_read(0, 4096)?.ok())).unwrap();
+    assert_eq!(read, [7; 4096]);
+    // What was sent on a connection of the old leader's time is not to take effect when it leads again.
+    wait_for("the old leader's connection to end", LIMIT, || Ok(lines[leader].try_read(0, 4096).is_err().then_some(()))).unwrap();
+    let mut again = doors[leader].connect().unwrap();
+    assert_eq!(again.try_write(0, &[8; 4096]).unwrap(), Err(INACCESSIBLE));
+    fleet.transfer(leader).unwrap();
+    let read = wait_for("the first leader's path to serve again", LIMIT, || Ok(again.try_read(0, 4096)?.ok())).unwrap();
+    assert_eq!(read, [7; 4096]);
 }
 
 #[test]

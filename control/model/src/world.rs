@@ -149,6 +149,7 @@ impl Node {
                     persisted: 0,
                     committed: 0,
                     applied: 0,
+                    rebuild: None,
                     members: params.members.clone(),
                 };
                 let volume = ObservedVolume {

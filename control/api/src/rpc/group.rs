@@ -183,6 +183,17 @@ pub struct GroupInfo {
     pub persisted: u64,
     pub committed: u64,
     pub applied: u64,
+    /// Its data are being copied from another member: what it has of them is not used until it is whole.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rebuild: Option<RebuildInfo>,
     /// As of what is applied here.
     pub members: GroupMembers,
+}
+
+/// In extents of the volume, 64 KiB each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct RebuildInfo {
+    pub done: u64,
+    pub total: u64,
 }

@@ -413,6 +413,7 @@ impl Inner {
             persisted: 7,
             committed: 7,
             applied: 7 - me.member,
+            rebuild: None,
             members: p.members,
         };
         let (volume_id, segment_id, replica_id, drive_id) = (p.volume_id, p.segment_id, p.replica_id, p.drive_id);

@@ -6,7 +6,7 @@ use std::rc::Rc;
 
 use penstock_api::rpc::{
     Empty, ErrorCode, GroupChangeParams, GroupInfo, GroupMember, GroupMembers, GroupPart, GroupTransferParams, MemberCreateParams,
-    MemberRole, RpcError, VolumeCreateParams, VolumeInfo,
+    MemberRole, RebuildInfo, RpcError, VolumeCreateParams, VolumeInfo,
 };
 use penstock_api::{NodeId, ReplicaId, VolumeId};
 use penstock_engine::replica::{GroupView, Part};
@@ -84,6 +84,7 @@ pub(super) fn info(view: &MemberView) -> Option<GroupInfo> {
         persisted: index(|group| group.persisted),
         committed: index(|group| group.committed),
         applied: view.applied.0,
+        rebuild: view.rebuild.map(|rebuild| RebuildInfo { done: rebuild.done, total: rebuild.total }),
         members: GroupMembers { next: view.members.next.0, list },
     })
 }
