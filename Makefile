@@ -45,9 +45,9 @@ test-guest: setup ## Linux guests under QEMU in full: NVMe/TCP, vhost-user-blk, 
 	@$(MAKE) --no-print-directory build
 	@scripts/test-guest.sh
 
-sim: ## simulate: make sim SEEDS=2000
+sim: ## simulate one node, groups and fleets, and prove that seeded bugs are caught: make sim SEEDS=2000
 	@$(CARGO) build --release -q -p penstock-sim
-	@target/release/penstock-sim --seeds $(SEEDS) --canaries
+	@target/release/penstock-sim --all --seeds $(SEEDS) --canaries
 
 bench: setup ## ratios 4, 6, 7, 8 against SPDK, with intervals and negative controls
 	@$(MAKE) --no-print-directory build

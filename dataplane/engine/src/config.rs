@@ -69,6 +69,10 @@ pub enum Canary {
     TrustTail,
     /// A copied extent overwrites what entries newer than it wrote.
     CopyOverNewer,
+    /// What a leader had taken in and not proposed when it lost its term is proposed under the next one that it leads.
+    StampNewTerm,
+    /// Every entry of an append is taken to have its payload at the append's first block.
+    StageFirstPayload,
     /// Falls over a write to [`Canary::FALLS_AT`], when it is applied and when it is redone: for whoever catches falls. Not among
     /// [`Canary::ALL`], which are for checks to find.
     PanicOnWrite,

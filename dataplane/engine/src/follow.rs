@@ -3,7 +3,7 @@
 //!
 //! Also here: entries that are replaced. Not here: what recovery asks of the others (`doubt`).
 
-use crate::config::Stage;
+use crate::config::{Canary, Stage};
 use crate::index::GroupKey;
 use crate::map::{Known, PageKey};
 use crate::member::{Logged, Payload, Staged};
@@ -98,6 +98,7 @@ impl Store {
                     return at;
                 };
                 self.groups.hold(buf);
+                let first = if self.canary(Canary::StageFirstPayload) { 0 } else { first };
                 let staged = Staged { index: entry.index, term: entry.term, buf, first, promised };
                 self.member_mut(no).expect("seen above").staged.push(staged);
             }
@@ -115,6 +116,9 @@ impl Store {
     /// `again`: it had its promise before a crash, and gets it whatever is left.
     pub(crate) fn promise_entry(&mut self, no: ReplicaNo, entry: &Entry, again: bool) -> Option<Vec<u32>> {
         let mut promised = Vec::new();
+        if self.canary(Canary::ApplyWithoutSpace) {
+            return Some(promised);
+        }
         for op in entry.ops().unwrap_or_default() {
             let Op::Write { block, crcs } = op else { continue };
             for extent in block / EXTENT_BLOCKS..=(block + crcs.len() as u64 - 1) / EXTENT_BLOCKS {

@@ -4,6 +4,7 @@
 //! A host is answered when its entry is applied. One whose entry is in the log of a term that is lost is told "not ready" once the device has
 //! its payload: the entry may still be committed by the next leader, which a host that tries again must expect anyhow.
 
+use crate::config::Canary;
 use crate::host::{JobId, JobStage, Proposed, Source, What};
 use crate::member::{Payload, Proposal};
 use crate::port::*;
@@ -88,6 +89,10 @@ impl Store {
             Some((term, member.group_mut()?.propose(term, bytes.clone()).ok()?))
         });
         let Some((term, index)) = proposed else {
+            if self.canary(Canary::StampNewTerm) {
+                self.host.grouped.extend(ops);
+                return;
+            }
             self.touch(no);
             self.fail_ops(ops, Status::NotReady, mem, fx);
             return;
@@ -109,11 +114,13 @@ impl Store {
     /// Hosts are not served here any more: everything that has not become an entry is refused, and what has is once it is on the drive.
     pub(crate) fn step_down<M: Memory>(&mut self, no: ReplicaNo, mem: &mut M, fx: &mut Effects) {
         self.cancel_sends(no);
-        for id in self.host.take_waiting(no) {
-            self.finish_job(id, Status::NotReady, mem, fx);
-        }
-        for op in self.host.take_grouped(no) {
-            self.fail_ops(vec![op], Status::NotReady, mem, fx);
+        if !self.canary(Canary::StampNewTerm) {
+            for id in self.host.take_waiting(no) {
+                self.finish_job(id, Status::NotReady, mem, fx);
+            }
+            for op in self.host.take_grouped(no) {
+                self.fail_ops(vec![op], Status::NotReady, mem, fx);
+            }
         }
         if let Some(replica) = self.map.get_mut(no) {
             // Of a shrink that may never come.

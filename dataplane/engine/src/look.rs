@@ -20,6 +20,8 @@ pub struct MemberLook {
     /// `None` while it is doubtful, and once it has stopped.
     pub view: Option<GroupView>,
     pub doubtful: bool,
+    /// Its blocks are being copied from another: they are not what its applied index says.
+    pub rebuilding: bool,
     pub applied: Index,
     pub applied_term: Term,
     /// Newest that went into the stream.
@@ -43,6 +45,7 @@ impl Store {
             me: member.me,
             view,
             doubtful: member.doubts.is_some(),
+            rebuilding: member.rebuild.is_some(),
             applied: replica.applied,
             applied_term: member.applied_term,
             ballot: member.ballot,

@@ -107,13 +107,13 @@ impl World {
 
     /// Whether one more member may lose what it promised, without a quorum losing it.
     pub fn spare(&self) -> bool {
-        let hurt = self.nodes.iter().filter(|it| it.rotten || it.command_failed).count();
+        let hurt = self.nodes.iter().filter(|it| it.rotten || it.command_failed || it.decays).count();
         hurt + 1 < self.nodes.len().div_ceil(2)
     }
 
     /// After each turn: decay of what lies at rest.
     pub fn decay(&mut self, node: usize) {
-        if self.calm {
+        if self.calm || !self.nodes[node].decays {
             return;
         }
         let d = self.plan.decay.clone();
@@ -184,7 +184,8 @@ impl World {
         self.trace.note(self.now, &[20, node as u64, u64::from(power)], || format!("node {node} dies, power cut: {power}"));
         let mut rng = self.rng.fork(3);
         self.count_work(node);
-        let rots = power && self.plan.decay.newest && !self.calm && self.spare() && self.rng.one_in(2);
+        let spare = self.nodes[node].decays || self.spare();
+        let rots = power && self.plan.decay.newest && !self.calm && spare && self.rng.one_in(2);
         let newest = if rots { self.nodes[node].evidence.newest_known() } else { Vec::new() };
         let it = &mut self.nodes[node];
         let attempts = it.stop(power, &mut rng, &mut self.tally);
@@ -210,7 +211,9 @@ impl World {
             return;
         }
         let mut page = **it.drive.look(at).expect("it holds something");
-        rot(&mut page, &mut self.rng);
+        // A header that is gone without a trace cannot be told from one that never was: some of it stays.
+        let first = self.rng.below(crate::stamp::BLOCK as u64 - 16) as usize;
+        page[first..first + 16].iter_mut().for_each(|byte| *byte ^= 1 << self.rng.below(8));
         it.drive.corrupt(at, Some(Rc::new(page)));
         it.rotten = true;
         self.tally.fault("rot of the newest promised record (5)");

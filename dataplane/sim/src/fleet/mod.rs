@@ -34,11 +34,25 @@ pub enum Bug {
 
 impl Bug {
     /// Those that a fleet is there to catch. The others of [`Canary`] are the one-node simulator's, and those of groups alone the cluster's.
-    pub const ALL: [Bug; 4] = [
+    pub const ALL: [Bug; 18] = [
+        Bug::Store(Canary::CountBeforeBarrier),
+        Bug::Store(Canary::AckEarly),
+        Bug::Store(Canary::RotIsTear),
+        Bug::Store(Canary::TrimPastCheckpoint),
+        Bug::Store(Canary::MergeAgainstApplied),
+        Bug::Store(Canary::ApplyWithoutSpace),
+        Bug::Store(Canary::StampNewTerm),
+        Bug::Store(Canary::StageFirstPayload),
+        Bug::Store(Canary::CopyOverNewer),
         Bug::Group(replica::Canary::AnswerEarly),
         Bug::Group(replica::Canary::CountUnpersisted),
+        Bug::Group(replica::Canary::ForgetBallot),
+        Bug::Group(replica::Canary::LeaseFromReceive),
+        Bug::Group(replica::Canary::LeaseOverTransfer),
+        Bug::Group(replica::Canary::VoteAtOnce),
+        Bug::Group(replica::Canary::ReuseRound),
+        Bug::Group(replica::Canary::LeaseAsleep),
         Bug::Group(replica::Canary::ReadUnproven),
-        Bug::Store(Canary::CountBeforeBarrier),
     ];
 
     pub fn name(self) -> String {

@@ -93,6 +93,8 @@ pub struct Node {
     /// A write or flush of its drive failed since fences were last cleared.
     pub command_failed: bool,
     pub drive_commands: u64,
+    /// Its drive decays: fewer do than could take a quorum's copies.
+    pub decays: bool,
     /// A promised record rotted, and what it held is not back yet.
     pub rotten: bool,
     /// It dies in its next turn, with its power or without.
@@ -163,6 +165,7 @@ impl Node {
             opened_fenced: false,
             command_failed: false,
             drive_commands: 0,
+            decays: plan.decay.rots() && no < plan.nodes.div_ceil(2) - 1,
             rotten: false,
             dies: None,
             paused: 0,

@@ -58,6 +58,12 @@ pub struct Decay {
     pub newest: bool,
 }
 
+impl Decay {
+    pub fn rots(&self) -> bool {
+        self.rot_one_in + self.lost_write_one_in + self.misdirected_one_in + self.latent_one_in > 0
+    }
+}
+
 #[derive(Clone, Debug)]
 pub struct Habits {
     pub queue_depth: u32,
