@@ -1,6 +1,10 @@
 //! Frames between nodes: as they come, and once more as a body behind a header that is right about it, so that what lies behind
 //! the checksums is reached. What decodes has one form: encoded again it is the same bytes.
 
+// penstockd's own, which its config names.
+#[path = "../../../dataplane/node/src/peer/key.rs"]
+pub mod key;
+
 use crate::sample::peer::{bodies, members};
 use penstock_wire::crc32c;
 use penstock_wire::peer::{Body, HEADER, Header, Kind, Members, PROTOCOL, Verified};
