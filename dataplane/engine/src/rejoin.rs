@@ -67,8 +67,9 @@ pub(crate) struct Walked {
     stopped: Option<String>,
     /// Its content is whole as of this entry alone.
     rebuild: Option<Index>,
-    /// What its log held before it began anew: it may be in extents in part.
-    earlier: Vec<Placed>,
+    /// Times that its log began anew, and what it held before each: it may be in extents in part.
+    era: u32,
+    earlier: Vec<(u32, Placed)>,
     /// Extents that were copied, and what made it whole.
     own: Vec<Redone>,
 }
@@ -76,6 +77,7 @@ pub(crate) struct Walked {
 /// What of a rebuild takes effect once more.
 #[derive(Debug)]
 struct Redone {
+    era: u32,
     op: Op,
     seq: Seq,
     at: u32,
@@ -85,8 +87,8 @@ struct Redone {
 impl Walked {
     pub fn born(members: Members) -> Self {
         let (applied, applied_term, ballot) = (Index(0), Term(0), Ballot::default());
-        let (rebuild, earlier, own) = (None, Vec::new(), Vec::new());
-        Self { applied, applied_term, members, ballot, list: BTreeMap::new(), doubt: None, stopped: None, rebuild, earlier, own }
+        let (rebuild, era, earlier, own) = (None, 0, Vec::new(), Vec::new());
+        Self { applied, applied_term, members, ballot, list: BTreeMap::new(), doubt: None, stopped: None, rebuild, era, earlier, own }
     }
 
     pub fn of_row(row: &ReplicaRow) -> Option<Self> {
@@ -209,13 +211,15 @@ impl Recovery {
             for op in &entry.ops {
                 if matches!(op, Op::Install { .. }) {
                     // What stood before is of another log. Committed or not: what it touched is copied.
-                    walked.earlier.extend(std::mem::take(&mut walked.list).into_values());
+                    let era = walked.era;
+                    walked.earlier.extend(std::mem::take(&mut walked.list).into_values().map(|placed| (era, placed)));
+                    walked.era += 1;
                 }
                 if counts {
                     walked.own_word(op);
                 }
                 if counts && matches!(op, Op::Whole { .. } | Op::Copy(_)) {
-                    walked.own.push(Redone { op: op.clone(), seq, at, bad: bad.clone() });
+                    walked.own.push(Redone { era: walked.era, op: op.clone(), seq, at, bad: bad.clone() });
                 }
             }
             return !entry.ops.iter().any(|op| matches!(op, Op::Delete));
@@ -268,11 +272,11 @@ impl Store {
                 continue;
             }
             let (recovered, logged, known) = walked.end(rec.covered);
-            // Entries of a log that was given up, then what was copied, then entries: those that are newer than a copy lie over it.
-            walked.earlier.retain(|placed| placed.seq > rec.covered);
-            redo.extend(walked.earlier.drain(..).map(|placed| ((no, 0, placed.entry.index.0), Ok(placed))));
-            redo.extend(walked.own.drain(..).map(|own| ((no, 1, own.seq.0), Err(own))));
-            redo.extend(known.into_iter().map(|placed| ((no, 2, placed.entry.index.0), Ok(placed))));
+            // Of each log that it began, what was copied and then its entries: those that are newer than a copy lie over it.
+            walked.earlier.retain(|(_, placed)| placed.seq > rec.covered);
+            redo.extend(walked.earlier.drain(..).map(|(era, placed)| ((no, era, 1, placed.entry.index.0), Ok(placed))));
+            redo.extend(walked.own.drain(..).map(|own| ((no, own.era, 0, own.seq.0), Err(own))));
+            redo.extend(known.into_iter().map(|placed| ((no, walked.era, 1, placed.entry.index.0), Ok(placed))));
             self.rejoin_group(no, walked, recovered, logged);
             if let Some(floor) = self.member(no).and_then(|member| member.group()?.floor()) {
                 rec.doubts.push((no.0, Some((floor.index, floor.term))));
