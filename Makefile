@@ -49,7 +49,7 @@ sim: ## simulate one node, groups and fleets, and prove that seeded bugs are cau
 	@$(CARGO) build --release -q -p penstock-sim
 	@target/release/penstock-sim --all --seeds $(SEEDS) --canaries
 
-bench: setup ## ratios 4, 6, 7, 8 against SPDK, with intervals and negative controls
+bench: setup ## ratios 1, 2, 3, 4, 6, 7, 8, 9 against SPDK, with intervals and negative controls
 	@$(MAKE) --no-print-directory build
 	@scripts/bench.sh
 

@@ -17,7 +17,7 @@ if [ "$(id -u)" -eq 0 ]; then
 fi
 [ ${#options[@]} -gt 0 ] || printf 'bench: no hugepages: figures are lower, and the vhost door cannot be measured\n' >&2
 status=0
-for ratio in 4 6 7 8; do
+for ratio in 1 2 3 4 6 7 8 9; do
     timeout 1500 "$bin/penstock-perf" ratio "$ratio" "${options[@]}" || status=1
 done
 exit $status

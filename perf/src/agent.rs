@@ -31,6 +31,8 @@ pub enum Ask {
     Rpc { method: String, params: Value },
     /// One turn of load on some lanes at once.
     Turn(TurnAsk),
+    /// A device in memory that answers after `delay`, or another delay for it.
+    Memory { name: String, bytes: u64, delay: Nanos },
 }
 
 /// One turn.
@@ -41,6 +43,9 @@ pub struct TurnAsk {
     pub warmup: Nanos,
     pub duration: Option<Nanos>,
     pub operations: Option<u64>,
+    /// Operations a second, started at equal gaps whatever the device does; `None`: as many as go.
+    #[serde(default)]
+    pub rate: Option<f64>,
     /// As [`HandicapKind`] prints.
     pub handicap: String,
 }
@@ -78,6 +83,9 @@ pub fn serve(host: &mut Host, input: impl BufRead, mut output: impl Write) -> st
             Err(error) => Err(format!("not understood: {error}")),
             Ok(Ask::Rpc { method, params }) => host.call(&method, &params).map_err(|error| error.to_string()),
             Ok(Ask::Turn(ask)) => turn(host, &ask).map(|answer| json!(answer)),
+            Ok(Ask::Memory { name, bytes, delay }) => {
+                host.memory(&name, bytes, delay).map(|()| Value::Null).map_err(|error| error.to_string())
+            }
         };
         let line = match answer {
             Ok(answer) => json!({"ok": answer}),
@@ -100,7 +108,7 @@ fn turn(host: &mut Host, ask: &TurnAsk) -> Result<TurnAnswer, String> {
         let device = ByteCount(geometry.block_count * u64::from(geometry.block_size));
         let workload = Workload { seed: ask.workload.seed.wrapping_add(index as u64), ..ask.workload.clone() };
         let ending = Ending { warmup: ask.warmup, duration: ask.duration, operations: ask.operations, stop_on_error: true };
-        let load = Session::new(&workload, Pace::Closed, ending, None, device, geometry.block_size)
+        let load = Session::new(&workload, ask.rate.map_or(Pace::Closed, Pace::Fixed), ending, None, device, geometry.block_size)
             .map_err(|error| format!("{}: {error}", lane_ask.bdev))?;
         let (orders, orders_rx) = bounded(1);
         let (spare, spare_rx) = bounded(1);
@@ -189,6 +197,7 @@ mod tests {
             warmup: Nanos(1),
             duration: Some(Nanos(2)),
             operations: None,
+            rate: None,
             handicap: "none".into(),
         });
         let text = serde_json::to_string(&ask).unwrap();

@@ -33,7 +33,8 @@ pub enum Command {
 
 #[derive(Debug, Args)]
 pub struct RatioArgs {
-    /// 4: oplog append bandwidth. 6: cost of a volume over its device. 7: front doors. 8: scaling to two cores.
+    /// 1: cost of a write with three replicas. 2: its latency. 3: with one of them slow. 4: oplog append bandwidth. 6: cost of a volume over its
+    /// device. 7: front doors. 8: scaling to two cores. 9: gap while a leader is lost.
     pub number: u32,
     /// Pairs of turns that must be left in each comparison.
     #[arg(long, default_value_t = 12, value_name = "N", value_parser = clap::value_parser!(u16).range(3..=1000))]
@@ -77,6 +78,15 @@ pub struct AgentArgs {
     /// Run a node in this process too, with its sockets and state in this directory.
     #[arg(long)]
     pub node: Option<PathBuf>,
+    /// Where other nodes reach that node.
+    #[arg(long, requires_all = ["node", "cluster_key_file"])]
+    pub peer_listen: Option<SocketAddr>,
+    /// What the nodes share.
+    #[arg(long)]
+    pub cluster_key_file: Option<PathBuf>,
+    /// Sleep between events in place of polling.
+    #[arg(long)]
+    pub sleep: bool,
 }
 
 /// How SPDK runs in this process.

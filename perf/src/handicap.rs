@@ -19,6 +19,8 @@ pub enum HandicapKind {
     None,
     /// Nanoseconds of spinning.
     Spin(u64),
+    /// Nanoseconds asleep.
+    Sleep(u64),
     /// Bytes copied, cold.
     Copy(usize),
     /// Additions to one atomic that all lanes share.
@@ -26,7 +28,7 @@ pub enum HandicapKind {
 }
 
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
-#[error("handicap `{0}` is not understood: use none, spin:NANOSECONDS, copy:BYTES or atomic:TIMES")]
+#[error("handicap `{0}` is not understood: use none, spin:NANOSECONDS, sleep:NANOSECONDS, copy:BYTES or atomic:TIMES")]
 pub struct HandicapError(String);
 
 impl FromStr for HandicapKind {
@@ -41,6 +43,7 @@ impl FromStr for HandicapKind {
         let amount: u32 = amount.parse().map_err(|_| bad())?;
         match kind {
             "spin" => Ok(Self::Spin(amount.into())),
+            "sleep" => Ok(Self::Sleep(amount.into())),
             "copy" if amount as usize <= COPY_ARENA / 2 => Ok(Self::Copy(amount as usize)),
             "atomic" => Ok(Self::Atomic(amount)),
             _ => Err(bad()),
@@ -53,6 +56,7 @@ impl fmt::Display for HandicapKind {
         match self {
             Self::None => write!(f, "none"),
             Self::Spin(nanos) => write!(f, "spin:{nanos}"),
+            Self::Sleep(nanos) => write!(f, "sleep:{nanos}"),
             Self::Copy(bytes) => write!(f, "copy:{bytes}"),
             Self::Atomic(times) => write!(f, "atomic:{times}"),
         }
@@ -95,6 +99,7 @@ impl Handicap {
                     std::hint::spin_loop();
                 }
             }
+            HandicapKind::Sleep(nanos) => std::thread::sleep(Duration::from_nanos(nanos)),
             HandicapKind::Copy(bytes) => {
                 let (from, to) = self.arena.split_at_mut(COPY_ARENA / 2);
                 if self.at + bytes > from.len() {
@@ -120,7 +125,7 @@ mod tests {
 
     #[test]
     fn handicap_printed_reads_back_equal() {
-        for text in ["none", "spin:500", "copy:4096", "atomic:3"] {
+        for text in ["none", "spin:500", "sleep:700", "copy:4096", "atomic:3"] {
             assert_eq!(text.parse::<HandicapKind>().unwrap().to_string(), text);
         }
         assert!("slow".parse::<HandicapKind>().unwrap_err().to_string().contains("spin:NANOSECONDS"));

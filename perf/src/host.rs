@@ -2,23 +2,27 @@
 //!
 //! Deliberately not here: loads. The steering thread is never on an I/O's way.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, bounded};
-use penstock_node::config::Config;
+use penstock_node::config::{Config, Poll};
 use penstock_node::node::{self, Node};
+use penstock_node::peer::key::ClusterKey;
 use serde_json::Value;
 use spdk_rs::app::{self, App, LogLevel};
 use spdk_rs::bdev::{Bdev, BdevEvent, Geometry};
 use spdk_rs::thread::app_thread;
 
+use crate::memory::Memory;
 use crate::rpc::{RpcClient, RpcError};
 use crate::scratch;
 use crate::target::{Reconnect, Target, Which, bdev_name};
+use crate::units::Nanos;
 use crate::volume;
 
 /// Longest wait for an attach or create call.
@@ -37,6 +41,8 @@ pub struct HostOptions {
     pub json_config: Option<Vec<u8>>,
     /// Print all that SPDK says, not just its warnings and errors, each kind once.
     pub is_verbose: bool,
+    /// Sleep between events (SPDK's interrupt mode) in place of polling.
+    pub sleeps: bool,
     /// Run a node in this process: `penstock_*` calls are answered, and its volumes' bdevs can be opened.
     pub node: Option<NodeOptions>,
 }
@@ -51,24 +57,32 @@ pub struct NodeOptions {
     pub cores: Vec<u32>,
     /// Memory for the engine's buffers, over all cores.
     pub buffer_mib: u32,
+    /// Where other nodes reach it, and the file with the key that they share.
+    pub peers: Option<(SocketAddr, PathBuf)>,
+    /// As [`HostOptions::sleeps`].
+    pub sleeps: bool,
 }
 
 /// What SPDK's own pools take of the process's memory; the node reckons with it when it sizes its buffers.
 pub const SPDK_POOLS_MIB: u32 = 430;
 
 impl NodeOptions {
-    fn config(&self) -> Config {
-        Config {
+    fn config(&self) -> Result<Config, HostError> {
+        let key = self.peers.as_ref().map(|(_, key)| ClusterKey::read(key)).transpose();
+        Ok(Config {
+            poll: if self.sleeps { Poll::Adaptive } else { Poll::Busy },
+            peer_listen: self.peers.as_ref().map(|(listen, _)| *listen),
+            cluster_key: key.map_err(|(what, _)| HostError::Key(what))?,
             run_dir: self.directory.join("run"),
             state_dir: self.directory.join("state"),
             cores: self.cores.clone(),
             mem_mib: Some(SPDK_POOLS_MIB + self.buffer_mib),
             ..Config::default()
-        }
+        })
     }
 
     fn prepare(&self) -> Result<Config, HostError> {
-        let config = self.config();
+        let config = self.config()?;
         for directory in [&config.run_dir, &config.state_dir, &config.vhost_dir(), &config.vfio_user_dir()] {
             std::fs::create_dir_all(directory).map_err(HostError::Directory)?;
         }
@@ -100,6 +114,10 @@ pub enum HostError {
     Volume(String),
     #[error("SPDK refuses a method of the node: {0}")]
     Node(spdk_rs::Errno),
+    #[error("{0}")]
+    Key(String),
+    #[error("the device `{name}` cannot be made: {errno}")]
+    Memory { name: String, errno: spdk_rs::Errno },
     #[error("SPDK is stopping")]
     Stopping,
 }
@@ -108,6 +126,7 @@ pub enum HostError {
 pub struct Host {
     rpc: RpcClient,
     is_stopping: Arc<AtomicBool>,
+    memories: HashMap<String, Arc<Memory>>,
 }
 
 /// Starts SPDK, runs `work` on a thread of its own beside it, and stops SPDK when that returns.
@@ -132,6 +151,7 @@ pub fn run<R: Send + 'static>(options: &HostOptions, work: impl FnOnce(&mut Host
         .core_mask(options.core_mask.clone())
         .memory_mib(options.mem_mib)
         .no_pci()
+        .interrupt_mode(options.sleeps)
         .rpc_socket(socket)
         .log_level(level);
     if !options.is_verbose {
@@ -203,7 +223,7 @@ fn steer<R>(
     let rpc = RpcClient::connect_within(socket, Duration::from_secs(5))?;
     // Nobody else is to connect, and a process that is killed leaves nothing behind.
     let _ = socket.parent().map(std::fs::remove_dir_all);
-    let mut host = Host { rpc, is_stopping };
+    let mut host = Host { rpc, is_stopping, memories: HashMap::new() };
     Ok(work(&mut host))
 }
 
@@ -261,6 +281,19 @@ impl Host {
             })
         })?;
         opened.map_err(|errno| HostError::Open { name: name.to_owned(), errno })
+    }
+
+    /// Makes a device of so many bytes of memory that answers after `delay`, or gives the one that there is another delay.
+    pub fn memory(&mut self, name: &str, bytes: u64, delay: Nanos) -> Result<(), HostError> {
+        if let Some(device) = self.memories.get(name) {
+            device.set(delay);
+            return Ok(());
+        }
+        let asked = name.to_owned();
+        let made = self.on_app_thread(move || Memory::register(&asked, bytes, delay))?;
+        let device = made.map_err(|errno| HostError::Memory { name: name.to_owned(), errno })?;
+        self.memories.insert(name.to_owned(), device);
+        Ok(())
     }
 
     /// True once SPDK is on its way down.

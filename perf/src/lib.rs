@@ -12,13 +12,16 @@ pub mod cpu;
 pub mod expect;
 #[cfg(test)]
 mod fake;
+pub mod group;
 pub mod handicap;
 pub mod host;
 pub mod html;
+pub mod initiator;
 pub mod journal;
 pub mod lane;
 pub mod live;
 pub mod load;
+pub mod memory;
 pub mod pace;
 pub mod paths;
 pub mod ratio;

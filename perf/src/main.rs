@@ -65,6 +65,7 @@ fn host_options(args: &HostArgs, target: &Target) -> Result<HostOptions, Failure
         mem_mib: args.mem_mib,
         json_config: json_config.transpose()?,
         is_verbose: args.verbose,
+        sleeps: false,
         node: matches!(target, Target::Volume { .. }).then(|| node_options(args, core)).transpose()?,
     })
 }
@@ -73,7 +74,7 @@ fn host_options(args: &HostArgs, target: &Target) -> Result<HostOptions, Failure
 fn node_options(args: &HostArgs, core: u32) -> Result<NodeOptions, Failure> {
     let directory = scratch::directory(&std::env::temp_dir(), "penstock-perf-node")?;
     let buffer_mib = args.mem_mib.saturating_sub(host::SPDK_POOLS_MIB) / 2;
-    Ok(NodeOptions { directory, is_scratch: true, cores: vec![core], buffer_mib })
+    Ok(NodeOptions { directory, is_scratch: true, cores: vec![core], buffer_mib, peers: None, sleeps: false })
 }
 
 fn run_options(args: &RunArgs) -> RunOptions {
@@ -275,11 +276,14 @@ fn command_agent(args: &AgentArgs) -> Result<bool, Failure> {
         mem_mib: args.mem_mib,
         json_config: None,
         is_verbose: false,
+        sleeps: args.sleep,
         node: args.node.clone().map(|directory| NodeOptions {
             directory,
             is_scratch: false,
             cores: args.cores.clone(),
             buffer_mib: NODE_BUFFER_MIB * args.cores.len() as u32,
+            peers: args.peer_listen.zip(args.cluster_key_file.clone()),
+            sleeps: args.sleep,
         }),
     };
     host::run(&options, |host| {

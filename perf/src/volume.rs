@@ -18,11 +18,11 @@ impl Node for RpcClient {
 }
 
 /// An id as penstockd takes it: version 8, of a cluster that exists for the benchmark alone.
-fn id(sequence: u64) -> String {
+pub(crate) fn id(sequence: u64) -> String {
     format!("00be9c40-0000-8001-8000-{sequence:012x}")
 }
 
-const CLUSTER: u64 = 1;
+pub(crate) const CLUSTER: u64 = 1;
 const NODE: u64 = 2;
 
 /// Makes the node that of the benchmark's own cluster, once it is up. Needed once, before drives.
@@ -30,7 +30,7 @@ pub fn claim(node: &mut dyn Node) -> Result<(), String> {
     claim_as(node, &json!({"cluster_id": id(CLUSTER), "node_id": id(NODE)}))
 }
 
-fn claim_as(node: &mut dyn Node, ids: &Value) -> Result<(), String> {
+pub(crate) fn claim_as(node: &mut dyn Node, ids: &Value) -> Result<(), String> {
     call_when_up(node, "penstock_node_claim", ids).map(drop)
 }
 
@@ -57,14 +57,19 @@ pub struct DriveAsk<'a> {
     pub oplog_bytes: u64,
 }
 
-fn drive_id(number: u64) -> String {
+pub(crate) fn drive_id(number: u64) -> String {
     id(0x100 + number)
 }
 
 /// Adds a drive, formatted anew, and waits until it serves.
 pub fn add_drive(node: &mut dyn Node, ask: &DriveAsk<'_>) -> Result<(), String> {
+    add_drive_of(node, ask, &id(NODE))
+}
+
+/// The same, of a node with that id.
+pub(crate) fn add_drive_of(node: &mut dyn Node, ask: &DriveAsk<'_>, node_id: &str) -> Result<(), String> {
     let params = json!({
-        "spec": ask.spec, "drive_id": drive_id(ask.number), "cluster_id": id(CLUSTER), "node_id": id(NODE),
+        "spec": ask.spec, "drive_id": drive_id(ask.number), "cluster_id": id(CLUSTER), "node_id": node_id,
         "stores": ask.stores, "oplog_bytes": ask.oplog_bytes, "force": true,
     });
     node.call("penstock_drive_add", &params)?;
@@ -126,7 +131,7 @@ fn drive(node: &mut dyn Node, id: &Value) -> Result<Value, String> {
     found.cloned().ok_or_else(|| format!("drive {id} is not in {drives}"))
 }
 
-fn volume_id(number: u64) -> String {
+pub(crate) fn volume_id(number: u64) -> String {
     id(0x200 + number)
 }
 

@@ -1,6 +1,7 @@
 //! The other end of [`crate::agent`]: an agent process started, shaped and given its turns.
 
 use std::io::{BufRead, BufReader, Write};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::time::Duration;
@@ -11,6 +12,7 @@ use serde_json::Value;
 
 use super::process::{ProcessError, signal_process, tail};
 use crate::agent::{Ask, TurnAnswer, TurnAsk};
+use crate::units::Nanos;
 
 /// Longest wait for any answer: a turn takes seconds, a fill a minute.
 const ANSWER_LIMIT: Duration = Duration::from_secs(180);
@@ -35,6 +37,10 @@ pub struct AgentOptions {
     pub hugepages: bool,
     /// Run a node in the agent's process, for volumes without a front door; its sockets and state go here.
     pub node: Option<PathBuf>,
+    /// Where other nodes reach that node, and the file with the key that they share.
+    pub peers: Option<(SocketAddr, PathBuf)>,
+    /// Sleep between events in place of polling: of several processes on one core one may poll at most.
+    pub sleeps: bool,
 }
 
 /// An agent process.
@@ -57,6 +63,12 @@ impl Agent {
         }
         if let Some(directory) = &options.node {
             command.arg("--node").arg(directory);
+        }
+        if let Some((listen, key)) = &options.peers {
+            command.args(["--peer-listen", &listen.to_string()]).arg("--cluster-key-file").arg(key);
+        }
+        if options.sleeps {
+            command.arg("--sleep");
         }
         let errors = std::fs::File::create(log).map_err(fail)?;
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(errors).spawn().map_err(fail)?;
@@ -97,6 +109,11 @@ impl Agent {
     /// A JSON-RPC call to SPDK in the agent.
     pub fn rpc(&mut self, method: &str, params: &Value) -> Result<Value, AgentError> {
         self.ask(&Ask::Rpc { method: method.to_owned(), params: params.clone() }, method)
+    }
+
+    /// A device in memory that answers after `delay`; another delay for it, if there is one.
+    pub fn memory(&mut self, name: &str, bytes: u64, delay: Nanos) -> Result<(), AgentError> {
+        self.ask(&Ask::Memory { name: name.to_owned(), bytes, delay }, "memory").map(drop)
     }
 
     /// One turn of load. Failed operations are an error: no ratio is made of those.

@@ -108,6 +108,7 @@ fn fill(agent: &SharedAgent, bdev: &str, bytes: u64, seed: u64) -> Result<(), Ra
         warmup: Nanos(0),
         duration: None,
         operations: Some(bytes / 65536),
+        rate: None,
         handicap: "none".to_owned(),
     };
     agent.borrow_mut().turn(&ask)?;
@@ -151,6 +152,7 @@ pub fn run(bench: &mut Bench<'_>) -> Result<(), RatioError> {
             mem_mib: 3072,
             hugepages: bench.options.hugepages,
             node: Some(bench.lab.subdirectory(&format!("node-{}", media.name()))?),
+            ..AgentOptions::default()
         };
         let program = bench.lab.program("penstock-perf")?;
         let agent = Agent::start(&program, &options, &bench.lab.path("agent.log"))?;

@@ -63,7 +63,7 @@ impl Metric {
     }
 
     /// Runs `work` and counts what the processes spent in it.
-    fn count<R>(self, pids: &[u32], work: impl FnOnce() -> Result<R, String>) -> Result<(R, Spent), String> {
+    pub(super) fn count<R>(self, pids: &[u32], work: impl FnOnce() -> Result<R, String>) -> Result<(R, Spent), String> {
         let text = |error: CountersError| error.to_string();
         match self {
             Self::OperationsPerSecond | Self::BytesPerSecond => Ok((work()?, Spent::default())),
@@ -83,7 +83,7 @@ impl Metric {
         }
     }
 
-    fn of(self, operations: u64, iops: f64, bytes_per_s: f64, spent: Spent) -> f64 {
+    pub(super) fn of(self, operations: u64, iops: f64, bytes_per_s: f64, spent: Spent) -> f64 {
         let per_operation = |count: u64| count as f64 / operations.max(1) as f64;
         match self {
             Self::OperationsPerSecond => iops,
@@ -97,7 +97,7 @@ impl Metric {
 
 /// What an arm's processes spent in a turn.
 #[derive(Debug, Clone, Copy, Default)]
-struct Spent {
+pub(super) struct Spent {
     cycles: u64,
     instructions: u64,
     cpu_nanos: u64,
@@ -147,6 +147,7 @@ impl AgentArm {
             warmup: if is_whole { Nanos(0) } else { self.warmup },
             duration: Some(self.duration),
             operations: None,
+            rate: None,
             handicap: handicap.to_string(),
         }
     }

@@ -55,7 +55,13 @@ struct Setup {
 impl Setup {
     fn open(bench: &Bench<'_>) -> Result<Self, RatioError> {
         let directory = bench.lab.subdirectory("node")?;
-        let options = AgentOptions { cores: vec![CORE], mem_mib: 4864, hugepages: bench.options.hugepages, node: Some(directory) };
+        let options = AgentOptions {
+            cores: vec![CORE],
+            mem_mib: 4864,
+            hugepages: bench.options.hugepages,
+            node: Some(directory),
+            ..AgentOptions::default()
+        };
         let program = bench.lab.program("penstock-perf")?;
         let mut agent = Agent::start(&program, &options, &bench.lab.path("agent.log"))?;
         for (name, bytes) in [("Ours", DEVICE_BYTES), ("Large", LARGE_DEVICE_BYTES)] {
@@ -98,6 +104,7 @@ impl Setup {
             warmup: Nanos(0),
             duration: None,
             operations: Some(VOLUME_BYTES / 65536),
+            rate: None,
             handicap: "none".to_owned(),
         }
     }
@@ -119,7 +126,8 @@ impl Setup {
 }
 
 fn bare(bench: &Bench<'_>) -> Result<SharedAgent, RatioError> {
-    let options = AgentOptions { cores: vec![CORE], mem_mib: 2048, hugepages: bench.options.hugepages, node: None };
+    let options =
+        AgentOptions { cores: vec![CORE], mem_mib: 2048, hugepages: bench.options.hugepages, node: None, ..AgentOptions::default() };
     let mut agent = Agent::start(&bench.lab.program("penstock-perf")?, &options, &bench.lab.path("bare.log"))?;
     agent.rpc("bdev_malloc_create", &json!({"name": "Bare", "num_blocks": DEVICE_BYTES / BLOCK, "block_size": BLOCK}))?;
     agent.rpc("bdev_null_create", &json!({"name": "Null", "num_blocks": DEVICE_BYTES / BLOCK, "block_size": BLOCK}))?;

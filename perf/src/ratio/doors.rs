@@ -219,6 +219,7 @@ fn fill(agent: &SharedAgent, bdev: &str, seed: u64) -> Result<(), RatioError> {
         warmup: Nanos(0),
         duration: None,
         operations: Some(VOLUME_BYTES / 65536),
+        rate: None,
         handicap: "none".to_owned(),
     })?;
     Ok(())
@@ -265,7 +266,7 @@ pub fn run(bench: &mut Bench<'_>) -> Result<(), RatioError> {
         }
         own.process.wake()?;
         theirs.process.wake()?;
-        let options = AgentOptions { cores: vec![LOAD_CORE], mem_mib: LOAD_MIB, hugepages, node: None };
+        let options = AgentOptions { cores: vec![LOAD_CORE], mem_mib: LOAD_MIB, hugepages, node: None, ..AgentOptions::default() };
         let program = bench.lab.program("penstock-perf")?;
         let agent = Agent::start(&program, &options, &bench.lab.path("agent.log"))?;
         let agent: SharedAgent = Rc::new(RefCell::new(agent));

@@ -11,12 +11,17 @@ mod agents;
 mod appends;
 mod arms;
 mod bdevs;
+mod client;
+mod cluster;
 mod doors;
+mod failover;
 mod lab;
 mod own;
 mod pairs;
 mod process;
+mod replicas;
 mod scaling;
+mod spaces;
 
 use std::path::PathBuf;
 
@@ -47,7 +52,7 @@ pub enum RatioError {
     Arm(#[from] ArmError),
     #[error("setting up our arm: {0}")]
     Volume(String),
-    #[error("there is no benchmark {0} yet: 4, 6, 7 and 8 are there")]
+    #[error("there is no benchmark {0} yet: 1 to 4 and 6 to 9 are there")]
     Unknown(u32),
     #[error("benchmark {0} needs {1} CPUs, this machine has {2}: one polling thread each, or the arms disturb themselves")]
     Cpus(u32, usize, usize),
@@ -96,6 +101,10 @@ pub enum Control {
     /// A spin sized from what was measured, so that our arm ends 15 % on the wrong side of its limit: a limit that does not
     /// notice that would notice nothing.
     Spin,
+    /// A spin that alone lasts as long as the limit and 15 % allow for all: where another core bounds our arm, a shorter one would hide in the waiting.
+    SpinOut,
+    /// None: the comparison is one itself.
+    None,
     /// This, whatever was measured.
     Fixed(HandicapKind),
 }
@@ -175,13 +184,32 @@ impl Bench<'_> {
 
     /// Runs a comparison and its control, and shows both as they go.
     pub fn compare(&mut self, question: Question, ours: &mut dyn Arm, peer: &mut dyn Arm) -> Result<(), RatioError> {
+        self.compare_times(question, usize::MAX, ours, peer)
+    }
+
+    /// Says more about the comparison that was run last, known only then.
+    pub fn annotate(&mut self, note: String) {
+        if let Some(outcome) = self.outcomes.last_mut() {
+            outcome.note = Some(note);
+        }
+    }
+
+    /// The same with so many pairs at most.
+    pub fn compare_times(
+        &mut self,
+        question: Question,
+        pairs_max: usize,
+        ours: &mut dyn Arm,
+        peer: &mut dyn Arm,
+    ) -> Result<(), RatioError> {
         // The peer may be what rests first: whoever polls now would disturb the other's turn.
         ours.rest()?;
         peer.rest()?;
         eprintln!("\n[{}] {}: {} / {}", self.number, question.name, ours.name(), peer.name());
+        let pairs = self.options.pairs.min(pairs_max);
         let plan = Plan {
-            pairs: self.options.pairs,
-            pairs_max: self.options.pairs * 4,
+            pairs,
+            pairs_max: pairs * 4,
             handicap: HandicapKind::None,
             seed: self.options.seed,
             foreign_max: self.options.foreign_max,
@@ -202,11 +230,13 @@ impl Bench<'_> {
             note: question.note,
             is_for_orientation: self.options.foreign_max > FOREIGN_MAX,
         };
-        if !self.options.is_without_control && outcome.is_within() {
-            let handicap = match question.control {
-                Control::Fixed(kind) => kind,
-                Control::Spin => spin_to_fail(&outcome),
-            };
+        let handicap = match question.control {
+            Control::None => None,
+            Control::Fixed(kind) => Some(kind),
+            Control::Spin => Some(spin_to_fail(&outcome)),
+            Control::SpinOut => Some(spin_alone(&outcome)),
+        };
+        if let Some(handicap) = handicap.filter(|_| !self.options.is_without_control && outcome.is_within()) {
             let plan = Plan { pairs: self.options.control_pairs, pairs_max: self.options.control_pairs * 4, handicap, ..plan };
             eprintln!("    negative control, {handicap} per operation in our arm:");
             let paired = pairs::measure(ours, peer, &plan, &mut |pair| show_pair(pair, unit))?;
@@ -236,6 +266,12 @@ fn spin_to_fail(outcome: &Outcome) -> HandicapKind {
             HandicapKind::Spin((missing * 2.0).max(200.0) as u64)
         }
     }
+}
+
+/// The spin that by itself takes what the limit and 15 % allow: of a cost, at least a unit a nanosecond.
+fn spin_alone(outcome: &Outcome) -> HandicapKind {
+    let Limit::AtMost(limit) = outcome.gate.pass else { return spin_to_fail(outcome) };
+    HandicapKind::Spin((limit * 1.15 * outcome.peer_value).max(200.0) as u64)
 }
 
 impl Outcome {
@@ -326,10 +362,14 @@ pub fn run(number: u32, options: &RatioOptions) -> Result<Vec<Outcome>, RatioErr
     let mut bench = Bench { number, options, lab: &lab, outcomes: Vec::new() };
     match number {
         0 => own::run(&mut bench)?,
+        1 => replicas::cost(&mut bench)?,
+        2 => replicas::latency(&mut bench)?,
+        3 => replicas::tail(&mut bench)?,
         4 => appends::run(&mut bench)?,
         6 => bdevs::run(&mut bench)?,
         7 => doors::run(&mut bench)?,
         8 => scaling::run(&mut bench)?,
+        9 => failover::run(&mut bench)?,
         other => return Err(RatioError::Unknown(other)),
     }
     Ok(bench.outcomes)

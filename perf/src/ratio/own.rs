@@ -60,7 +60,7 @@ fn bdevperf(bench: &Bench<'_>, metric: Metric) -> Result<BdevperfArm, RatioError
 }
 
 pub fn run(bench: &mut Bench<'_>) -> Result<(), RatioError> {
-    let options = AgentOptions { cores: vec![CORE], mem_mib: 1024, hugepages: false, node: None };
+    let options = AgentOptions { cores: vec![CORE], mem_mib: 1024, hugepages: false, node: None, ..AgentOptions::default() };
     let program = bench.lab.program("penstock-perf")?;
     let mut agent = Agent::start(&program, &options, &bench.lab.path("agent.log"))?;
     agent.rpc("bdev_null_create", &json!({"name": "Null", "num_blocks": BLOCKS, "block_size": BLOCK}))?;

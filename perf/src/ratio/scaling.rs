@@ -43,7 +43,8 @@ struct CoreVolume {
 }
 
 fn bare(bench: &Bench<'_>) -> Result<SharedAgent, RatioError> {
-    let options = AgentOptions { cores: vec![0, 1], mem_mib: 2560, hugepages: bench.options.hugepages, node: None };
+    let options =
+        AgentOptions { cores: vec![0, 1], mem_mib: 2560, hugepages: bench.options.hugepages, node: None, ..AgentOptions::default() };
     let mut agent = Agent::start(&bench.lab.program("penstock-perf")?, &options, &bench.lab.path("bare.log"))?;
     for core in [0, 1] {
         for (method, kind) in [("bdev_malloc_create", "Malloc"), ("bdev_null_create", "Null")] {
@@ -55,8 +56,13 @@ fn bare(bench: &Bench<'_>) -> Result<SharedAgent, RatioError> {
 }
 
 fn open(bench: &Bench<'_>) -> Result<(SharedAgent, Vec<CoreVolume>), RatioError> {
-    let options =
-        AgentOptions { cores: vec![0, 1], mem_mib: 3072, hugepages: bench.options.hugepages, node: Some(bench.lab.subdirectory("node")?) };
+    let options = AgentOptions {
+        cores: vec![0, 1],
+        mem_mib: 3072,
+        hugepages: bench.options.hugepages,
+        node: Some(bench.lab.subdirectory("node")?),
+        ..AgentOptions::default()
+    };
     let program = bench.lab.program("penstock-perf")?;
     let mut agent = Agent::start(&program, &options, &bench.lab.path("agent.log"))?;
     for core in [0, 1] {
@@ -102,6 +108,7 @@ pub fn run(bench: &mut Bench<'_>) -> Result<(), RatioError> {
             warmup: Nanos(0),
             duration: None,
             operations: Some(VOLUME_BYTES / 65536),
+            rate: None,
             handicap: "none".to_owned(),
         })
     };

@@ -60,6 +60,12 @@ impl LogLevel {
     }
 }
 
+/// The least time that a member of a group waits for a word from its leader before it wants to lead itself.
+pub fn election_timeout() -> std::time::Duration {
+    let timing = penstock_engine::Replication::default().timing;
+    std::time::Duration::from_millis(u64::from(timing.election) * u64::from(timing.tick))
+}
+
 /// Smallest memory that SPDK's default pools fit into without hugepages, in MiB.
 pub const MEM_MIB_MIN: u32 = 448;
 /// What is taken without hugepages if nothing was said: SPDK's pools and some 190 MiB for buffers of our own.
