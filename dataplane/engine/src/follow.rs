@@ -15,11 +15,14 @@ use penstock_wire::{BLOCK, EXTENT_BLOCKS, Index, NodeId};
 
 /// Members that we have not heard of and whose nodes we remember.
 const STRANGERS_MAX: usize = 8;
+/// Blocks of peers' payloads that a store holds until they are in the log: 32 MiB. More is not taken in, and sent again: whoever holds all the
+/// memory there is has none left for the header of the batch by which it would be given back.
+const HELD_MAX: u64 = 8192;
 
 impl Store {
     pub(crate) fn on_peer<M: Memory>(&mut self, from: NodeId, word: PeerWord, payload: Option<BufId>, mem: &mut M, fx: &mut Effects) {
         if let Some(buf) = payload {
-            self.groups.hold(buf);
+            self.groups.take_in(buf, word.payload_blocks());
         }
         if self.stage == Stage::Serving {
             match word {
@@ -90,7 +93,7 @@ impl Store {
             let known = self.member(no).is_some_and(|member| member.holds(entry.index, entry.term).is_some());
             if blocks > 0 && !known {
                 let Some(buf) = payload else { return at };
-                if !self.ring_takes(u64::from(first + blocks)) {
+                if self.groups.held_blocks > HELD_MAX || !self.ring_takes(u64::from(first + blocks)) {
                     return at;
                 }
                 let Some(promised) = self.promise_entry(no, entry, false) else {

@@ -38,8 +38,10 @@ pub(crate) struct Groups {
     /// To go into batches, in order.
     pub queue: VecDeque<Item>,
     pub section: Section,
-    /// Owners of a buffer that several entries share.
-    refs: FxHashMap<BufId, u32>,
+    /// Owners of a buffer that several entries share, and its blocks.
+    refs: FxHashMap<BufId, (u32, u32)>,
+    /// Blocks of peers' payloads that are held: see `HELD_MAX` in `follow`.
+    pub held_blocks: u64,
     /// Named by what was sent in this turn: freed when the next one is settled.
     limbo: Vec<BufId>,
     /// Ops whose entries were replaced while the device has their payload: answered with their batch.
@@ -64,15 +66,22 @@ pub(crate) struct Groups {
 }
 
 impl Groups {
+    /// A peer's payload came in.
+    pub fn take_in(&mut self, buf: BufId, blocks: u32) {
+        self.refs.insert(buf, (1, blocks));
+        self.held_blocks += u64::from(blocks);
+    }
+
     /// One more owner.
     pub fn hold(&mut self, buf: BufId) {
-        *self.refs.entry(buf).or_insert(0) += 1;
+        self.refs.get_mut(&buf).expect("a buffer has an owner before it has two").0 += 1;
     }
 
     pub fn release(&mut self, buf: BufId) {
-        let count = self.refs.get_mut(&buf).expect("a buffer is let go of by its owners alone");
+        let (count, blocks) = self.refs.get_mut(&buf).expect("a buffer is let go of by its owners alone");
         *count -= 1;
         if *count == 0 {
+            self.held_blocks -= u64::from(*blocks);
             self.refs.remove(&buf);
             self.limbo.push(buf);
         }
