@@ -40,7 +40,7 @@ impl World {
         });
         self.finish_orders();
         self.read_back();
-        if self.plan.decay.rots() && !self.apply_within(2_000_000) {
+        if (self.plan.decay.rots() || self.plan.decay.newest) && !self.apply_within(2_000_000) {
             // What a leader cannot read it cannot send again, and nobody else is asked for it yet.
             self.tally.did("seeds that end with a bad entry in a leader's log", 1);
             return;

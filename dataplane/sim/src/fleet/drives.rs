@@ -211,6 +211,9 @@ impl World {
             return;
         }
         let mut page = **it.drive.look(at).expect("it holds something");
+        if let Some((place, image)) = block_of(&page) {
+            self.oracle.destroy(place, image);
+        }
         // A header that is gone without a trace cannot be told from one that never was: some of it stays.
         let first = self.rng.below(crate::stamp::BLOCK as u64 - 16) as usize;
         page[first..first + 16].iter_mut().for_each(|byte| *byte ^= 1 << self.rng.below(8));
