@@ -12,6 +12,9 @@ use spdk_rs::lend::{HostSlab, LendBuf, Payload, SourcePart, TargetPart};
 /// Blocks of each class. 264 is a whole batch: 1 MiB of payload and its header.
 /// The last is all that a frame of a peer may bring for one word.
 const CLASSES: [u32; 11] = [1, 2, 4, 8, 16, 32, 64, 128, 264, 512, FRAME_BLOCKS_MAX];
+/// Classes from here on leave a quarter of the memory to the smaller ones: what peers send may be as much as there is, and writing it to the log
+/// takes a header's buffer.
+const LARGE: u32 = 128;
 /// A class grows by about this much at a time.
 const CHUNK_BYTES: usize = 1 << 20;
 
@@ -133,7 +136,8 @@ impl NodeMemory {
     fn grow(&mut self, class: usize) -> bool {
         let piece = CLASSES[class] as usize * BLOCK;
         let chunk = (CHUNK_BYTES / piece).max(1) * piece;
-        if self.taken_bytes + chunk > self.limit_bytes {
+        let limit = if CLASSES[class] >= LARGE { self.limit_bytes / 4 * 3 } else { self.limit_bytes };
+        if self.taken_bytes + chunk > limit {
             return false;
         }
         match self.source {
@@ -350,6 +354,14 @@ mod tests {
     }
 
     #[test]
+    fn large_buffers_leave_room_for_small_ones() {
+        let mut m = memory();
+        let large: Vec<BufId> = std::iter::from_fn(|| m.alloc(FRAME_BLOCKS_MAX)).collect();
+        assert_eq!(large.len(), 12, "three quarters of 64 MiB");
+        assert!(m.alloc(2).is_some(), "a header's");
+    }
+
+    #[test]
     fn warm_memory_takes_no_more_chunks() {
         let mut m = memory();
         let mut once = || {
@@ -363,12 +375,12 @@ mod tests {
 
     #[test]
     fn memory_past_its_limit_is_refused_until_something_is_freed() {
-        let mut m = NodeMemory::new(Source::Heap, 4 << 20);
+        let mut m = NodeMemory::new(Source::Heap, 6 << 20);
         let mut ids = Vec::new();
         while let Some(id) = m.alloc(264) {
             ids.push(id);
         }
-        assert_eq!((ids.len(), m.counters.shortages), (3, 1));
+        assert_eq!((ids.len(), m.counters.shortages), (4, 1));
         m.free(ids.pop().unwrap());
         assert!(m.alloc(260).is_some());
     }
