@@ -249,9 +249,11 @@ pub struct ClusterArm {
 }
 
 impl ClusterArm {
-    fn set_delays(&self) -> Result<(), String> {
-        let set = |(agent, late): (&SharedAgent, &Nanos)| agent.borrow_mut().memory(MEDIA, 0, *late).map_err(|error| error.to_string());
-        self.cluster.agents.iter().zip(&self.late).try_for_each(set)
+    /// `late`: with another delay of all replicas but the load's own, where one is given.
+    fn set_delays(&self, late: Option<Nanos>) -> Result<(), String> {
+        let delays = self.late.iter().enumerate().map(|(at, own)| late.filter(|_| at != 0).unwrap_or(*own));
+        let set = |(agent, late): (&SharedAgent, Nanos)| agent.borrow_mut().memory(MEDIA, 0, late).map_err(|error| error.to_string());
+        self.cluster.agents.iter().zip(delays).try_for_each(set)
     }
 
     fn measure(&self, ask: &TurnAsk) -> Result<Turn, String> {
@@ -324,7 +326,12 @@ impl Arm for ClusterArm {
 
     fn turn(&mut self, handicap: HandicapKind) -> Result<Turn, ArmError> {
         let fail = |what| ArmError::Failed { arm: self.name.clone(), what };
-        self.set_delays().and_then(|()| self.cluster.settle()).map_err(fail)?;
+        // Sleep is of the media: what is put off at all other replicas no quorum can hide.
+        let (late, handicap) = match handicap {
+            HandicapKind::Sleep(nanos) => (Some(Nanos(nanos)), HandicapKind::None),
+            other => (None, other),
+        };
+        self.set_delays(late).and_then(|()| self.cluster.settle()).map_err(fail)?;
         let workload = workload(self.cluster.seed, self.depth);
         let ask = TurnAsk {
             warmup: self.warmup,

@@ -6,6 +6,7 @@ use std::rc::Rc;
 use super::arms::Metric;
 use super::cluster::{Cluster, ClusterArm, Figure, REPLICAS};
 use super::{Bench, Control, Gate, Question, RatioError, TURN, TURN_WARMUP};
+use crate::handicap::HandicapKind;
 use crate::units::Nanos;
 
 /// What stands for a drive with power-loss protection.
@@ -101,7 +102,7 @@ pub fn tail(bench: &mut Bench<'_>) -> Result<(), RatioError> {
     let cases: [(&str, Open, Gate, Control, f64); 2] = [
         // What waits for all of its replicas must show the slow one, or the layout hides it and our figure proves nothing.
         ("p99 of raid1, one of three 5 ms slow", Cluster::raid, Gate::at_least(2.0, 2.0), Control::None, SLOW.0 as f64),
-        ("p99 of ours, one of three 5 ms slow", Cluster::ours, Gate::at_most(1.3, 1.05), Control::Spin, 0.0),
+        ("p99 of ours, one of three 5 ms slow", Cluster::ours, Gate::at_most(1.3, 1.05), Control::Fixed(HandicapKind::Sleep(SLOW.0)), 0.0),
     ];
     for (name, open, gate, control, least) in cases {
         if !bench.wants(name) {
