@@ -1,4 +1,4 @@
-//! The only build script of the workspace; sys/ffi uses it (`build = "../../build.rs"`).
+//! The build script of sys/ffi (`build = "../../build.rs"`), and the only one that looks for SPDK.
 //!
 //! Finds SPDK, refuses any version but the one Penstock binds to, compiles the C shim, runs bindgen over the headers of
 //! that very tree, and tells rustc how to link it. It never downloads or builds SPDK: `make spdk` does.

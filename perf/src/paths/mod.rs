@@ -6,7 +6,6 @@
 //! hold has come to an end before anything newer goes there. Deliberately not here: what to submit (the load), speed.
 
 mod line;
-mod wire;
 
 use std::collections::VecDeque;
 use std::io::Write;
@@ -18,12 +17,13 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, RecvTimeoutError, unbounded};
 
 use crate::load::Load;
+use crate::nvme_tcp::Shape;
+use crate::nvme_tcp::wire::{self, Entry};
 use crate::sample::Sample;
 use crate::session::{Outcome, Tag};
 use crate::units::Nanos;
 use crate::workload::{Op, OpKind};
-use line::{Event, News, Place, Shape, Standing};
-use wire::Entry;
+use line::{Event, News, Place, Standing};
 
 /// A path that refused is asked again after this: it may lead by then.
 const REFUSED_FOR: Nanos = Nanos(5_000_000);

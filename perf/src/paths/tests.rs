@@ -5,9 +5,9 @@ use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::Mutex;
 
-use super::wire::{half, whole};
 use super::*;
 use crate::expect::{Expectations, Initial, TrimReads};
+use crate::nvme_tcp::wire::{half, whole};
 use crate::pace::Pace;
 use crate::session::{Ending, Session, Verifier};
 use crate::units::{ByteCount, ByteOffset, Generation};

@@ -8,7 +8,10 @@ use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::initiator::{AT_ONCE, Path, PathError};
+use crate::nvme_tcp::wire::{Entry, Status};
+use crate::nvme_tcp::{self, Attached, QueueError};
+use crate::units::{ByteCount, ByteOffset};
+use crate::workload::{Op, OpKind};
 
 /// An answer that takes longer is none. Well below an election timeout: what the client needs for itself is to disappear beside what the nodes need.
 const PATIENCE: Duration = Duration::from_millis(100);
@@ -20,8 +23,8 @@ const PAUSE: Duration = Duration::from_millis(2);
 const GIVE_UP: Duration = Duration::from_secs(30);
 /// Blocks that are written, over and over.
 const BLOCKS: u64 = 1024;
-/// Status code type of path errors.
-const PATH: u8 = 3;
+/// Bytes of a block: what every controller takes within a command's capsule.
+const AT_ONCE: usize = 4096;
 
 /// Where a node serves the volume.
 #[derive(Debug, Clone)]
@@ -33,7 +36,7 @@ pub struct Way {
 /// The host.
 pub struct Client {
     ways: Vec<Way>,
-    paths: Vec<Option<Path>>,
+    paths: Vec<Option<Attached>>,
     shunned: Vec<Option<Instant>>,
     at: usize,
     /// Newest acknowledged version of each block.
@@ -44,6 +47,11 @@ pub struct Client {
 fn stamp(block: u64, version: u64) -> Vec<u8> {
     let words = [block, version, block ^ version.rotate_left(32)];
     words.iter().cycle().take(AT_ONCE / 8).flat_map(|word| word.to_le_bytes()).collect()
+}
+
+fn entry(kind: OpKind, block: u64, path: &Attached) -> Entry {
+    let op = Op { kind, offset: ByteOffset(block * AT_ONCE as u64), length: ByteCount(AT_ONCE as u64) };
+    Entry::of(&op, path.shape.block).0
 }
 
 impl Client {
@@ -60,13 +68,13 @@ impl Client {
     fn open(&mut self) {
         for at in 0..self.ways.len() {
             if self.paths[at].is_none() && self.shunned[at].is_none_or(|until| Instant::now() >= until) {
-                self.paths[at] = Path::connect(self.ways[at].address, &self.ways[at].nqn, PATIENCE).ok();
+                self.paths[at] = nvme_tcp::attach(self.ways[at].address, &self.ways[at].nqn, 1, PATIENCE).ok();
                 self.shunned[at] = self.paths[at].is_none().then(|| Instant::now() + SHUN);
             }
         }
     }
 
-    fn give(&mut self, mut command: impl FnMut(&mut Path) -> Result<(), PathError>) -> Result<(), String> {
+    fn give(&mut self, mut command: impl FnMut(&mut Attached) -> Result<(), QueueError>) -> Result<(), String> {
         let began = Instant::now();
         let mut refused_by = 0;
         let mut last = "no path is open".to_owned();
@@ -84,13 +92,13 @@ impl Client {
             };
             match command(path) {
                 Ok(()) => return Ok(()),
-                Err(error @ PathError::Refused(PATH, _)) => {
+                Err(error @ QueueError::Refused(Status { kind: Status::PATH, .. })) => {
                     last = format!("{}: {error}", self.ways[self.at].address);
                     refused_by += 1;
                     self.next();
                 }
-                Err(error @ PathError::Refused(..)) => return Err(format!("{}: {error}", self.ways[self.at].address)),
-                Err(PathError::Lost(error)) => {
+                Err(error @ QueueError::Refused(_)) => return Err(format!("{}: {error}", self.ways[self.at].address)),
+                Err(QueueError::Lost(error)) => {
                     last = format!("{}: {error}", self.ways[self.at].address);
                     self.paths[self.at] = None;
                     self.shunned[self.at] = Some(Instant::now() + SHUN);
@@ -111,7 +119,7 @@ impl Client {
             self.version += 1;
             let (block, version) = (self.version.wrapping_mul(0x9e37_79b9_7f4a_7c15) % BLOCKS, self.version);
             let bytes = stamp(block, version);
-            self.give(|path| path.write(block * AT_ONCE as u64, &bytes))?;
+            self.give(|path| path.io.give(entry(OpKind::Write, block, path), &bytes).map(drop))?;
             self.acked.insert(block, version);
             let now = Instant::now();
             longest = longest.max(last.map_or(Duration::ZERO, |last| now - last));
@@ -128,7 +136,7 @@ impl Client {
         let (mut good, mut lost) = (0, 0);
         for (block, version) in std::mem::take(&mut self.acked) {
             let mut bytes = vec![0; AT_ONCE];
-            self.give(|path| path.read(block * AT_ONCE as u64, &mut bytes))?;
+            self.give(|path| path.io.take(entry(OpKind::Read, block, path), &mut bytes))?;
             if bytes == stamp(block, version) {
                 good += 1;
             } else {

@@ -294,7 +294,7 @@ impl Fleet {
     }
 }
 
-/// The client's longest wait, in milliseconds.
+/// The client's longest wait, in milliseconds. The fleet never rests: there is nobody whose turn it would disturb.
 struct GapArm {
     fleet: Rc<RefCell<Fleet>>,
     fault: Fault,
@@ -307,15 +307,6 @@ impl Arm for GapArm {
 
     fn pids(&self) -> Vec<u32> {
         self.fleet.borrow().pids()
-    }
-
-    /// The fleet never rests: there is nobody whose turn it would disturb.
-    fn wake(&mut self) -> Result<(), ArmError> {
-        Ok(())
-    }
-
-    fn rest(&mut self) -> Result<(), ArmError> {
-        Ok(())
     }
 
     fn turn(&mut self, handicap: HandicapKind) -> Result<Turn, ArmError> {
@@ -344,14 +335,6 @@ impl Arm for TimeoutArm {
 
     fn pids(&self) -> Vec<u32> {
         self.fleet.borrow().pids()
-    }
-
-    fn wake(&mut self) -> Result<(), ArmError> {
-        Ok(())
-    }
-
-    fn rest(&mut self) -> Result<(), ArmError> {
-        Ok(())
     }
 
     fn turn(&mut self, _handicap: HandicapKind) -> Result<Turn, ArmError> {

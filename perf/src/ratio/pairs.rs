@@ -37,9 +37,13 @@ pub trait Arm {
     /// Its processes; all others are foreign while it runs.
     fn pids(&self) -> Vec<u32>;
     /// Lets its processes run.
-    fn wake(&mut self) -> Result<(), ArmError>;
-    /// Takes its processes off the CPU.
-    fn rest(&mut self) -> Result<(), ArmError>;
+    fn wake(&mut self) -> Result<(), ArmError> {
+        Ok(())
+    }
+    /// Takes its processes off the CPU, where the other arm's turn would feel them.
+    fn rest(&mut self) -> Result<(), ArmError> {
+        Ok(())
+    }
     /// One turn, with extra work per operation where asked for.
     fn turn(&mut self, handicap: HandicapKind) -> Result<Turn, ArmError>;
 }

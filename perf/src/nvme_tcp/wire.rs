@@ -178,7 +178,8 @@ pub struct Status {
 
 impl Status {
     pub const OK: Self = Self { kind: 0, code: 0 };
-    const PATH: u8 = 3;
+    /// Status code type of path errors.
+    pub const PATH: u8 = 3;
 
     /// Of a completion queue entry.
     pub fn of(entry: &[u8]) -> Self {
