@@ -4,50 +4,17 @@
 #
 #   PENSTOCK_DEMO_DIR   where the pool's file goes (default: a temporary folder; wants 5 GiB and O_DIRECT)
 #   PENSTOCK_DEMO_KEEP  set to keep the folder
-set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
-bin=${CARGO_TARGET_DIR:-target}/release
-
-dir=${PENSTOCK_DEMO_DIR:-$(mktemp -d "${TMPDIR:-/var/tmp}/penstock-demo.XXXXXX")}
-mkdir -p "$dir"
+source "$(dirname "${BASH_SOURCE[0]}")/demo-lib.sh"
 run=$dir/run
 port=$((20000 + RANDOM % 20000))
 export PENSTOCK_API=unix:$run/control.sock
-daemon= control= load=
+daemon=
 
-bold() { if [ -t 1 ]; then printf '\033[1m%s\033[0m\n' "$*"; else printf '%s\n' "$*"; fi; }
-step() { printf '\n'; bold "▸ $*"; }
-end() {
-    local status=$?
-    for pid in $load $control $daemon; do kill -TERM "$pid" 2>/dev/null || true; done
-    for pid in $load $control $daemon; do wait "$pid" 2>/dev/null || true; done
-    if [ "$status" -ne 0 ]; then
-        printf '\ndemo failed; the last words of the daemons:\n' >&2
-        tail -n 15 "$dir"/*.log >&2 || true
-        printf 'everything is kept in %s\n' "$dir" >&2
-    elif [ -z "${PENSTOCK_DEMO_KEEP:-}" ]; then
-        rm -rf "$dir"
-    fi
-    exit "$status"
-}
-trap end EXIT
-
-now_ms() { date +%s%3N; }
-# until_true SECONDS COMMAND...: tries until it works.
-until_true() {
-    local end=$((SECONDS + $1))
-    shift
-    until "$@" >/dev/null 2>&1; do
-        [ $SECONDS -lt $end ] || { printf 'gave up waiting for: %s\n' "$*" >&2; return 1; }
-        sleep 0.05
-    done
-}
 start_daemon() {
     "$bin/penstockd" --run-dir "$run" --state-dir "$dir/state" --cores 0 --no-huge --mem-mib 768 --poll adaptive \
         --nvmf-listen "127.0.0.1:$port" >>"$dir/penstockd.log" 2>&1 &
     daemon=$!
 }
-penstock() { "$bin/penstock" "$@"; }
 
 step 'A node: penstockd (data plane) and penstock-control (metadata), without hugepages'
 start_daemon

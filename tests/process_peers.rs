@@ -225,3 +225,34 @@ fn volume_of_three_replicas_keeps_what_it_acknowledged_when_its_leader_is_killed
     let verified = ledger.expect_good(doors[next].address, &doors[next].nqn).unwrap();
     println!("{acknowledged} acknowledged by node {}, {verified:?} at node {}", leader + 1, next + 1);
 }
+
+#[test]
+fn sigterm_to_a_leader_without_its_majority_answers_what_is_held_and_leaves() {
+    let mut dice = dice("SIGTERM without a majority");
+    let plan = Plan::default();
+    let mut ledger = Ledger::new(dice.roll(), plan.volume.bytes());
+    let mut fleet = Fleet::new(plan).unwrap();
+    let leader = fleet.wait_for_leader().unwrap();
+    let doors = fleet.doors();
+    let others: Vec<usize> = (0..fleet.len()).filter(|at| *at != leader).collect();
+    let stop = |progress: &penstock::process::ledger::Progress| {
+        wait_for("acknowledged writes", LIMIT, || Ok((progress.acknowledged() >= 100).then_some(()))).unwrap();
+        others.iter().try_for_each(|at| fleet.kill(*at))?;
+        // Writes that are on their way now are held: nobody acknowledges them.
+        fleet.stop(leader)
+    };
+    let (stopped, ends, acknowledged) = ledger.work_while(doors[leader].address, &doors[leader].nqn, stop).unwrap();
+    stopped.unwrap();
+    for end in &ends {
+        let is_fine = matches!(end, End::Cut(_)) || matches!(end, End::Refused(refusal) if refusal.code_type == 3);
+        assert!(is_fine, "{ends:?}");
+    }
+    let words = fleet.last_words();
+    assert!(words.contains("penstockd has stopped") && !words.contains("stopping takes too long"), "it left by its own end: {words}");
+    for at in 0..fleet.len() {
+        fleet.start(at).unwrap();
+    }
+    let next = fleet.wait_for_leader().unwrap();
+    let verified = ledger.expect_good(doors[next].address, &doors[next].nqn).unwrap();
+    println!("{acknowledged} acknowledged, {verified:?}");
+}
