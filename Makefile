@@ -41,7 +41,7 @@ test: setup ## unit, property, simulator (>= 500 seeds), process, tidy tests, gu
 	@$(MAKE) --no-print-directory build
 	@scripts/test.sh
 
-test-guest: setup ## Linux guests under QEMU in full: NVMe/TCP, vhost-user-blk, and penstockd inside over a recorded drive
+test-guest: setup ## Linux guests under QEMU in full: NVMe/TCP, multipath over three nodes whose leaders die, vhost-user-blk, and penstockd inside over a recorded drive
 	@$(MAKE) --no-print-directory build
 	@scripts/test-guest.sh
 

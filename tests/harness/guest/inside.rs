@@ -109,7 +109,7 @@ pub fn record(name: &str, programs: GuestPrograms<'_>, inside: &Inside, drive_si
         }
     }
     let door = serve(&mut machine, inside)?;
-    let device = connect_nvmf(&mut machine, &door, LOOPBACK)?;
+    let device = connect_nvmf(&mut machine, std::slice::from_ref(&door), LOOPBACK)?;
     let script = marks.script(&device);
     let job = machine.start(&script, Duration::from_secs(300))?;
     for kill in 1..=marks.kills {

@@ -1,5 +1,5 @@
 //! What a guest does with a volume while its target is killed and started again: a file system on it, fio writing and
-//! verifying, then a check that everything is clean. The same for both front doors.
+//! verifying, then a check that everything is clean. The same for both front doors, and for one path or several.
 //! Not here: how long anything takes, and what the target is.
 
 use super::channel::Job;
@@ -26,6 +26,8 @@ pub struct Load {
 impl Load {
     pub const SMOKE: Load = Load { file_mib: 24, writes_per_second: 700, depth: 8, kills: 1 };
     pub const FULL: Load = Load { file_mib: 192, writes_per_second: 900, depth: 16, kills: 6 };
+    /// Slow: between kills a node has to come back and catch up.
+    pub const MULTIPATH: Load = Load { file_mib: 96, writes_per_second: 400, depth: 16, kills: 10 };
 }
 
 /// What was seen, for the test's output.
@@ -41,20 +43,32 @@ pub struct Report {
 /// The host's loopback as a guest sees it through QEMU's user networking.
 pub const HOST: &str = "10.0.2.2";
 
-/// Connects the guest's own nvme-tcp initiator to the target at `address`; answers the block device's name.
-pub fn connect_nvmf(machine: &mut Machine, door: &Door, address: &str) -> Result<String> {
-    let Door::NvmfTcp { port, nqn } = door else { return Err(GuestError::failed("connecting", "not an NVMe/TCP door")) };
-    let options = format!(
-        "transport=tcp,traddr={address},trsvcid={port},nqn={nqn},hostnqn=nqn.2014-08.org.nvmexpress:uuid:\
-         7f1d9a52-0a51-4d0e-9a7f-0d6f5b0d7c11,hostid=7f1d9a52-0a51-4d0e-9a7f-0d6f5b0d7c11,\
-         nr_io_queues=1,queue_size=64,reconnect_delay=1,ctrl_loss_tmo=120,keep_alive_tmo=5"
-    );
-    machine.shell(&format!("printf '%s' '{options}' > /dev/nvme-fabrics"), SHORT)?;
+/// Connects the guest's own nvme-tcp initiator to the target at `address`, over each of its doors; answers the block device's name.
+pub fn connect_nvmf(machine: &mut Machine, doors: &[Door], address: &str) -> Result<String> {
+    let [Door::NvmfTcp { nqn, .. }, ..] = doors else { return Err(GuestError::failed("connecting", "not an NVMe/TCP door")) };
+    let ports = doors.iter().filter_map(|door| if let Door::NvmfTcp { port, .. } = door { Some(port) } else { None });
+    for port in ports {
+        let options = format!(
+            "transport=tcp,traddr={address},trsvcid={port},nqn={nqn},hostnqn=nqn.2014-08.org.nvmexpress:uuid:\
+             7f1d9a52-0a51-4d0e-9a7f-0d6f5b0d7c11,hostid=7f1d9a52-0a51-4d0e-9a7f-0d6f5b0d7c11,\
+             nr_io_queues=1,queue_size=64,reconnect_delay=1,ctrl_loss_tmo={LOSS_SECONDS},keep_alive_tmo=5"
+        );
+        machine.shell(&format!("printf '%s' '{options}' > /dev/nvme-fabrics"), SHORT)?;
+    }
     let find = format!(
         "for s in /sys/class/nvme-subsystem/*; do [ \"$(cat $s/subsysnqn)\" != {nqn} ] || ls $s; done | grep -x 'nvme[0-9]*n1' | \
          while read d; do [ ! -b /dev/$d ] || echo $d; done | grep nvme"
     );
     Ok(machine.until("the namespace to appear", &find, SHORT)?.trim().to_owned())
+}
+
+/// For so long the guest's kernel goes on trying to reach a path that is gone.
+const LOSS_SECONDS: u32 = 300;
+
+/// Waits until the guest's kernel is connected over as many paths again.
+fn paths_are_back(machine: &mut Machine, paths: usize) -> Result<()> {
+    let live = format!("cd /sys/class/nvme && grep . nvme*/state && [ $(cat nvme*/state | grep -cx live) = {paths} ]");
+    machine.until(&format!("{paths} paths to be live"), &live, 2 * SHORT).map(drop)
 }
 
 /// QEMU arguments of a virtio-blk device behind a vhost-user socket; the guest sees it as vda.
@@ -81,23 +95,28 @@ pub fn check_identity(machine: &mut Machine, device: &str, expected: Identity) -
     }
 }
 
-/// Boots a guest on the door of `target`, which is started for it, and lets [`filesystem_survives_kills`] run there. `name` is
-/// for logs, `agent` the agent's program.
-pub fn target_killed_under_a_guest(name: &str, agent: &Path, target: &mut dyn Target, load: Load) -> Result<Report> {
+/// Boots a guest and connects it to `doors`; answers it and the block device's name. `name` is for logs, `agent` the agent's program.
+pub fn guest_at(doors: &[Door], name: &str, agent: &Path) -> Result<(Machine, String)> {
     let image = ImageSpec::storage_host()?.build()?;
     let overlay = Overlay::with_agent(agent)?;
-    target.start()?;
-    let door = target.door();
     let plain = MachineSpec::small(name, &image, &overlay);
-    let spec = match &door {
-        Door::NvmfTcp { .. } => MachineSpec { network: true, ..plain },
-        Door::VhostUserBlk { .. } => MachineSpec { devices: vhost_devices(&door)?, ..plain },
-    };
-    let mut machine = Machine::boot(&spec)?;
-    let device = match &door {
-        Door::NvmfTcp { .. } => connect_nvmf(&mut machine, &door, HOST)?,
-        Door::VhostUserBlk { .. } => "vda".to_owned(),
-    };
+    match doors {
+        [door @ Door::VhostUserBlk { .. }] => {
+            let machine = Machine::boot(&MachineSpec { devices: vhost_devices(door)?, ..plain })?;
+            Ok((machine, "vda".to_owned()))
+        }
+        doors => {
+            let mut machine = Machine::boot(&MachineSpec { network: true, ..plain })?;
+            let device = connect_nvmf(&mut machine, doors, HOST)?;
+            Ok((machine, device))
+        }
+    }
+}
+
+/// Boots a guest at the doors of `target`, which is started for it, and lets [`filesystem_survives_kills`] run there.
+pub fn target_killed_under_a_guest(name: &str, agent: &Path, target: &mut dyn Target, load: Load) -> Result<Report> {
+    target.start()?;
+    let (mut machine, device) = guest_at(&target.doors(), name, agent)?;
     check_identity(&mut machine, &device, target.identity())?;
     let report = filesystem_survives_kills(&mut machine, target, &device, load)?;
     machine.power_off()?;
@@ -125,6 +144,10 @@ pub fn filesystem_survives_kills(machine: &mut Machine, target: &mut dyn Target,
             return Err(GuestError::failed(format!("kill {kill}"), "fio had ended already: nothing was under way"));
         }
         target.start()?;
+        match target.doors().len() {
+            1 => {} // the next kill may come while the guest reconnects
+            paths => paths_are_back(machine, paths)?,
+        }
     }
     let outcome = machine.finish(job)?;
     let fio_said = machine.run("cat /tmp/fio.json", SHORT)?.out;
@@ -136,6 +159,7 @@ pub fn filesystem_survives_kills(machine: &mut Machine, target: &mut dyn Target,
     // once more from the volume alone, with nothing of the file left in the guest's memory
     let again = format!("mount -t ext4 /dev/{device} /mnt && {same} --verify_only=1 && cd / && umount /mnt");
     machine.shell(&again, Duration::from_secs(120 + 10 * seconds))?;
+    target.audit()?;
     if target.identity().discard {
         discarded_blocks_read_as_zeros(machine, device)?;
     }

@@ -38,7 +38,15 @@ pub trait Target {
     /// SIGKILL; returns when the process is gone.
     fn kill(&mut self) -> Result<()>;
     fn door(&self) -> Door;
+    /// Every path to the volume, where it has several.
+    fn doors(&self) -> Vec<Door> {
+        vec![self.door()]
+    }
     fn identity(&self) -> Identity;
+    /// What only the target can see is as it should be. Asked when the guest has written all that it will and let go of the volume.
+    fn audit(&mut self) -> Result<()> {
+        Ok(())
+    }
 }
 
 /// A child process that can be killed and started again; its output is appended to one file.

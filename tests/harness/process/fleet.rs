@@ -226,7 +226,12 @@ impl Fleet {
     }
 
     pub fn leader(&self) -> Option<usize> {
-        (0..self.len()).find(|at| self.group(*at).is_some_and(|group| group.serves))
+        self.leader_among(0..self.len())
+    }
+
+    /// The same without asking the others, of whom one that is paused would not answer.
+    pub fn leader_among(&self, mut nodes: impl Iterator<Item = usize>) -> Option<usize> {
+        nodes.find(|at| self.group(*at).is_some_and(|group| group.serves))
     }
 
     pub fn wait_for_leader(&self) -> Result<usize> {

@@ -1,12 +1,13 @@
 //! Real processes on loopback: penstockd, penstock-control and the commands, over temporary pools.
 //!
 //! A [`house::House`] is one node with its control; a [`ledger::Ledger`] writes to a volume, keeps what was acknowledged
-//! and judges what is read back; a [`fleet::Fleet`] is several nodes that are peers, [`paths`] a host with a path to each; [`hostile`] says wrong things to sockets. Processes and clients are shared with the guest
-//! tests ([`crate::guest`]). Tests take turns (see [`turn`]), since two pollers on two cores would starve each other.
+//! and judges what is read back; a [`fleet::Fleet`] is several nodes that are peers, [`paths`] a host with a path to each, [`fleet_target`] a fleet as
+//! a guest's target; [`hostile`] says wrong things to sockets. Processes and clients are shared with the guest tests ([`crate::guest`]). Tests take turns (see [`turn`]), since two pollers on two cores would starve each other.
 //! Deliberately not here: QEMU, and assertions on wall-clock time.
 
 pub mod cluster;
 pub mod fleet;
+pub mod fleet_target;
 pub mod hostile;
 pub mod house;
 pub mod http;
