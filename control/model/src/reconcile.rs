@@ -293,28 +293,18 @@ fn plan_absent_replica(desired: &Desired, (volume_id, volume): (VolumeId, &Desir
     if !drive.phase.is_present() {
         return;
     }
-    let (segment_id, replica_id, drive_id) = (volume.segment_id, replica.replica_id, replica.drive_id);
-    let (name, block_size) = (volume.name.clone(), volume.block_size);
+    let shape = VolumeCreateParams {
+        volume_id,
+        segment_id: volume.segment_id,
+        replica_id: replica.replica_id,
+        name: volume.name.clone(),
+        size_bytes: volume.group.as_ref().map_or(volume.size, |group| group.first_size),
+        block_size: volume.block_size,
+        drive_id: replica.drive_id,
+    };
     plan.steps.push(Step::Node(match &volume.group {
-        None => NodeStep::CreateVolume(VolumeCreateParams {
-            volume_id,
-            segment_id,
-            replica_id,
-            name,
-            size_bytes: volume.size,
-            block_size,
-            drive_id,
-        }),
-        Some(group) => NodeStep::CreateMember(MemberCreateParams {
-            volume_id,
-            segment_id,
-            replica_id,
-            name,
-            size_bytes: group.first_size,
-            block_size,
-            drive_id,
-            members: group.first.clone(),
-        }),
+        None => NodeStep::CreateVolume(shape),
+        Some(group) => NodeStep::CreateMember(MemberCreateParams::new(shape, group.first.clone())),
     }));
 }
 

@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 
-use super::BlockSize;
+use super::{BlockSize, VolumeCreateParams};
 use crate::id::{DriveId, NodeId, ReplicaId, SegmentId, VolumeId};
 use crate::name::VolumeName;
 use crate::size::ByteSize;
@@ -60,6 +60,31 @@ pub struct MemberCreateParams {
     pub drive_id: DriveId,
     /// The same for all first members.
     pub members: GroupMembers,
+}
+
+impl MemberCreateParams {
+    pub fn new(volume: VolumeCreateParams, members: GroupMembers) -> Self {
+        let VolumeCreateParams { volume_id, segment_id, replica_id, name, size_bytes, block_size, drive_id } = volume;
+        Self { volume_id, segment_id, replica_id, name, size_bytes, block_size, drive_id, members }
+    }
+
+    /// All but the members.
+    pub fn volume(&self) -> VolumeCreateParams {
+        VolumeCreateParams {
+            volume_id: self.volume_id,
+            segment_id: self.segment_id,
+            replica_id: self.replica_id,
+            name: self.name.clone(),
+            size_bytes: self.size_bytes,
+            block_size: self.block_size,
+            drive_id: self.drive_id,
+        }
+    }
+
+    /// The one of the members that this is.
+    pub fn own(&self) -> Option<&GroupMember> {
+        self.members.list.iter().find(|member| member.replica_id == self.replica_id)
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -188,6 +213,27 @@ pub struct GroupInfo {
     pub rebuild: Option<RebuildInfo>,
     /// As of what is applied here.
     pub members: GroupMembers,
+}
+
+impl GroupInfo {
+    /// As a member stands that was just made: it follows, has nothing, and knows of no leader.
+    pub fn newborn(member: u64, members: GroupMembers) -> Self {
+        Self {
+            member,
+            part: GroupPart::Follower,
+            reason: None,
+            term: 0,
+            leader: None,
+            serves: false,
+            asleep: false,
+            last: 0,
+            persisted: 0,
+            committed: 0,
+            applied: 0,
+            rebuild: None,
+            members,
+        }
+    }
 }
 
 /// In extents of the volume, 64 KiB each.

@@ -397,36 +397,12 @@ impl Inner {
     }
 
     fn member_create(&mut self, p: MemberCreateParams) -> Result<VolumeInfo, RpcError> {
-        let me = p.members.list.iter().find(|member| member.replica_id == p.replica_id);
-        let Some(me) = me.filter(|member| Some(member.node_id) == self.claim.map(|claim| claim.1)) else {
+        let Some(me) = p.own().filter(|member| Some(member.node_id) == self.claim.map(|claim| claim.1)) else {
             return refuse(ErrorCode::Invalid, "no member is on this node");
         };
-        let group = GroupInfo {
-            member: me.member,
-            part: GroupPart::Follower,
-            reason: None,
-            term: 0,
-            leader: None,
-            serves: false,
-            asleep: false,
-            last: 7,
-            persisted: 7,
-            committed: 7,
-            applied: 7 - me.member,
-            rebuild: None,
-            members: p.members,
-        };
-        let (volume_id, segment_id, replica_id, drive_id) = (p.volume_id, p.segment_id, p.replica_id, p.drive_id);
-        let plain = VolumeCreateParams {
-            volume_id,
-            segment_id,
-            replica_id,
-            name: p.name,
-            size_bytes: p.size_bytes,
-            block_size: p.block_size,
-            drive_id,
-        };
-        self.volume_create(plain)?;
+        let (volume_id, applied) = (p.volume_id, 7 - me.member);
+        let group = GroupInfo { last: 7, persisted: 7, committed: 7, applied, ..GroupInfo::newborn(me.member, p.members.clone()) };
+        self.volume_create(p.volume())?;
         let volume = self.volume(volume_id).expect("just made");
         volume.group = Some(group);
         Ok(volume.clone())

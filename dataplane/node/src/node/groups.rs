@@ -6,7 +6,7 @@ use std::rc::Rc;
 
 use penstock_api::rpc::{
     Empty, ErrorCode, GroupChangeParams, GroupInfo, GroupMember, GroupMembers, GroupPart, GroupTransferParams, MemberCreateParams,
-    MemberRole, RebuildInfo, RpcError, VolumeCreateParams, VolumeInfo,
+    MemberRole, RebuildInfo, RpcError, VolumeInfo,
 };
 use penstock_api::{NodeId, ReplicaId, VolumeId};
 use penstock_engine::replica::{GroupView, Part};
@@ -188,17 +188,14 @@ impl Node {
             Err(error) => return answer(Err(error)),
         };
         let me = self.state.borrow().get().node_id;
-        let own = params.members.list.iter().find(|member| Some(member.node_id) == me);
-        if own.is_none_or(|own| own.replica_id != params.replica_id) {
+        if params.own().is_none_or(|own| Some(own.node_id) != me) {
             let message = match me {
                 Some(me) => format!("replica {} is not the member on this node, {me}", params.replica_id),
                 None => "this node belongs to no cluster yet".to_owned(),
             };
             return answer(Err(fail(ErrorCode::Invalid, message, "each node is asked for its own of the members")));
         }
-        let MemberCreateParams { volume_id, segment_id, replica_id, name, size_bytes, block_size, drive_id, .. } = params;
-        let shape = VolumeCreateParams { volume_id, segment_id, replica_id, name, size_bytes, block_size, drive_id };
-        self.replica_create(shape, Some(members), answer);
+        self.replica_create(params.volume(), Some(members), answer);
     }
 
     pub(super) fn group_change(self: &Rc<Self>, params: GroupChangeParams, answer: Answer<Empty>) {

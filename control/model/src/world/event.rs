@@ -1,0 +1,162 @@
+//! What happens in the world, at random: wishes of people, rounds that die in their middle, crashes.
+
+use penstock_api::http::{DriveAddBody, VolumeCreateBody};
+use penstock_api::rpc::{BlockSize, Door};
+use penstock_api::{ByteSize, DriveId, ReplicaId, SegmentId, VolumeId};
+use proptest::prelude::*;
+use std::collections::BTreeMap;
+
+use super::{NODES, World, loss, node_id};
+use crate::change::{self, VolumeIds};
+use crate::issuer::Issuer;
+
+#[derive(Clone, Debug)]
+pub(super) enum Event {
+    AddDrive {
+        node: u16,
+        place: u8,
+        volatile: bool,
+    },
+    RemoveDrive {
+        pick: usize,
+        force: bool,
+    },
+    Create {
+        name: u8,
+        size: u64,
+        pick: Option<usize>,
+        replicas: u8,
+    },
+    Resize {
+        pick: usize,
+        size: u64,
+        shrink: bool,
+    },
+    Remove {
+        pick: usize,
+        force: bool,
+    },
+    Export {
+        pick: usize,
+        port: u16,
+    },
+    Unexport {
+        pick: usize,
+        port: u16,
+    },
+    /// A round that dies after `upto` steps; what was done stays done.
+    Round {
+        node: u16,
+        upto: usize,
+        lost_answer: bool,
+    },
+    ControlCrash,
+    NodeCrash {
+        node: u16,
+    },
+    /// Control loses its whole state and is rebuilt from the drives.
+    Import,
+}
+
+pub(super) fn any_event() -> impl Strategy<Value = Event> {
+    let pick = 0usize..8;
+    prop_oneof![
+        4 => (0..NODES, 0u8..2, any::<bool>()).prop_map(|(node, place, volatile)| Event::AddDrive { node, place, volatile }),
+        1 => (pick.clone(), any::<bool>()).prop_map(|(pick, force)| Event::RemoveDrive { pick, force }),
+        2 => (0u8..6, 1u64..9, proptest::option::of(pick.clone())).prop_map(|(name, size, pick)| Event::Create { name, size, pick, replicas: 1 }),
+        3 => (0u8..6, 1u64..9).prop_map(|(name, size)| Event::Create { name, size, pick: None, replicas: 3 }),
+        2 => (pick.clone(), 1u64..9, any::<bool>()).prop_map(|(pick, size, shrink)| Event::Resize { pick, size, shrink }),
+        2 => (pick.clone(), any::<bool>()).prop_map(|(pick, force)| Event::Remove { pick, force }),
+        3 => (pick.clone(), 0u16..3).prop_map(|(pick, port)| Event::Export { pick, port }),
+        2 => (pick, 0u16..3).prop_map(|(pick, port)| Event::Unexport { pick, port }),
+        12 => (0..NODES, 0usize..6, any::<bool>()).prop_map(|(node, upto, lost_answer)| Event::Round { node, upto, lost_answer }),
+        2 => Just(Event::ControlCrash),
+        3 => (0..NODES).prop_map(|node| Event::NodeCrash { node }),
+        1 => Just(Event::Import),
+    ]
+}
+
+fn door(port: u16) -> Door {
+    match port {
+        0 => Door::NVMF_ANYWHERE,
+        _ => Door::Vhost { name: Some(format!("s{port}").parse().unwrap()) },
+    }
+}
+
+pub(super) fn happen(world: &mut World, event: Event) {
+    match event {
+        Event::AddDrive { node, place, volatile } => {
+            let node_id = node_id(node);
+            let text = if volatile { format!("malloc:m{place}?size=1GiB") } else { format!("file:/d{place}?size=1GiB") };
+            let spec: penstock_api::DriveSpec = text.parse().unwrap();
+            // As the server does: a drive of ours is imported, not added.
+            if world.nodes[&node_id].media.get(&spec.place()).is_some_and(|medium| medium.label.is_some()) {
+                return;
+            }
+            let body = DriveAddBody { spec, node: None, volatile, stores: None, oplog_bytes: None, force: false };
+            let id = DriveId(world.id());
+            let judged = change::add_drive(&world.desired, id, node_id, &body, volatile);
+            world.commit(judged);
+        }
+        Event::RemoveDrive { pick, force } => {
+            if let Some(id) = world.drive(pick) {
+                let judged = change::remove_drive(&world.desired, id, force);
+                world.commit(judged);
+            }
+        }
+        Event::Create { name, size, pick, replicas } => {
+            let (volume, segment) = (VolumeId(world.id()), SegmentId(world.id()));
+            let ids = VolumeIds { volume, segment, replicas: (0..replicas).map(|_| ReplicaId(world.id())).collect() };
+            let (name, size) = (format!("v{name}").parse().unwrap(), ByteSize::mib(size));
+            let drive_ids: Vec<DriveId> = pick.and_then(|pick| world.drive(pick)).into_iter().collect();
+            let body = VolumeCreateBody { name, size, block_size: BlockSize::B4096, replicas, drive_ids };
+            let observed = world.observe_all();
+            let there = observed.iter().map(|(id, seen)| (*id, seen)).collect();
+            let judged = change::place(&world.desired, &there, &body.drive_ids, replicas)
+                .and_then(|places| change::create_volume(&world.desired, &ids, &body, &places));
+            world.commit(judged);
+        }
+        Event::Resize { pick, size, shrink } => {
+            if let Some(name) = world.name(pick) {
+                let judged = change::resize_volume(&world.desired, &name, ByteSize::mib(size), shrink);
+                world.commit(judged);
+            }
+        }
+        Event::Remove { pick, force } => {
+            if let Some(name) = world.name(pick) {
+                let judged = change::remove_volume(&world.desired, &BTreeMap::new(), &name, force);
+                world.commit(judged);
+            }
+        }
+        Event::Export { pick, port } => {
+            if let Some(name) = world.name(pick) {
+                let (_, volume) = world.desired.find_volume(&name).unwrap();
+                let judged = change::doors_meant(&world.desired, volume, &door(port), None)
+                    .and_then(|doors| change::export(&world.desired, &name, &doors));
+                world.commit(judged);
+            }
+        }
+        Event::Unexport { pick, port } => {
+            if let Some(name) = world.name(pick) {
+                let (_, volume) = world.desired.find_volume(&name).unwrap();
+                if let Some(door) = volume.doors.get(usize::from(port)).map(|desired| desired.door.clone()) {
+                    let judged = change::unexport(&world.desired, &name, &door, None, false).map(|(_, records)| records);
+                    world.commit(judged);
+                }
+            }
+        }
+        Event::Round { node, upto, lost_answer } => {
+            world.round(node_id(node), upto, lost_answer);
+        }
+        Event::ControlCrash => {
+            let json = |value: &crate::DesiredVolume| serde_json::from_str(&serde_json::to_string(value).unwrap()).unwrap();
+            world.desired.volumes = world.desired.volumes.iter().map(|(id, volume)| (*id, json(volume))).collect();
+            world.issuer = Issuer::open(world.desired.identity.unwrap(), world.mark);
+        }
+        Event::NodeCrash { node } => {
+            let places = world.volatile_places(node_id(node));
+            world.nodes.get_mut(&node_id(node)).unwrap().crash(&places);
+        }
+        Event::Import => loss::import(world),
+    }
+}

@@ -1,0 +1,225 @@
+//! Tests: a control and three nodes in one small world, driven by random wishes, crashes and refusals, against the rule
+//! that once the trouble stops, desired and observed agree, nothing was lost that nobody removed, and no id came
+//! twice. A group is led by the first node that has it open.
+
+mod event;
+mod loss;
+mod node;
+mod tests;
+
+use core::net::SocketAddr;
+use std::collections::{BTreeMap, BTreeSet};
+
+use penstock_api::id::{ClusterTag, Id, Incarnation, NodeNumber};
+use penstock_api::rpc::{DriveState, ErrorCode, RpcError};
+use penstock_api::{DriveId, NodeId, VolumeId};
+
+use crate::change;
+use crate::desired::{Desired, DesiredNode};
+use crate::issuer::{Identity, Issuer, Mark, Take};
+use crate::observed::Observed;
+use crate::reconcile::{NodeStep, Step, reconcile};
+use node::Node;
+
+struct World {
+    /// Control's disk and, being in step with it, its memory.
+    desired: Desired,
+    mark: Option<Mark>,
+    issuer: Issuer,
+    issued: BTreeSet<Id>,
+    nodes: BTreeMap<NodeId, Node>,
+    /// Replicas that were settled once and that nobody removed since: they must be there in the end.
+    kept: BTreeSet<(VolumeId, NodeId)>,
+}
+
+const NODES: u16 = 3;
+
+fn identity() -> Identity {
+    let (cluster, node) = (ClusterTag::new(7).unwrap(), NodeNumber::new(1).unwrap());
+    Identity { cluster, node, incarnation: Incarnation::FIRST }
+}
+
+fn node_id(n: u16) -> NodeId {
+    NodeId::of(identity().cluster, NodeNumber::new(1 + n % NODES).unwrap())
+}
+
+fn named() -> BTreeMap<NodeId, DesiredNode> {
+    let address = |port| Some(SocketAddr::from(([127, 0, 0, 1], port)));
+    let named = |n| DesiredNode { name: format!("n{n}").parse().unwrap(), peer: address(7700 + n), nvmf: address(4420 + n) };
+    (0..NODES).map(|n| (node_id(n), named(n))).collect()
+}
+
+impl World {
+    fn new() -> Self {
+        let desired = Desired { identity: Some(identity()), nodes: named(), ..Desired::default() };
+        let issuer = Issuer::open(identity(), None);
+        let nodes = (0..NODES).map(|n| (node_id(n), Node::default())).collect();
+        Self { desired, mark: None, issuer, issued: BTreeSet::new(), nodes, kept: BTreeSet::new() }
+    }
+
+    /// What a node shows; the first one that has a group open leads it.
+    fn observe(&self, node_id: NodeId) -> Observed {
+        let mut observed = self.nodes[&node_id].observe();
+        for (id, volume) in &mut observed.volumes {
+            let has = |node: &Node| node.observe().volumes.contains_key(id);
+            let leader = self.nodes.iter().find(|(_, node)| has(node)).map(|(id, _)| *id);
+            if let Some(group) = &mut volume.group {
+                group.serves = leader == Some(node_id);
+            }
+        }
+        observed
+    }
+
+    fn observe_all(&self) -> BTreeMap<NodeId, Observed> {
+        self.nodes.keys().map(|id| (*id, self.observe(*id))).collect()
+    }
+
+    fn call(&mut self, node_id: NodeId, step: &NodeStep) -> Result<(), RpcError> {
+        if let NodeStep::ResizeVolume(params) = step
+            && self.observe(node_id).volumes.get(&params.volume_id).is_some_and(|seen| !seen.is_served())
+        {
+            return Err(RpcError::new(ErrorCode::NotReady, "another node leads"));
+        }
+        let known =
+            |world: &Self, id| world.nodes.values().flat_map(|node| node.media.values()).find_map(|m| m.volumes.get(&id)).map(|v| v.size);
+        let (changed, size) = match step {
+            NodeStep::ResizeVolume(params) => (params.volume_id, Some(params.size_bytes)),
+            NodeStep::CreateMember(params) => (params.volume_id, known(self, params.volume_id)),
+            _ => return self.nodes.get_mut(&node_id).unwrap().call(step),
+        };
+        self.nodes.get_mut(&node_id).unwrap().call(step)?;
+        if let Some(size) = size {
+            // By the group's log, wherever a member is.
+            let media = self.nodes.values_mut().flat_map(|node| node.media.values_mut());
+            media.filter_map(|medium| medium.volumes.get_mut(&changed)).for_each(|volume| volume.size = size);
+        }
+        Ok(())
+    }
+
+    fn id(&mut self) -> Id {
+        loop {
+            match self.issuer.take(1).unwrap() {
+                Take::Reserve(mark) => {
+                    self.mark = Some(mark);
+                    self.issuer.on_durable(mark);
+                }
+                Take::Issued(ids) => {
+                    assert!(self.issued.insert(ids[0]), "{} issued twice", ids[0]);
+                    return ids[0];
+                }
+            }
+        }
+    }
+
+    fn commit(&mut self, judged: change::Judged) {
+        // A refused wish changes nothing.
+        if let Ok(records) = judged {
+            self.desired.apply(&records);
+        }
+    }
+
+    /// One round of reconciling at one node, of which the first `upto` steps happen before a crash. Answers how many there were.
+    fn round(&mut self, node_id: NodeId, upto: usize, lost_answer: bool) -> usize {
+        let observed = self.observe(node_id);
+        for id in observed.ids() {
+            if let Some(mark) = self.issuer.on_seen(id).unwrap() {
+                self.mark = Some(mark);
+                self.issuer.on_durable(mark);
+            }
+        }
+        let plan = reconcile(&self.desired, node_id, &observed);
+        assert_eq!(plan, reconcile(&self.desired, node_id, &observed), "not deterministic");
+        assert_eq!(plan.blocked, None);
+        assert!(plan.lost.iter().all(|id| self.is_forgetful(*id, node_id)), "lost {:?}", plan.lost);
+        for (at, step) in plan.steps.iter().take(upto).enumerate() {
+            match step {
+                Step::Local(local) => {
+                    let records = local.records(&self.desired);
+                    self.desired.apply(&records);
+                }
+                Step::Node(step) => {
+                    let first = self.call(node_id, step);
+                    // Done at the node, but the answer never came: the step happens once more.
+                    if lost_answer && at + 1 == upto {
+                        assert_eq!(self.call(node_id, step).is_ok(), first.is_ok(), "{step:?} is not idempotent");
+                    }
+                }
+            }
+        }
+        self.remember_kept();
+        plan.steps.len()
+    }
+
+    /// A member on memory, which is not made anew when it is gone.
+    fn is_forgetful(&self, id: VolumeId, node_id: NodeId) -> bool {
+        let replica = self.desired.volumes[&id].replica_on(node_id).expect("planned here");
+        self.desired.drives.get(&replica.drive_id).is_some_and(|drive| drive.volatile)
+    }
+
+    fn remember_kept(&mut self) {
+        let mut kept = BTreeSet::new();
+        for (id, volume) in &self.desired.volumes {
+            for replica in &volume.replicas {
+                let serving = self.desired.drives.get(&replica.drive_id).is_some_and(|drive| drive.phase.is_present() && !drive.volatile);
+                if replica.made && volume.phase.is_present() && serving {
+                    kept.insert((*id, replica.node_id));
+                }
+            }
+        }
+        self.kept = kept;
+    }
+
+    fn converge(&mut self) {
+        let nodes: Vec<NodeId> = self.nodes.keys().copied().collect();
+        for _ in 0..14 {
+            let steps: usize = nodes.iter().map(|id| self.round(*id, usize::MAX, false)).sum();
+            if steps == 0 {
+                return;
+            }
+        }
+        let left: Vec<_> = nodes.iter().map(|id| reconcile(&self.desired, *id, &self.observe(*id)).steps).collect();
+        panic!("fourteen quiet rounds and still {left:?}");
+    }
+
+    fn assert_agreed(&self) {
+        let observed = self.observe_all();
+        for (id, drive) in &self.desired.drives {
+            assert!(drive.phase.is_present() && drive.made, "{drive:?}");
+            assert_eq!(observed[&drive.node_id].drives[id].state, DriveState::Serving);
+        }
+        assert!(observed.values().flat_map(|seen| seen.drives.keys()).all(|id| self.desired.drives.contains_key(id)));
+        for (id, volume) in &self.desired.volumes {
+            assert!(volume.phase.is_present(), "{volume:?}");
+            for replica in &volume.replicas {
+                let is_gone = volume.group.is_some()
+                    && self.desired.drives.get(&replica.drive_id).is_none_or(|drive| drive.volatile)
+                    && !observed[&replica.node_id].volumes.contains_key(id);
+                if is_gone {
+                    continue; // its drive was taken away, or forgot it: the others go on
+                }
+                let seen = &observed[&replica.node_id].volumes[id];
+                assert!(replica.made, "{volume:?}");
+                assert_eq!((seen.size, seen.drive_id), (volume.size, replica.drive_id));
+                let doors = volume.doors.iter().filter(|desired| desired.node_id == replica.node_id && volume.is_founded());
+                assert_eq!(seen.doors, doors.map(|desired| desired.door.clone()).collect());
+                assert!(!volume.allow_shrink || observed.values().all(|seen| seen.volumes.get(id).is_none_or(|seen| !seen.is_served())));
+            }
+        }
+        for (id, node_id) in &self.kept {
+            assert!(observed[node_id].volumes.contains_key(id), "{id} on {node_id} was kept by nobody's wish but is gone");
+        }
+    }
+
+    fn drive(&self, pick: usize) -> Option<DriveId> {
+        self.desired.drives.keys().nth(pick % self.desired.drives.len().max(1)).copied()
+    }
+
+    fn name(&self, pick: usize) -> Option<String> {
+        self.desired.volumes.values().nth(pick % self.desired.volumes.len().max(1)).map(|volume| volume.name.to_string())
+    }
+
+    fn volatile_places(&self, node_id: NodeId) -> Vec<String> {
+        let drives = self.desired.drives.values().filter(|drive| drive.node_id == node_id && drive.volatile);
+        drives.map(|drive| drive.spec.place()).collect()
+    }
+}

@@ -1,0 +1,157 @@
+//! The random lives, and scenes of their own.
+
+use penstock_api::id::{ClusterTag, NodeNumber};
+use penstock_api::rpc::ErrorCode;
+use penstock_api::{ClusterId, NodeId};
+use proptest::prelude::*;
+
+use super::event::{Event, any_event, happen};
+use super::{NODES, World, node_id};
+use crate::desired::{DesiredNode, Record};
+use crate::issuer::Issuer;
+use crate::reconcile::{NodeStep, Step, reconcile};
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2000))]
+
+    #[test]
+    fn world_after_any_crashes_agrees_again(events in proptest::collection::vec(any_event(), 1..50)) {
+        let mut world = World::new();
+        for event in events {
+            happen(&mut world, event);
+        }
+        world.converge();
+        world.assert_agreed();
+    }
+}
+
+/// One node with a drive and a volume, settled; the other two have nothing to do.
+fn small() -> World {
+    let mut world = World::new();
+    happen(&mut world, Event::AddDrive { node: 0, place: 0, volatile: false });
+    happen(&mut world, Event::Create { name: 0, size: 1, pick: None, replicas: 1 });
+    world.converge();
+    world
+}
+
+/// Three nodes with a drive each, and a volume on all of them.
+fn wide() -> World {
+    let mut world = World::new();
+    (0..NODES).for_each(|node| happen(&mut world, Event::AddDrive { node, place: 0, volatile: false }));
+    world.converge();
+    happen(&mut world, Event::Create { name: 0, size: 1, pick: None, replicas: 3 });
+    world
+}
+
+fn plan_of(world: &World, n: u16) -> crate::Plan {
+    reconcile(&world.desired, node_id(n), &world.observe(node_id(n)))
+}
+
+#[test]
+fn world_swapped_blank_drive_is_not_formatted_and_its_volumes_are_not_replaced() {
+    let mut world = small();
+    let node = world.nodes.get_mut(&node_id(0)).unwrap();
+    node.crash(&[]);
+    node.media.clear();
+    let plan = plan_of(&world, 0);
+    let Step::Node(claim) = &plan.steps[0] else { panic!("{plan:?}") };
+    world.call(node_id(0), claim).unwrap();
+    let plan = plan_of(&world, 0);
+    let add = plan.steps.iter().find_map(|step| match step {
+        Step::Node(step @ NodeStep::AddDrive(_)) => Some(step.clone()),
+        _ => None,
+    });
+    assert_eq!(world.call(node_id(0), &add.unwrap()).unwrap_err().kind(), Some(ErrorCode::NotFound));
+    assert_eq!(world.nodes[&node_id(0)].media.values().next().unwrap().label, None);
+}
+
+#[test]
+fn world_volume_gone_from_a_serving_drive_is_reported_lost_not_made_anew() {
+    let mut world = small();
+    let id = *world.desired.volumes.keys().next().unwrap();
+    world.nodes.get_mut(&node_id(0)).unwrap().media.values_mut().for_each(|medium| medium.volumes.clear());
+    let plan = plan_of(&world, 0);
+    assert_eq!((plan.steps, plan.lost), (vec![], vec![id]));
+}
+
+#[test]
+fn world_node_of_another_cluster_is_left_alone_and_the_others_are_not() {
+    let mut world = wide();
+    let other = ClusterTag::new(9).unwrap();
+    world.nodes.get_mut(&node_id(1)).unwrap().claim = Some((ClusterId::of(other), NodeId::of(other, NodeNumber::new(1).unwrap())));
+    let plan = plan_of(&world, 1);
+    assert!(plan.steps.is_empty() && plan.blocked.unwrap().contains("belongs to cluster"));
+    assert!(plan_of(&world, 0).steps.iter().any(|step| matches!(step, Step::Node(NodeStep::CreateMember(_)))));
+}
+
+#[test]
+fn world_older_control_state_never_shrinks_or_deletes() {
+    let mut world = small();
+    let copy = (world.desired.clone(), world.mark);
+    happen(&mut world, Event::Resize { pick: 0, size: 8, shrink: false });
+    for _ in 0..2000 {
+        world.id();
+    }
+    happen(&mut world, Event::Create { name: 1, size: 1, pick: None, replicas: 1 });
+    world.converge();
+    (world.desired, world.mark) = copy;
+    world.issuer = Issuer::open(world.desired.identity.unwrap(), world.mark);
+    let plan = plan_of(&world, 0);
+    assert_eq!(plan.steps, vec![]);
+    assert_eq!(plan.strays.len(), 1);
+    world.round(node_id(0), usize::MAX, false);
+    assert_eq!(world.issuer.identity().incarnation.get(), 1, "the drives show ids that this state never issued");
+    happen(&mut world, Event::Create { name: 2, size: 1, pick: None, replicas: 1 });
+}
+
+#[test]
+fn world_members_are_told_the_same_membership_and_doors_wait_for_a_majority() {
+    let mut world = wide();
+    happen(&mut world, Event::Export { pick: 0, port: 0 });
+    let first = |world: &World, n: u16| {
+        plan_of(world, n).steps.into_iter().find_map(|step| match step {
+            Step::Node(NodeStep::CreateMember(params)) => Some(params),
+            _ => None,
+        })
+    };
+    let (a, b) = (first(&world, 0).unwrap(), first(&world, 2).unwrap());
+    assert_eq!((&a.members, a.segment_id, a.volume_id), (&b.members, b.segment_id, b.volume_id));
+    assert!(a.replica_id != b.replica_id && a.members.list.len() == 3 && a.members.next == 4);
+
+    let opens = |world: &World, n: u16| plan_of(world, n).steps.iter().any(|step| matches!(step, Step::Node(NodeStep::AddExport(_))));
+    world.round(node_id(0), usize::MAX, false); // made
+    world.round(node_id(0), usize::MAX, false); // recorded
+    assert!(!opens(&world, 0), "one of three is made");
+    world.round(node_id(1), usize::MAX, false);
+    world.round(node_id(1), usize::MAX, false);
+    assert!(opens(&world, 0) && opens(&world, 1) && !opens(&world, 2), "node 3 is away, and holds up nobody");
+    world.converge();
+    world.assert_agreed();
+}
+
+#[test]
+fn world_member_that_its_drive_forgot_is_never_made_again() {
+    let mut world = wide();
+    world.converge();
+    let id = *world.desired.volumes.keys().next().unwrap();
+    world.nodes.get_mut(&node_id(1)).unwrap().media.values_mut().for_each(|medium| medium.volumes.clear());
+    let plan = plan_of(&world, 1);
+    assert_eq!((plan.steps, plan.lost), (vec![], vec![id]));
+    happen(&mut world, Event::Remove { pick: 0, force: false });
+    world.converge();
+    assert!(world.desired.volumes.is_empty());
+}
+
+#[test]
+fn world_nodes_know_each_other_and_hear_of_changes() {
+    let mut world = wide();
+    world.converge();
+    let peers = |world: &World, n: u16| world.nodes[&node_id(n)].peers.iter().map(|peer| peer.node_id).collect::<Vec<_>>();
+    assert_eq!(peers(&world, 0), [node_id(1), node_id(2)]);
+    assert_eq!(peers(&world, 2), [node_id(0), node_id(1)]);
+    let moved = DesiredNode { peer: Some("127.0.0.1:9".parse().unwrap()), ..world.desired.nodes[&node_id(1)].clone() };
+    world.desired.apply(&[Record::PutNode(node_id(1), moved)]);
+    assert!(plan_of(&world, 1).steps.is_empty());
+    world.converge();
+    assert_eq!(world.nodes[&node_id(0)].peers[0].address.port(), 9);
+}
