@@ -48,6 +48,8 @@ pub(crate) struct Groups {
     pub orphans: Vec<(Seq, Vec<Proposed>)>,
     pub sends: VecDeque<Waiting>,
     pub next_send: u32,
+    /// Of words that are answered: see `number_word`.
+    pub next_word: u32,
     /// A follower found no space for what came: everything is to be drained.
     pub wants_space: bool,
     /// Members that are being rebuilt, and those that others are rebuilt from; and what of it is on its way through the log.

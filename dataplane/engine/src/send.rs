@@ -97,6 +97,12 @@ impl Store {
         self.groups.sends.push_back(Waiting { id, replica: no, to, word, bufs: Vec::new(), out: 0, failed: false, epoch: None });
     }
 
+    /// A number for a word that is answered, higher than any before it in this life and the lives before.
+    pub(crate) fn number_word(&mut self) -> u64 {
+        self.groups.next_word += 1;
+        self.stream.generation.0 << 32 | u64::from(self.groups.next_word)
+    }
+
     fn unreachable(&mut self, no: ReplicaNo, to: MemberNo) {
         if let Some(group) = self.member_mut(no).and_then(Member::group_mut) {
             group.on_unreachable(to);

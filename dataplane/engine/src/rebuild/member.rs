@@ -8,7 +8,7 @@ use crate::store::Store;
 use penstock_wire::batch::CopyOp;
 use penstock_wire::page::EXTENTS_PER_PAGE;
 use penstock_wire::peer::{Copied, CopyAnswer, CopyAsk, EXTENTS_END, MemberNo};
-use penstock_wire::{BLOCK, EXTENT_BLOCKS, Index, NodeId};
+use penstock_wire::{BLOCK, EXTENT_BLOCKS, Index, NodeId, Term};
 use std::collections::BTreeSet;
 
 const PAGE: u64 = EXTENTS_PER_PAGE as u64;
@@ -26,12 +26,15 @@ const REST_MS: u64 = 100;
 struct Out {
     id: u64,
     to: MemberNo,
+    /// The one in which it leads: in another it may be another life of it.
+    term: Term,
     first: u64,
     until: u64,
     /// An extent that is asked for by itself.
     single: Option<u32>,
     sent: Millis,
-    answers: u32,
+    /// Extents that came, each once: the network may hand a word over twice and lose the next.
+    answered: Vec<u64>,
 }
 
 /// A member that is being rebuilt.
@@ -46,7 +49,6 @@ pub(crate) struct Rebuild {
     /// Extents before this one are answered.
     next: u64,
     ask: Option<Out>,
-    asks: u64,
     /// What sources had applied, at most; and what one of them said of the volume's size, as of which entry.
     highest: Index,
     blocks: (Index, u64),
@@ -72,7 +74,6 @@ impl Rebuild {
             pages: None,
             next: 0,
             ask: None,
-            asks: 0,
             highest: from,
             blocks: (Index(0), 0),
             resized: Index(0),
@@ -110,7 +111,7 @@ impl Store {
             return None;
         }
         if let Some(out) = &rebuild.ask {
-            if out.to == view.leader && now.0 < out.sent.0 + AGAIN_MS {
+            if (out.to, out.term) == (view.leader, view.term) && now.0 < out.sent.0 + AGAIN_MS {
                 return None;
             }
             rebuild.again.extend(out.single);
@@ -143,13 +144,12 @@ impl Store {
             None => self.next_range(no, mem, fx)?,
         };
         let segment = self.map.get(no)?.shape.segment;
+        let (id, to, term) = (self.number_word(), view.leader, view.term);
         let rebuild = self.member_mut(no)?.rebuild.as_mut()?;
-        rebuild.asks += 1;
-        let (id, to) = (rebuild.from.0 << 24 | rebuild.asks, view.leader);
         if let Some(extent) = single {
             rebuild.again.remove(&extent);
         }
-        rebuild.ask = Some(Out { id, to, first, until, single, sent: now, answers: 0 });
+        rebuild.ask = Some(Out { id, to, term, first, until, single, sent: now, answered: Vec::new() });
         let ask = CopyAsk { id, segment, from: me, to, first, until, room: room as u32, changed };
         self.send_word(no, to, PeerWord::CopyAsk(ask), fx);
         Some(())
@@ -202,11 +202,11 @@ impl Store {
         let applied = answer.applied;
         match answer.copied {
             Copied::Extent { extent, changed, states, crcs } => {
-                if !(out.first..out.until).contains(&extent) {
+                if !(out.first..out.until).contains(&extent) || out.answered.contains(&extent) {
                     return None;
                 }
                 out.sent = now;
-                out.answers += 1;
+                out.answered.push(extent);
                 rebuild.highest = rebuild.highest.max(applied);
                 if applied < rebuild.from {
                     // From a leader of long ago.
@@ -218,7 +218,7 @@ impl Store {
                 self.take_copy(no, op, applied, payload);
             }
             Copied::Done { until, answers, blocks } => {
-                if answers == out.answers && until > out.first && applied >= rebuild.from {
+                if answers as usize == out.answered.len() && until > out.first && applied >= rebuild.from {
                     rebuild.highest = rebuild.highest.max(applied);
                     if applied >= rebuild.blocks.0 {
                         rebuild.blocks = (applied, blocks);

@@ -68,8 +68,8 @@ enum Stage {
 pub(crate) struct Source {
     asks: VecDeque<Asked>,
     reading: Vec<Reading>,
-    /// Who asked when last.
-    fed: Vec<(ReplicaNo, MemberNo, Millis)>,
+    /// Who asked last, when and under which number.
+    fed: Vec<(ReplicaNo, MemberNo, Millis, u64)>,
     next: u32,
 }
 
@@ -93,8 +93,13 @@ impl Store {
         }
         let now = self.now;
         let fed = &mut self.groups.source.fed;
-        fed.retain(|(of, to, last)| (*of, *to) != (no, ask.from) && now.0 < last.0 + FED_MS);
-        fed.push((no, ask.from, now));
+        fed.retain(|(_, _, last, _)| now.0 < last.0 + FED_MS);
+        // Each is answered once: the asker counts what came against what one answering says that it sent.
+        if fed.iter().any(|(of, to, _, id)| (*of, *to) == (no, ask.from) && *id >= ask.id) {
+            return;
+        }
+        fed.retain(|(of, to, ..)| (*of, *to) != (no, ask.from));
+        fed.push((no, ask.from, now, ask.id));
         // A newer ask of the same member ends the one before.
         let source = &mut self.groups.source;
         source.asks.retain(|asked| asked.no != no || asked.ask.from != ask.from);
@@ -106,7 +111,7 @@ impl Store {
 
     /// Whether a member is being rebuilt from here.
     pub(crate) fn feeds(&self, no: ReplicaNo, to: MemberNo) -> bool {
-        self.groups.source.fed.iter().any(|(of, who, last)| (*of, *who) == (no, to) && self.now.0 < last.0 + FED_MS)
+        self.groups.source.fed.iter().any(|(of, who, last, _)| (*of, *who) == (no, to) && self.now.0 < last.0 + FED_MS)
     }
 
     /// Sends what was read, and reads what is asked for, some extents at a time.

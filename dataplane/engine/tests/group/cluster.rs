@@ -16,7 +16,7 @@ pub struct Cluster {
     pub lose: fn(&PeerWord) -> bool,
     /// A word for which this is true is kept until it is released.
     pub hold: fn(&PeerWord) -> bool,
-    held: Vec<(usize, usize, PeerWord, Vec<u8>)>,
+    pub held: Vec<(usize, usize, PeerWord, Vec<u8>)>,
     /// Words that came through, by kind.
     pub delivered: u64,
     pub payload_blocks: u64,
@@ -93,10 +93,6 @@ impl Cluster {
             }
         }
         self.run();
-    }
-
-    pub fn held(&self) -> usize {
-        self.held.len()
     }
 
     pub fn view(&self, at: usize) -> MemberView {
