@@ -2,7 +2,7 @@
 //! leader proposes to itself, which raft insists on decoding; it leaves no process.
 
 use super::log::conf_state;
-use penstock_wire::peer::{Append, BODY_MAX, Entry, EntryKind, FRAME_BLOCKS_MAX, Install, MemberNo, Members, Message, MessageBody, Round};
+use penstock_wire::peer::{Append, BODY_MAX, Entry, EntryKind, Install, MemberNo, Members, Message, MessageBody, Round};
 use penstock_wire::{Index, SegmentId, Term, batch};
 use raft::eraftpb::{self, EntryType, MessageType};
 
@@ -122,7 +122,7 @@ fn split(append: Append) -> Vec<Append> {
     for entry in append.entries {
         blocks += entry.payload_blocks;
         bytes += entry.encoded_len();
-        let fits = blocks <= FRAME_BLOCKS_MAX && bytes <= BODY_MAX / 2;
+        let fits = blocks <= super::APPEND_BLOCKS_MAX && bytes <= BODY_MAX / 2;
         let (term, index) = (entry.term, entry.index);
         match parts.last_mut() {
             Some(part) if fits => part.entries.push(entry),

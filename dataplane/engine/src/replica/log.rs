@@ -4,7 +4,7 @@
 //! An entry is here before it is persisted, as raft wants; raft itself keeps count of what is.
 
 use super::convert;
-use penstock_wire::peer::{FRAME_BLOCKS_MAX, Install, MemberNo, Members};
+use penstock_wire::peer::{Install, MemberNo, Members};
 use penstock_wire::{Index, Term};
 use raft::eraftpb::{ConfState, Entry, HardState, Snapshot};
 use raft::{Error, GetEntriesContext, RaftState, Storage, StorageError};
@@ -110,7 +110,7 @@ impl Storage for LogStore {
         for entry in self.entries.range((low - self.trimmed - 1) as usize..(high - self.trimmed - 1) as usize) {
             bytes += entry.data.len() as u64 + 32;
             blocks += convert::payload_blocks(entry);
-            if !taken.is_empty() && (bytes > max_size || max_size != u64::MAX && blocks > FRAME_BLOCKS_MAX) {
+            if !taken.is_empty() && (bytes > max_size || max_size != u64::MAX && blocks > super::APPEND_BLOCKS_MAX) {
                 break;
             }
             taken.push(entry.clone());

@@ -27,6 +27,9 @@ use penstock_wire::peer::{Entry, Install, MemberNo, Members, Message};
 use penstock_wire::{Index, SegmentId, Term};
 use thiserror::Error;
 
+/// Payload blocks of an append at most, which one entry may have too: 1 MiB. Larger would bind a receiver's memory for little.
+const APPEND_BLOCKS_MAX: u32 = penstock_wire::batch::PAYLOAD_BLOCKS_MAX;
+
 /// How long things take, in ticks but for one.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Timing {
