@@ -155,7 +155,11 @@ fn main() {
                 random ^= random << 17;
                 let span = Span { offset: random % volume * BLOCK as u64, len: BLOCK as u64 };
                 let op = if what == "write" { HostOp::Write(span) } else { HostOp::Read(span) };
-                bench.store.apply(Event::Host { io: IoId((sent % depth) as u32), replica, op }, &mut bench.mem, &mut bench.fx);
+                bench.store.apply(
+                    Event::Host { io: IoId((sent % depth) as u32), replica, host: HostId::default(), op },
+                    &mut bench.mem,
+                    &mut bench.fx,
+                );
                 sent += 1;
             }
             bench.turn();

@@ -15,6 +15,7 @@ use crate::replica::Stop;
 use crate::store::{Owner, Store};
 use penstock_wire::directory::{Directory, MemberRow, PART_PAYLOAD, PageRow, ReplicaRow};
 use penstock_wire::label::Geometry;
+use penstock_wire::reservation::Reservations;
 use penstock_wire::superblock::{NO_EXTENT, Superblock};
 use penstock_wire::{BLOCK, EXTENT, EXTENT_BLOCKS, Index, Seq, Term};
 use rustc_hash::FxHashMap;
@@ -36,6 +37,9 @@ enum CheckpointStage {
 /// Commands of a checkpoint that may be out at a time.
 const OUT_MAX: usize = 32;
 
+/// A member at one moment: what it had applied, its ballot's term, the rest of its row, and its volume's reservations.
+type AsOf = (Index, Term, MemberRow, Option<Box<Reservations>>);
+
 #[derive(Debug, Default)]
 pub(crate) struct Checkpoint {
     stage: CheckpointStage,
@@ -43,7 +47,7 @@ pub(crate) struct Checkpoint {
     covers: Seq,
     first: Seq,
     /// Members of groups, as of the beginning: what is applied later may lie in batches up to `covers` and not be drained.
-    members: FxHashMap<ReplicaNo, (Index, Term, MemberRow)>,
+    members: FxHashMap<ReplicaNo, AsOf>,
     out: usize,
     bufs: Vec<BufId>,
     pages: Vec<PageKey>,
@@ -96,7 +100,8 @@ impl Store {
         self.checkpoint.members.clear();
         for replica in self.map.iter() {
             if let Some(member) = &replica.member {
-                self.checkpoint.members.insert(replica.no, (replica.applied, member.ballot.term, member_row(member)));
+                let reservations = self.reservations(replica.no);
+                self.checkpoint.members.insert(replica.no, (replica.applied, member.ballot.term, member_row(member), reservations));
             }
         }
         self.checkpoint.pages = self.map.take_dirty();
@@ -253,11 +258,12 @@ impl Store {
             pages.sort_unstable_by_key(|row| row.page_no);
             // A member that was born meanwhile has nothing in the batches that are covered.
             let member = replica.member.as_ref().map(|member| {
-                let now = || (replica.applied, member.ballot.term, member_row(member));
+                let now = || (replica.applied, member.ballot.term, member_row(member), self.reservations(replica.no));
                 self.checkpoint.members.get(&replica.no).cloned().unwrap_or_else(now)
             });
-            let (applied, term, member) =
-                member.map_or((replica.applied, replica.term, None), |(applied, term, row)| (applied, term, Some(row)));
+            let alone = || (replica.applied, replica.term, None, self.reservations(replica.no));
+            let (applied, term, member, reservations) =
+                member.map_or_else(alone, |(applied, term, row, reservations)| (applied, term, Some(row), reservations));
             directory.replicas.push(ReplicaRow {
                 no: replica.no.0,
                 deleting: replica.deleting,
@@ -266,6 +272,7 @@ impl Store {
                 shape: replica.shape.clone(),
                 pages,
                 member,
+                reservations,
             });
         }
         let parts = directory.encode().len().div_ceil(PART_PAYLOAD);

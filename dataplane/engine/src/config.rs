@@ -210,7 +210,9 @@ macro_rules! counters {
 }
 
 counters! {
-    host_reads, host_writes, host_zeros, host_flushes, host_compares, host_refused,
+    host_reads, host_writes, host_zeros, host_flushes, host_compares, host_reserves, host_refused,
+    /// Commands that reservations did not let through.
+    host_conflicts,
     host_read_blocks, host_write_blocks,
     /// Host payload blocks that had to be copied (guest memory, unaligned).
     copied_blocks,

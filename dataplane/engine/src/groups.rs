@@ -292,6 +292,7 @@ impl Store {
                             self.apply_resize(no, blocks, seq, entry.index.0, fx);
                             self.note_resized(no, entry.index);
                         }
+                        Op::Reserve(state) => self.apply_reserve(no, *state),
                         _ => unreachable!("a store's own op in a group's log"),
                     }
                     at += blocks;

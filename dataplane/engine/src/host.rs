@@ -7,7 +7,8 @@ use crate::read::Place;
 use crate::stream::Stream;
 use penstock_wire::batch::OP_HEAD;
 use penstock_wire::peer::Members;
-use penstock_wire::{BLOCK, Index as RaftIndex, ReplicaShape};
+use penstock_wire::reservation::Reservations;
+use penstock_wire::{BLOCK, HostId, Index as RaftIndex, ReplicaShape};
 use std::collections::VecDeque;
 
 /// A host command in the slab.
@@ -34,6 +35,8 @@ pub enum What {
     Delete,
     /// New size in `block`.
     Resize,
+    /// All of the volume's reservations.
+    Reserve(Box<Reservations>),
 }
 
 /// A replica that begins as the member of a group.
@@ -67,6 +70,7 @@ impl Proposed {
             What::Write { .. } => 4 * self.blocks as usize,
             What::Create(shape) => shape.encoded_len(),
             What::CreateMember(birth) => birth.shape.encoded_len() + OP_HEAD + birth.members.encode().len(),
+            What::Reserve(state) => state.encoded_len(),
             _ => 0,
         }
     }
@@ -90,6 +94,8 @@ pub enum JobStage {
     Blocked,
     /// Has locked its blocks; waits until nothing on them is out.
     Locking,
+    /// Waits until a change of the volume's reservations is applied.
+    Parked,
     /// Waits for a proof that this member leads.
     Proving,
     Reading,
@@ -126,6 +132,7 @@ impl Chunk {
 pub struct Job {
     pub io: IoId,
     pub replica: ReplicaNo,
+    pub host: HostId,
     pub op: HostOp,
     pub span: Span,
     /// Bytes of the command that are done.
@@ -147,8 +154,8 @@ pub struct Job {
     pub replied: bool,
     /// Was counted as held.
     pub held: bool,
-    /// A comparison found this, which is said once it is proven that nobody else leads.
-    pub miscompare: Option<u32>,
+    /// What was found here, which is said once it is proven that nobody else leads.
+    pub verdict: Option<Status>,
     /// What it was decided under is over: it is refused when what it waits for has come.
     pub lost: bool,
     pub live: bool,
@@ -196,7 +203,7 @@ impl HostSide {
         job
     }
 
-    pub fn add(&mut self, io: IoId, replica: ReplicaNo, op: HostOp, span: Span) -> JobId {
+    pub fn add(&mut self, io: IoId, replica: ReplicaNo, host: HostId, op: HostOp, span: Span) -> JobId {
         let id = self.free.pop().unwrap_or(JobId(self.jobs.len() as u32));
         let at = id.0 as usize;
         // The list of places keeps its capacity from command to command.
@@ -205,6 +212,7 @@ impl HostSide {
         let job = Job {
             io,
             replica,
+            host,
             op,
             span,
             done: 0,
@@ -219,7 +227,7 @@ impl HostSide {
             locked: false,
             replied: false,
             held: false,
-            miscompare: None,
+            verdict: None,
             lost: false,
             live: true,
         };

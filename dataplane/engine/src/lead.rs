@@ -33,8 +33,9 @@ impl Store {
     /// This member led after the job came.
     pub(crate) fn proven<M: Memory>(&mut self, id: JobId, mem: &mut M, fx: &mut Effects) {
         let job = self.host.job(id);
-        match (job.miscompare, job.op) {
-            (Some(at), _) => self.finish_job(id, Status::Miscompare { at }, mem, fx),
+        match (job.verdict, job.op) {
+            (Some(verdict), _) => self.finish_job(id, verdict, mem, fx),
+            (None, HostOp::Reserve(_)) => self.report_reservations(id, mem, fx),
             (None, HostOp::Flush) => self.finish_job(id, Status::Ok, mem, fx),
             (None, _) => {
                 self.next_read_chunk(id);
@@ -78,6 +79,7 @@ impl Store {
                 What::Write { source, .. } => section.write(op.block, &checksums(op, *source, mem)),
                 What::Zero => section.zero(op.block, op.blocks as u32),
                 What::Resize => section.resize(op.block),
+                What::Reserve(state) => section.reserve(state),
                 What::Create(_) | What::CreateMember(_) | What::Delete => unreachable!("a store's own op goes into no group's log"),
             }
         }
@@ -115,7 +117,9 @@ impl Store {
     pub(crate) fn step_down<M: Memory>(&mut self, no: ReplicaNo, mem: &mut M, fx: &mut Effects) {
         self.cancel_sends(no);
         if !self.canary(Canary::StampNewTerm) {
-            for id in self.host.take_waiting(no) {
+            let mut waiting = self.host.take_waiting(no);
+            waiting.extend(self.take_parked(no));
+            for id in waiting {
                 self.finish_job(id, Status::NotReady, mem, fx);
             }
             for op in self.host.take_grouped(no) {

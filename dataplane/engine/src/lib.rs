@@ -33,6 +33,7 @@ mod rebuild;
 mod recover;
 mod rejoin;
 pub mod replica;
+mod reserve;
 mod rewrite;
 mod scrub;
 mod send;
@@ -47,4 +48,5 @@ pub use config::{
 };
 pub use look::{Contents, MemberLook};
 pub use port::*;
+pub use reserve::rules::{REPORT_MAX, Reserve};
 pub use store::Store;

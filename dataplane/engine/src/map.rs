@@ -56,6 +56,8 @@ pub struct Replica {
     pub undrained: u64,
     /// Of a volume with several replicas.
     pub member: Option<Box<crate::member::Member>>,
+    /// Of one with which a host ever registered.
+    pub guard: Option<Box<crate::reserve::Guard>>,
 }
 
 impl Replica {

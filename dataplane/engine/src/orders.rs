@@ -135,6 +135,7 @@ impl Store {
             allocated: 0,
             undrained: 0,
             member: None,
+            guard: None,
         }));
     }
 

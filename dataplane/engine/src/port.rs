@@ -9,8 +9,9 @@
 //! their bytes: the engine touches none of them, and the adapter may assert so.
 
 use crate::replica::Part as GroupPart;
+use crate::reserve::rules::Reserve;
 use penstock_wire::peer::{CopyAnswer, CopyAsk, EntriesAnswer, EntriesAsk, MemberNo, Members, Message};
-use penstock_wire::{BlockAddr, Incarnation, NodeId, SegmentId, Term};
+use penstock_wire::{BlockAddr, HostId, Incarnation, NodeId, SegmentId, Term};
 
 /// One host command that has not been answered. Chosen by the adapter, dense from 0, reused after the reply.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, PartialOrd, Ord)]
@@ -63,6 +64,18 @@ pub enum HostOp {
     Flush,
     /// Payload is `2 × span.len` bytes: first what is expected, then what to write if it is found.
     CompareWrite(Span),
+    /// Ask for, or after, the volume's reservations. The payload of a report is filled, the others have none.
+    Reserve(Reserve),
+}
+
+impl HostOp {
+    /// The bytes that it is about, where it is about any.
+    pub fn span(self) -> Option<Span> {
+        match self {
+            HostOp::Read(span) | HostOp::Write(span) | HostOp::Zero(span) | HostOp::CompareWrite(span) => Some(span),
+            HostOp::Flush | HostOp::Reserve(_) => None,
+        }
+    }
 }
 
 /// Why the engine answers a host command as it does. The front door turns it into NVMe or virtio status.
@@ -79,6 +92,8 @@ pub enum Status {
     Miscompare {
         at: u32,
     },
+    /// The volume's reservations do not let this host do that.
+    Conflict,
     /// The media's bytes do not match their checksum, or the block is known to be lost.
     Unrecovered,
     /// The drive is fenced: its state after a failed write or barrier is unknown.
@@ -191,6 +206,8 @@ pub enum Event {
     Host {
         io: IoId,
         replica: ReplicaNo,
+        /// Who asks, as reservations name hosts; zeros for one that has no such name.
+        host: HostId,
         op: HostOp,
     },
     DiskDone {

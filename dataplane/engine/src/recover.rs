@@ -21,6 +21,7 @@ use crate::index::{Slot, Version};
 use crate::map::{PageState, Replica};
 use crate::port::*;
 use crate::rejoin::Walked;
+use crate::reserve::Guard;
 use crate::rewrite::{Rewrite, doubled};
 use crate::store::{Owner, Store};
 use crate::stream::BATCH_BLOCKS_MAX;
@@ -400,6 +401,7 @@ impl Store {
                 allocated,
                 undrained: 0,
                 member: None,
+                guard: Guard::of(row.reservations),
             }));
         }
         self.map.reserve_numbers(directory.next_replica);
@@ -642,6 +644,7 @@ impl Store {
                 }
                 Op::Delete => self.delete_replica(no),
                 Op::Resize { blocks } => self.resize_replica(no, blocks, seq, entry.index.0),
+                Op::Reserve(state) => self.apply_reserve(no, *state),
                 // Of members of groups: `rejoin` has taken them.
                 Op::Members(_) | Op::Ballot { .. } | Op::Doubt { .. } | Op::Resolved => {}
                 Op::Install { .. } | Op::Whole { .. } | Op::Copy(_) => {}

@@ -32,10 +32,12 @@ use crate::rebuild::Rebuild;
 use crate::recover::Recovery;
 use crate::replica::resolve::unknown_floor;
 use crate::replica::{Ballot, LogEnd, Recovered, Stop};
+use crate::reserve::Guard;
 use crate::store::Store;
 use penstock_wire::batch::{EVERY_MEMBER, Entry, Op, decode_section};
 use penstock_wire::directory::ReplicaRow;
 use penstock_wire::peer::{self, Members};
+use penstock_wire::reservation::Reservations;
 use penstock_wire::{Index, Seq, Term};
 use std::collections::BTreeMap;
 
@@ -67,6 +69,8 @@ pub(crate) struct Walked {
     stopped: Option<String>,
     /// Its content is whole as of this entry alone.
     rebuild: Option<Index>,
+    /// The volume's reservations as of `applied`, where its log began anew there and the directory does not know them.
+    reservations: Option<Option<Box<Reservations>>>,
     /// Times that its log began anew, and what it held before each: it may be in extents in part.
     era: u32,
     earlier: Vec<(u32, Placed)>,
@@ -87,8 +91,9 @@ struct Redone {
 impl Walked {
     pub fn born(members: Members) -> Self {
         let (applied, applied_term, ballot) = (Index(0), Term(0), Ballot::default());
-        let (rebuild, era, earlier, own) = (None, 0, Vec::new(), Vec::new());
-        Self { applied, applied_term, members, ballot, list: BTreeMap::new(), doubt: None, stopped: None, rebuild, era, earlier, own }
+        let (rebuild, reservations, era, earlier, own) = (None, None, 0, Vec::new(), Vec::new());
+        let (list, doubt, stopped) = (BTreeMap::new(), None, None);
+        Self { applied, applied_term, members, ballot, list, doubt, stopped, rebuild, reservations, era, earlier, own }
     }
 
     pub fn of_row(row: &ReplicaRow) -> Option<Self> {
@@ -115,6 +120,13 @@ impl Walked {
                 // A checkpoint may know more than that.
                 if *index >= self.applied {
                     (self.applied, self.applied_term, self.members) = (*index, *index_term, (**members).clone());
+                    self.reservations = Some(None);
+                }
+            }
+            // It follows its install.
+            Op::Reserve(state) => {
+                if let Some(known) = &mut self.reservations {
+                    *known = Some(state.clone());
                 }
             }
             Op::Whole { .. } => self.rebuild = None,
@@ -326,6 +338,9 @@ impl Store {
         let replica = self.map.get_mut(no).expect("seen to be live");
         (replica.term, replica.applied, replica.proposed) = (walked.ballot.term, walked.applied, Index(last));
         replica.member = Some(Box::new(member));
+        if let Some(state) = walked.reservations {
+            replica.guard = Guard::of(state);
+        }
     }
 
     fn redo_placed(&mut self, no: ReplicaNo, placed: &Placed) {
@@ -343,6 +358,8 @@ impl Store {
                 }
                 Op::Zero { block, count } => self.apply_zero(no, block, u64::from(count), seq, index.0),
                 Op::Resize { blocks } => self.resize_replica(no, blocks, seq, index.0),
+                // What is applied of these the directory has, or an install.
+                Op::Reserve(_) => {}
                 // None of them stands among the ops of a group's entry.
                 Op::Create(_) | Op::Delete | Op::Members(_) | Op::Ballot { .. } | Op::Doubt { .. } | Op::Resolved => {}
                 Op::Install { .. } | Op::Whole { .. } | Op::Copy(_) => {}

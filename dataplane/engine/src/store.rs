@@ -148,7 +148,7 @@ impl Store {
     /// Takes in one fact. Any number of them make a turn; [`Self::settle`] ends it.
     pub fn apply<M: Memory>(&mut self, event: Event, mem: &mut M, fx: &mut Effects) {
         match event {
-            Event::Host { io, replica, op } => self.on_host(io, replica, op, mem, fx),
+            Event::Host { io, replica, host, op } => self.on_host(io, replica, host, op, mem, fx),
             Event::DiskDone { id, ok } => self.on_disk_done(id, ok, mem, fx),
             Event::Order { id, order } => self.on_order(id, order, mem, fx),
             // Recovery goes on, to serve what can be read.

@@ -343,6 +343,7 @@ impl Store {
                 }
                 What::Delete => self.stream.section.delete(),
                 What::Resize => self.stream.section.resize(op.block),
+                What::Reserve(state) => self.stream.section.reserve(state),
             }
         }
         if plan.items > 0 {
@@ -645,6 +646,7 @@ impl Store {
                 self.apply_delete(op.replica, fx);
             }
             What::Resize => self.apply_resize(op.replica, op.block, seq, op.index.0, fx),
+            What::Reserve(state) => self.apply_reserve(op.replica, (**state).clone()),
         }
     }
 

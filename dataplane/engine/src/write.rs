@@ -9,10 +9,11 @@ use crate::host::{Chunk, Job, JobId, JobStage, Lock, Proposed, Source, What};
 use crate::index::GroupKey;
 use crate::map::{Known, PageKey};
 use crate::port::*;
+use crate::reserve::rules::Reserve;
 use crate::store::{PageWaiter, Store};
 use penstock_wire::batch::PAYLOAD_BLOCKS_MAX;
 use penstock_wire::page::UNALLOCATED;
-use penstock_wire::{BLOCK, EXTENT_BLOCKS, Index as RaftIndex};
+use penstock_wire::{BLOCK, EXTENT_BLOCKS, HostId, Index as RaftIndex};
 use std::ops::RangeInclusive;
 
 /// Most bytes of a compare-and-write.
@@ -21,18 +22,9 @@ pub const COMPARE_MAX: u64 = 128 * 1024;
 const ZERO_CHUNK: u64 = 1 << 18;
 
 impl Store {
-    pub(crate) fn on_host<M: Memory>(&mut self, io: IoId, replica: ReplicaNo, op: HostOp, mem: &mut M, fx: &mut Effects) {
+    pub(crate) fn on_host<M: Memory>(&mut self, io: IoId, replica: ReplicaNo, host: HostId, op: HostOp, mem: &mut M, fx: &mut Effects) {
         let refused = match self.check_host(replica, op) {
             Err(status) => Some(status),
-            Ok(()) if matches!(op, HostOp::Flush) => {
-                self.counters.host_flushes += 1;
-                if self.member(replica).is_some() {
-                    let job = self.host.add(io, replica, op, Span { offset: 0, len: 0 });
-                    self.prove(job);
-                    return;
-                }
-                Some(Status::Ok)
-            }
             // Which blocks the lost batches wrote is unknown, so none can be vouched for until the operator accepts the loss.
             Ok(()) if matches!(op, HostOp::Read(_)) && self.report.lost_batches > 0 && !self.config.accept_lost_log => {
                 Some(Status::Unrecovered)
@@ -44,32 +36,49 @@ impl Store {
             fx.list.push(Effect::Reply { io, status });
             return;
         }
-        let (HostOp::Read(span) | HostOp::Write(span) | HostOp::Zero(span) | HostOp::CompareWrite(span)) = op else { return };
-        let job = self.host.add(io, replica, op, span);
+        let span = op.span().unwrap_or(Span { offset: 0, len: 0 });
         match op {
             HostOp::Read(_) => {
                 self.counters.host_reads += 1;
                 self.counters.host_read_blocks += span.len / BLOCK as u64;
-                if self.member(replica).is_some() {
-                    self.prove(job);
-                    return;
-                }
-                self.next_read_chunk(job);
-                self.issue_reads(job, mem, fx);
-                return;
             }
             HostOp::Write(_) => {
                 self.counters.host_writes += 1;
                 self.counters.host_write_blocks += span.len / BLOCK as u64;
             }
             HostOp::Zero(_) => self.counters.host_zeros += 1,
-            _ => self.counters.host_compares += 1,
+            HostOp::CompareWrite(_) => self.counters.host_compares += 1,
+            HostOp::Flush => self.counters.host_flushes += 1,
+            HostOp::Reserve(_) => self.counters.host_reserves += 1,
         }
-        self.host.held.push_back(job);
+        let job = self.host.add(io, replica, host, op, span);
+        if self.is_guarded(replica) || matches!(op, HostOp::Reserve(_)) {
+            self.pass_guard(job, mem, fx);
+        } else {
+            self.admit(job, mem, fx);
+        }
     }
 
-    fn check_host(&self, replica: ReplicaNo, op: HostOp) -> Result<(), Status> {
-        let writes = !matches!(op, HostOp::Read(_));
+    /// On its way with a command that may be carried out.
+    pub(crate) fn admit<M: Memory>(&mut self, id: JobId, mem: &mut M, fx: &mut Effects) {
+        let job = self.host.job(id);
+        let is_member = self.map.get(job.replica).is_some_and(|replica| replica.member.is_some());
+        match job.op {
+            HostOp::Read(_) | HostOp::Flush if is_member => self.prove(id),
+            HostOp::Flush => self.finish_job(id, Status::Ok, mem, fx),
+            HostOp::Read(_) => {
+                self.next_read_chunk(id);
+                self.issue_reads(id, mem, fx);
+            }
+            _ => {
+                job.stage = JobStage::Held;
+                self.host.held.push_back(id);
+            }
+        }
+    }
+
+    pub(crate) fn check_host(&self, replica: ReplicaNo, op: HostOp) -> Result<(), Status> {
+        let writes = !matches!(op, HostOp::Read(_) | HostOp::Reserve(Reserve::Report { .. }));
         match self.stage {
             Stage::Serving => {}
             Stage::Fenced(_) if !writes => {}
@@ -82,10 +91,7 @@ impl Store {
         if replica.member.as_deref().is_some_and(|member| member.serving.is_none()) {
             return Err(Status::NotReady);
         }
-        let span = match op {
-            HostOp::Read(span) | HostOp::Write(span) | HostOp::Zero(span) | HostOp::CompareWrite(span) => span,
-            HostOp::Flush => return Ok(()),
-        };
+        let Some(span) = op.span() else { return Ok(()) };
         let logical = u64::from(replica.shape.logical_block);
         if span.len == 0 || span.offset % logical != 0 || span.len % logical != 0 {
             return Err(Status::Invalid);
@@ -193,6 +199,9 @@ impl Store {
         let compare = matches!(job.op, HostOp::CompareWrite(_));
         if !self.serves(replica) {
             self.finish_job(id, Status::NotReady, mem, fx);
+            return true;
+        }
+        if self.is_guarded(replica) && !self.may_go_on(id, mem, fx) {
             return true;
         }
         let mut chunk = Chunk::of(span, done, if zero { ZERO_CHUNK } else { u64::from(PAYLOAD_BLOCKS_MAX) });
@@ -338,6 +347,10 @@ impl Store {
 
     /// The blocks of a merge are in its buffer: decide and propose.
     pub(crate) fn merged<M: Memory>(&mut self, id: JobId, mem: &mut M, fx: &mut Effects) {
+        let no = self.host.job(id).replica;
+        if self.is_guarded(no) && !self.may_go_on(id, mem, fx) {
+            return;
+        }
         let job = self.host.job(id);
         let (io, op, chunk, span, done) = (job.io, job.op, job.chunk, job.span, job.done);
         let buf = job.buf.expect("a merge has its buffer");
@@ -346,13 +359,7 @@ impl Store {
             HostOp::Zero(_) => mem.bytes_mut(buf)[chunk.skip as usize..][..chunk.bytes as usize].fill(0),
             HostOp::CompareWrite(_) => {
                 if let Some(at) = mem.host_differs(io, 0, buf, chunk.skip, span.len as u32) {
-                    let no = self.host.job(id).replica;
-                    if self.member(no).is_some() {
-                        self.host.job(id).miscompare = Some(at);
-                        self.prove(id);
-                    } else {
-                        self.finish_job(id, Status::Miscompare { at }, mem, fx);
-                    }
+                    self.tell(id, Status::Miscompare { at }, mem, fx);
                     return;
                 }
                 from = span.len as u32;
@@ -361,8 +368,7 @@ impl Store {
             _ => mem.host_to_buf(io, from, buf, chunk.skip, chunk.bytes as u32),
         }
         self.counters.copied_blocks += chunk.blocks;
-        let replica = self.host.job(id).replica;
-        match self.promise_space(replica, chunk) {
+        match self.promise_space(no, chunk) {
             Ok(promises) => {
                 self.propose(id, What::Write { source: Source::Buf { buf }, promises });
                 self.unlock(id);
@@ -453,6 +459,11 @@ impl Store {
             fx.list.push(Effect::OrderDone { id: order, result });
         }
         let Some(id) = op.job else { return };
+        if matches!(op.what, What::Reserve(_)) {
+            self.finish_job(id, status, mem, fx);
+            self.reserve_done(op.replica, id, mem, fx);
+            return;
+        }
         if let Some(buf) = self.host.job(id).buf.take() {
             self.let_go(op.replica, buf, mem);
         }
@@ -514,6 +525,10 @@ impl Store {
             self.finish_job(job, status, mem, fx);
         }
         for job in std::mem::take(&mut self.host.locking) {
+            self.finish_job(job, status, mem, fx);
+        }
+        let guarded: Vec<ReplicaNo> = self.map.iter().filter(|replica| replica.guard.is_some()).map(|replica| replica.no).collect();
+        for job in guarded.into_iter().flat_map(|no| self.take_parked(no)).collect::<Vec<_>>() {
             self.finish_job(job, status, mem, fx);
         }
     }

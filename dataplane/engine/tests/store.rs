@@ -4,6 +4,7 @@ mod bench;
 mod faults;
 mod forged;
 mod group;
+mod reserve;
 
 use bench::{Bench, SEGMENT, pattern};
 use penstock_engine::*;

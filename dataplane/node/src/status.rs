@@ -28,10 +28,13 @@ impl NvmeStatus {
     pub const INVALID_FIELD: Self = Self::generic(0x02);
     pub const INTERNAL_ERROR: Self = Self::generic(0x06);
     pub const DATA_SGL_LENGTH_INVALID: Self = Self::generic(0x0f);
+    /// The host names itself by 128 bits, and asked for a structure that has 64.
+    pub const HOST_ID_INCONSISTENT: Self = Self::generic(0x18);
     pub const LBA_OUT_OF_RANGE: Self = Self::generic(0x80);
     pub const CAPACITY_EXCEEDED: Self = Self::generic(0x81);
     /// More commands are held than the node has places for; the host tries again.
     pub const NAMESPACE_NOT_READY: Self = Self::generic(0x82);
+    pub const RESERVATION_CONFLICT: Self = Self::generic(0x83);
     pub const WRITE_FAULT: Self = Self::media(0x80);
     pub const UNRECOVERED_READ_ERROR: Self = Self::media(0x81);
     pub const COMPARE_FAILURE: Self = Self::media(0x85);
@@ -60,6 +63,7 @@ impl From<Status> for NvmeStatus {
             Status::Invalid => Self::INVALID_FIELD,
             Status::NoSpace => Self::CAPACITY_EXCEEDED,
             Status::Miscompare { .. } => Self::COMPARE_FAILURE,
+            Status::Conflict => Self::RESERVATION_CONFLICT,
             Status::Unrecovered => Self::UNRECOVERED_READ_ERROR,
             Status::Fenced => Self::WRITE_FAULT,
             Status::NotReady => Self::PATH_INACCESSIBLE,
@@ -78,6 +82,7 @@ mod tests {
             (Status::Invalid, 0, 0x02),
             (Status::OutOfRange, 0, 0x80),
             (Status::NoSpace, 0, 0x81),
+            (Status::Conflict, 0, 0x83),
             (Status::Fenced, 2, 0x80),
             (Status::Unrecovered, 2, 0x81),
             (Status::Miscompare { at: 7 }, 2, 0x85),

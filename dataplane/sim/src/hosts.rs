@@ -4,7 +4,7 @@
 //! the control side (`orders`), and judgement of contents (`oracle`).
 
 use penstock_engine::{Event, HostOp, IoId, ReplicaNo, Span, Status};
-use penstock_wire::ReplicaShape;
+use penstock_wire::{HostId, ReplicaShape};
 
 use crate::content::{bytes_of, payload_of};
 use crate::oracle::{Command, Pieces, pieces_of};
@@ -138,7 +138,7 @@ impl World {
                 both.extend(payload_of(volume, span, command.id));
                 both
             }
-            HostOp::Zero(_) | HostOp::Flush => Vec::new(),
+            HostOp::Zero(_) | HostOp::Flush | HostOp::Reserve(_) => Vec::new(),
         };
         let s = &mut self.shards[shard];
         let io = s.free_ios.pop().unwrap_or_else(|| {
@@ -157,7 +157,7 @@ impl World {
         }
         self.volumes.get_mut(&volume).expect("there").out += 1;
         self.tally.did("host commands", 1);
-        self.feed(shard, Event::Host { io: IoId(io), replica, op });
+        self.feed(shard, Event::Host { io: IoId(io), replica, host: HostId::default(), op });
     }
 
     /// What a host expects to find: mostly one of the values that may be there.
@@ -305,7 +305,9 @@ impl World {
                 assert!(matches!(command.op, HostOp::CompareWrite(_)), "{:?} was answered {status:?}", command.op);
                 self.tally.did("miscompares", 1);
             }
-            Status::OutOfRange | Status::Invalid => panic!("{:?} is well formed and was answered {status:?}", command.op),
+            Status::OutOfRange | Status::Invalid | Status::Conflict => {
+                panic!("{:?} is well formed and was answered {status:?}", command.op)
+            }
         }
     }
 }

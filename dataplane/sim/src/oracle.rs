@@ -301,7 +301,7 @@ fn at(volume: u32, block: u64, why: Contradiction) -> Wrong {
 /// What a command does to each block it touches; `None` for one that touches none.
 fn acts_of(c: &Command) -> Option<(Span, Vec<(u64, Act)>)> {
     let acts = match c.op {
-        HostOp::Flush => return None,
+        HostOp::Flush | HostOp::Reserve(_) => return None,
         HostOp::Read(span) => pieces_of(span, 0).into_iter().map(|(b, _)| (b, Act::Look)).collect(),
         HostOp::Zero(span) => pieces_of(span, 0).into_iter().map(|(b, p)| (b, Act::Put(vec![p]))).collect(),
         HostOp::Write(span) => {
@@ -320,10 +320,7 @@ fn acts_of(c: &Command) -> Option<(Span, Vec<(u64, Act)>)> {
             c.expect.iter().zip(put).map(|((b, expect), (_, put))| (*b, Act::Swap { expect: *expect, put })).collect()
         }
     };
-    match c.op {
-        HostOp::Read(s) | HostOp::Write(s) | HostOp::Zero(s) | HostOp::CompareWrite(s) => Some((s, acts)),
-        HostOp::Flush => None,
-    }
+    c.op.span().map(|span| (span, acts))
 }
 
 #[cfg(test)]

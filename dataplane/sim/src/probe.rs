@@ -9,8 +9,8 @@ use penstock_engine::{
     DiskKind, Effect, Effects, Event, FenceReason, HostOp, IoId, Millis, Notice, OpenError, Order, OrderError, OrderId, RecoveryReport,
     ReplicaNo, Span, Status, Store, StoreConfig,
 };
-use penstock_wire::ReplicaShape;
 use penstock_wire::label::Share;
+use penstock_wire::{HostId, ReplicaShape};
 
 use crate::device::Out;
 use crate::drive::{Drive, Kind};
@@ -87,7 +87,7 @@ impl Probe {
         let span = Span { offset: block * BLOCK as u64, len: BLOCK as u64 };
         let direct = self.rng.one_in(2);
         self.mem.put(io, vec![0xab; BLOCK], direct, None);
-        self.inbox.push(Event::Host { io, replica, op: HostOp::Read(span) });
+        self.inbox.push(Event::Host { io, replica, host: HostId::default(), op: HostOp::Read(span) });
         self.until("a read is answered", |p| p.replies.contains_key(&0))?;
         let status = self.replies.remove(&0).expect("waited for");
         Ok((status, self.mem.take(io)))

@@ -580,7 +580,7 @@ impl World {
 
 fn event_words(e: &Event) -> [u64; 4] {
     match e {
-        Event::Host { io, replica, op } => [1, u64::from(io.0), u64::from(replica.0), op_word(op)],
+        Event::Host { io, replica, op, .. } => [1, u64::from(io.0), u64::from(replica.0), op_word(op)],
         Event::DiskDone { id, ok } => [2, u64::from(id.0), u64::from(*ok), 0],
         Event::Order { id, .. } => [3, id.0, 0, 0],
         Event::Tick { now } => [4, now.0, 0, 0],
@@ -590,13 +590,14 @@ fn event_words(e: &Event) -> [u64; 4] {
 }
 
 fn op_word(op: &penstock_engine::HostOp) -> u64 {
-    use penstock_engine::HostOp::{CompareWrite, Flush, Read, Write, Zero};
+    use penstock_engine::HostOp::{CompareWrite, Flush, Read, Reserve, Write, Zero};
     let (kind, span) = match op {
         Read(s) => (1, Some(s)),
         Write(s) => (2, Some(s)),
         Zero(s) => (3, Some(s)),
         CompareWrite(s) => (4, Some(s)),
         Flush => (5, None),
+        Reserve(_) => (6, None),
     };
     span.map_or(kind, |s| crate::rng::mix(s.offset ^ s.len.rotate_left(40)) ^ kind)
 }

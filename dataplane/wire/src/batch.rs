@@ -6,11 +6,12 @@
 use crate::codec::{PREFIX, Put, Take, check_magic, seal, unseal_versions};
 use crate::page::BlockState;
 use crate::peer::{self, EntryKind, MemberNo, Members, States};
+use crate::reservation::Reservations;
 use crate::{BLOCK, DecodeError, EXTENT_BLOCKS, Generation, Incarnation, Index, ReplicaShape, RingPos, Seq, Term};
 
 const MAGIC: &[u8; 8] = b"PENSLOG1";
-/// The version that is written. Version 1 is read too: it has no ops of groups.
-const VERSION: u32 = 2;
+/// The version that is written. Read too are version 1, which has no ops of groups, and 2, which has no reservations.
+const VERSION: u32 = 3;
 const WHAT: &str = "batch header";
 const WHAT_OPS: &str = "batch descriptors";
 
@@ -294,6 +295,7 @@ impl Section {
             Op::Install { as_of, index, index_term, members } => self.install(*as_of, *index, *index_term, members),
             Op::Whole { blocks } => self.whole(*blocks),
             Op::Copy(copy) => self.copy(copy),
+            Op::Reserve(state) => self.reserve(state),
         }
     }
 
@@ -371,6 +373,12 @@ impl Section {
         }
     }
 
+    /// The volume's reservations are these from here on.
+    pub fn reserve(&mut self, state: &Reservations) {
+        self.op(OP_RESERVE, state.encoded_len() as u32, 0);
+        self.bytes.extend_from_slice(&state.encode());
+    }
+
     /// A whole entry of ops that [`decode_ops`] took before.
     pub fn raw(&mut self, replica: u32, term: Term, index: Index, ops: &[u8]) {
         self.entry(replica, term, index);
@@ -402,9 +410,9 @@ pub fn logged_len(entry: &peer::Entry) -> usize {
     ENTRY_HEAD + op_head + entry.bytes.len()
 }
 
-/// Bytes that an entry with an install alone takes in a section, one with a whole alone, and one with a copied extent alone.
-pub fn install_len(members: &Members) -> usize {
-    WHOLE_LEN + 16 + members.encode().len()
+/// Bytes that an entry with an install and the reservations as of it takes in a section, one with a whole alone, and one with a copied extent alone.
+pub fn install_len(members: &Members, reservations: Option<&Reservations>) -> usize {
+    WHOLE_LEN + 16 + members.encode().len() + reservations.map_or(0, |state| OP_HEAD + state.encoded_len())
 }
 pub const WHOLE_LEN: usize = ENTRY_HEAD + OP_HEAD;
 pub const fn copy_len(data_blocks: u32) -> usize {
@@ -429,6 +437,7 @@ const OP_RESOLVED: u8 = 9;
 const OP_INSTALL: u8 = 10;
 const OP_WHOLE: u8 = 11;
 const OP_COPY: u8 = 12;
+const OP_RESERVE: u8 = 16;
 
 /// A doubt of this replica is one of every replica that is a member of a group: there were too many to name.
 pub const EVERY_MEMBER: u32 = u32::MAX;
@@ -476,6 +485,8 @@ pub enum Op {
     },
     /// An extent as another member had it: the blocks in `mask` become that.
     Copy(Box<CopyOp>),
+    /// The volume's reservations from here on: all of them, whatever they were.
+    Reserve(Box<Reservations>),
 }
 
 /// An extent that was copied from another member.
@@ -563,7 +574,7 @@ impl Entry {
         let own = |op: &Op| match op {
             Op::Doubt { .. } => true,
             Op::Create(_) | Op::Members(_) | Op::Ballot { .. } | Op::Delete | Op::Resolved => self.replica != EVERY_MEMBER,
-            Op::Install { .. } | Op::Whole { .. } | Op::Copy(_) => self.replica != EVERY_MEMBER,
+            Op::Install { .. } | Op::Whole { .. } | Op::Copy(_) | Op::Reserve(_) => self.replica != EVERY_MEMBER,
             Op::Write { .. } | Op::Zero { .. } | Op::Resize { .. } => false,
         };
         let fits = match self.index.0 {
@@ -646,7 +657,7 @@ impl Iterator for RawOps<'_> {
         let (kind, count) = ((word & 0xff) as u8, word >> 8);
         let after = match kind {
             OP_WRITE => 4 * count as usize,
-            OP_CREATE | OP_MEMBERS | OP_BALLOT | OP_DOUBT | OP_INSTALL | OP_COPY => count as usize,
+            OP_CREATE | OP_MEMBERS | OP_BALLOT | OP_DOUBT | OP_INSTALL | OP_COPY | OP_RESERVE => count as usize,
             _ => 0,
         };
         self.0 = rest.get(OP_HEAD - 4 + after..).unwrap_or(&[]);
@@ -737,6 +748,10 @@ fn take_op(r: &mut Take<'_>) -> Result<Op, DecodeError> {
             }
             let crcs = (0..states.data_blocks()).map(|_| r.u32()).collect::<Result<_, _>>()?;
             Op::Copy(Box::new(CopyOp { extent: (block / EXTENT_BLOCKS) as u32, changed, states, mask, crcs }))
+        }
+        OP_RESERVE => {
+            zero_block(block)?;
+            Op::Reserve(Box::new(Reservations::decode(r.bytes(count as usize)?)?))
         }
         other => return Err(DecodeError::Value { what: "kind of an op", found: u64::from(other) }),
     })

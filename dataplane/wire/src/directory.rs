@@ -6,11 +6,13 @@
 use crate::codec::{PREFIX, Put, Take, seal, unseal_versions};
 use crate::page::EXTENTS_PER_PAGE;
 use crate::peer::{MemberNo, Members};
+use crate::reservation::Reservations;
 use crate::{DecodeError, EXTENT, Incarnation, Index, ReplicaShape, Seq, Term};
 
 const MAGIC: &[u8; 8] = b"PENSDIR1";
-/// The version that is written. Read too are version 1, whose pages do not say how many extents they hold, and 2, which knows no members of groups.
-pub const VERSION: u32 = 3;
+/// The version that is written. Read too are version 1, whose pages do not say how many extents they hold, 2, which knows no members of groups, and
+/// 3, which knows no reservations.
+pub const VERSION: u32 = 4;
 const WHAT: &str = "directory part";
 const HEAD: usize = 64;
 /// Bytes of the stream that one part carries.
@@ -106,6 +108,8 @@ pub struct ReplicaRow {
     pub pages: Vec<PageRow>,
     /// Of a member of a group of several.
     pub member: Option<MemberRow>,
+    /// As of `applied`; none where no host ever registered.
+    pub reservations: Option<Box<Reservations>>,
 }
 
 /// What a member of a group is beside a replica. Its ballot's term is the row's.
@@ -142,8 +146,10 @@ impl Directory {
     /// The stream, in version [`VERSION`].
     pub fn encode(&self) -> Vec<u8> {
         let members = |row: &ReplicaRow| row.member.as_ref().map(|member| member.members.encode()).unwrap_or_default();
-        let rows: usize =
-            self.replicas.iter().map(|r| 80 + r.shape.encoded_len() + members(r).len() + r.pages.len() * row_bytes(VERSION)).sum();
+        let reserved = |row: &ReplicaRow| row.reservations.as_ref().map_or(0, |state| 4 + state.encoded_len());
+        let row_len =
+            |row: &ReplicaRow| 80 + row.shape.encoded_len() + members(row).len() + reserved(row) + row.pages.len() * row_bytes(VERSION);
+        let rows: usize = self.replicas.iter().map(row_len).sum();
         let mut bytes = vec![0; 24 + rows + self.taken.len()];
         let mut w = Put::new(&mut bytes, 0);
         w.u32(self.next_replica);
@@ -159,7 +165,8 @@ impl Directory {
                 flag(replica.deleting, DELETING)
                     | flag(member.is_some_and(|member| member.stopped), STOPPED)
                     | flag(doubt.is_some(), DOUBTFUL)
-                    | flag(rebuild.is_some(), REBUILT),
+                    | flag(rebuild.is_some(), REBUILT)
+                    | flag(replica.reservations.is_some(), RESERVED),
             );
             w.u64(replica.term.0);
             w.u64(member.map_or(0, |member| member.vote.0));
@@ -177,6 +184,10 @@ impl Directory {
             }
             if let Some(as_of) = rebuild {
                 w.u64(as_of.0);
+            }
+            if let Some(state) = &replica.reservations {
+                w.u32(state.encoded_len() as u32);
+                w.bytes(&state.encode());
             }
             w.u32(replica.pages.len() as u32);
             for page in &replica.pages {
@@ -230,7 +241,9 @@ impl Directory {
             }
             let shape_len = r.u32()? as usize;
             let shape = ReplicaShape::take(&mut Take::new(r.bytes(shape_len)?, 0, "replica"))?;
-            let member = take_member(&mut r, version, flags, vote, applied_term)?;
+            let reserved = if version >= 4 { flags & RESERVED } else { 0 };
+            let member = take_member(&mut r, version, flags & !reserved, vote, applied_term)?;
+            let reservations = if reserved != 0 { Some(take_reservations(&mut r)?) } else { None };
             let pages = r.u32()? as usize;
             if pages > r.left() / row_bytes {
                 return Err(DecodeError::Short { what: "pages of a replica", need: pages.saturating_mul(row_bytes), left: r.left() });
@@ -255,7 +268,7 @@ impl Directory {
                 }
                 rows.push(row);
             }
-            replicas.push(ReplicaRow { no, deleting: flags & DELETING != 0, term, applied, shape, pages: rows, member });
+            replicas.push(ReplicaRow { no, deleting: flags & DELETING != 0, term, applied, shape, pages: rows, member, reservations });
         }
         let len = r.u64()?;
         if len != extents.div_ceil(8) {
@@ -273,6 +286,12 @@ const DELETING: u32 = 1;
 const STOPPED: u32 = 2;
 const DOUBTFUL: u32 = 4;
 const REBUILT: u32 = 8;
+const RESERVED: u32 = 16;
+
+fn take_reservations(r: &mut Take<'_>) -> Result<Box<Reservations>, DecodeError> {
+    let len = r.u32()? as usize;
+    Ok(Box::new(Reservations::decode(r.bytes(len)?)?))
+}
 
 fn take_member(r: &mut Take<'_>, version: u32, flags: u32, vote: MemberNo, applied_term: Term) -> Result<Option<MemberRow>, DecodeError> {
     let len = if version < 3 { 0 } else { r.u32()? as usize };

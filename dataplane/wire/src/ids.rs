@@ -38,4 +38,6 @@ id! {
     VolumeId,
     SegmentId,
     ReplicaId,
+    /// A host, as it names itself when it connects; zeros for one that does not.
+    HostId,
 }

@@ -16,6 +16,7 @@ mod ids;
 pub mod label;
 pub mod page;
 pub mod peer;
+pub mod reservation;
 pub mod superblock;
 
 // One sample of each record for the tests here, the golden files and the fuzz targets; it names this crate as those see it.
@@ -26,7 +27,7 @@ extern crate self as penstock_wire;
 pub mod sample;
 
 pub use codec::{DecodeError, crc32c};
-pub use ids::{ClusterId, DriveId, Incarnation, NodeId, ReplicaId, SegmentId, VolumeId};
+pub use ids::{ClusterId, DriveId, HostId, Incarnation, NodeId, ReplicaId, SegmentId, VolumeId};
 
 /// Bytes of a block, the unit of everything inside.
 pub const BLOCK: usize = 4096;

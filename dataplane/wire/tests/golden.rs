@@ -60,12 +60,18 @@ fn superblock_v1_with_and_without_a_checkpoint() {
 }
 
 #[test]
-fn batch_v1_of_each_kind_and_both_sizes_is_still_read() {
+fn batches_v1_and_v2_of_each_kind_and_both_sizes_are_still_read() {
     for (name, batch) in [
         ("batch-v1-data.bin", sample::batch()),
         ("batch-v1-data-two-blocks.bin", sample::long_batch()),
         ("batch-v1-seal.bin", sample::seal()),
         ("batch-v1-open.bin", sample::open()),
+        ("batch-v2-data.bin", sample::batch()),
+        ("batch-v2-group.bin", sample::group_batch()),
+        ("batch-v2-copy.bin", sample::copy_batch()),
+        ("batch-v2-data-two-blocks.bin", sample::long_batch()),
+        ("batch-v2-seal.bin", sample::seal()),
+        ("batch-v2-open.bin", sample::open()),
     ] {
         let bytes = older(name, batch.encode().len());
         let read = Batch::decode(&bytes).unwrap();
@@ -75,14 +81,15 @@ fn batch_v1_of_each_kind_and_both_sizes_is_still_read() {
 }
 
 #[test]
-fn batch_v2_of_each_kind_and_both_sizes() {
+fn batch_v3_of_each_kind_and_both_sizes() {
     for (name, batch) in [
-        ("batch-v2-data.bin", sample::batch()),
-        ("batch-v2-group.bin", sample::group_batch()),
-        ("batch-v2-copy.bin", sample::copy_batch()),
-        ("batch-v2-data-two-blocks.bin", sample::long_batch()),
-        ("batch-v2-seal.bin", sample::seal()),
-        ("batch-v2-open.bin", sample::open()),
+        ("batch-v3-data.bin", sample::batch()),
+        ("batch-v3-group.bin", sample::group_batch()),
+        ("batch-v3-copy.bin", sample::copy_batch()),
+        ("batch-v3-reserved.bin", sample::reserved_batch()),
+        ("batch-v3-data-two-blocks.bin", sample::long_batch()),
+        ("batch-v3-seal.bin", sample::seal()),
+        ("batch-v3-open.bin", sample::open()),
     ] {
         let encoded = batch.encode();
         let bytes = golden(name, &encoded);
@@ -108,6 +115,10 @@ fn batch_v2_of_each_kind_and_both_sizes() {
     let set: Vec<_> = sample::copy().blocks().map(|(block, _, at)| (block & 15, at)).collect();
     assert_eq!(set, [(0, 0), (1, 0), (4, 1), (15, 1)]);
     assert_eq!(entries[2].ops, [Op::Whole { blocks: 0x0708 }]);
+    let entries = decode_section(sample::reserved_batch().own.bytes(), 1).unwrap();
+    let reserve = Op::Reserve(Box::new(sample::reservations()));
+    assert_eq!((&entries[0].ops[1], &entries[1].ops[1]), (&reserve, &reserve));
+    assert_eq!(entries[1].logged().unwrap().ops(), Ok(entries[1].ops.clone()));
 }
 
 #[test]
@@ -135,22 +146,31 @@ fn directories_v1_and_v2_and_their_parts_are_still_read() {
 }
 
 #[test]
-fn directory_v3_and_its_part() {
+fn directory_v3_and_its_part_is_still_read() {
+    let bytes = older("directory-part-v3.bin", EXTENT);
+    let (part, stream) = Part::decode(&bytes).unwrap();
+    assert_eq!(part, Part { version: 3, ..sample::part(stream) });
+    assert_eq!(Directory::decode(stream, 3, sample::DIRECTORY_EXTENTS), Ok(sample::unreserved_directory()));
+}
+
+#[test]
+fn directory_v4_and_its_part() {
     let directory = sample::directory();
     let stream = directory.encode();
     let part = sample::part(&stream);
     let mut encoded = vec![0; EXTENT];
     part.encode_into(&mut encoded, &stream);
-    let bytes = golden("directory-part-v3.bin", &encoded);
+    let bytes = golden("directory-part-v4.bin", &encoded);
     assert_eq!(Part::decode(&bytes), Ok((part, &stream[..])));
-    assert_eq!(Directory::decode(&stream, 3, sample::DIRECTORY_EXTENTS), Ok(directory));
-    same("directory-part-v3.bin", &bytes, &encoded);
+    assert_eq!(Directory::decode(&stream, 4, sample::DIRECTORY_EXTENTS), Ok(directory));
+    same("directory-part-v4.bin", &bytes, &encoded);
 }
 
 #[test]
-fn peer_frames_v1() {
+fn peer_frames_v1_and_v2() {
     for (name, body, _) in sample::peer::bodies() {
-        let encoded = body.encode(1, 0x0102_0304);
+        let version = if name.ends_with("-v1.bin") { 1 } else { 2 };
+        let encoded = body.encode(version, 0x0102_0304);
         let bytes = golden(name, &encoded);
         let header = peer::Header::decode(&bytes).unwrap_or_else(|error| panic!("{name}: {error}"));
         assert_eq!(peer::Body::decode(&header, &bytes[peer::HEADER..]).as_ref(), Ok(&body), "{name}");

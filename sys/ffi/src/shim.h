@@ -154,7 +154,8 @@ struct ps_association {
 };
 /* io must have come from the NVMe-oF target, unsplit. */
 int ps_io_association(struct spdk_bdev_io *io, struct ps_association *out);
-const void *ps_io_controller(struct spdk_bdev_io *io, bool *live);
+/* host_id: 16 bytes, zeros for a host that gave none. */
+const void *ps_io_controller(struct spdk_bdev_io *io, bool *live, uint8_t *host_id);
 
 enum ps_identify_kind { PS_IDENTIFY_NAMESPACE = 0, PS_IDENTIFY_CONTROLLER = 1 };
 /* The poll group's thread; data is 4096 bytes that the target filled in. */

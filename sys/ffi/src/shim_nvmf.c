@@ -72,7 +72,7 @@ ps_io_association(struct spdk_bdev_io *io, struct ps_association *out)
 }
 
 const void *
-ps_io_controller(struct spdk_bdev_io *io, bool *live)
+ps_io_controller(struct spdk_bdev_io *io, bool *live, uint8_t *host_id)
 {
 	struct spdk_nvmf_request *req = spdk_bdev_io_get_cb_arg(io);
 
@@ -80,6 +80,7 @@ ps_io_controller(struct spdk_bdev_io *io, bool *live)
 		return NULL;
 	}
 	*live = is_live(req->qpair);
+	memcpy(host_id, &req->qpair->ctrlr->hostid, 16);
 	return req->qpair->ctrlr;
 }
 
@@ -188,10 +189,65 @@ on_identify(struct spdk_nvmf_request *req)
 	return rc;
 }
 
+/* ---- features of reservations ---- */
+
+/* A passthrough subsystem would hand these to the bdev, and SPDK's own know SPDK's own reservations alone. Ours always persist through power loss,
+ * and notifications of them are always masked: asking for that is fine, for anything else is not. */
+static int
+reservation_feature(struct spdk_nvmf_request *req, bool set)
+{
+	enum { ALL_MASKED = 0xe };
+	struct spdk_nvmf_ctrlr *ctrlr = spdk_nvmf_request_get_ctrlr(req);
+	struct spdk_nvme_cmd *cmd = spdk_nvmf_request_get_cmd(req);
+	struct spdk_nvme_cpl *rsp = spdk_nvmf_request_get_response(req);
+	uint8_t fid = cmd->cdw10 & 0xff;
+	uint32_t is;
+
+	switch (fid) {
+	case SPDK_NVME_FEAT_HOST_RESERVE_MASK:
+		is = ALL_MASKED;
+		break;
+	case SPDK_NVME_FEAT_HOST_RESERVE_PERSIST:
+		is = 1;
+		break;
+	default:
+		return -1; /* SPDK's own handling goes on */
+	}
+	if (spdk_nvmf_subsystem_is_discovery(ctrlr->subsys)) {
+		return -1;
+	}
+	if (cmd->nsid != SPDK_NVME_GLOBAL_NS_TAG && nvmf_ctrlr_get_ns(ctrlr, cmd->nsid) == NULL) {
+		rsp->status.sct = SPDK_NVME_SCT_GENERIC;
+		rsp->status.sc = SPDK_NVME_SC_INVALID_NAMESPACE_OR_FORMAT;
+		rsp->status.dnr = 1;
+	} else if (!set) {
+		rsp->cdw0 = is;
+	} else if ((cmd->cdw11 & is) != is) {
+		rsp->status.sct = SPDK_NVME_SCT_COMMAND_SPECIFIC;
+		rsp->status.sc = SPDK_NVME_SC_FEATURE_NOT_CHANGEABLE;
+		rsp->status.dnr = 1;
+	}
+	return SPDK_NVMF_REQUEST_EXEC_STATUS_COMPLETE;
+}
+
+static int
+on_get_features(struct spdk_nvmf_request *req)
+{
+	return reservation_feature(req, false);
+}
+
+static int
+on_set_features(struct spdk_nvmf_request *req)
+{
+	return reservation_feature(req, true);
+}
+
 void
 ps_nvmf_set_identify_hook(ps_identify_fn fn)
 {
 	g_identify = fn;
+	spdk_nvmf_set_custom_admin_cmd_hdlr(SPDK_NVME_OPC_GET_FEATURES, fn == NULL ? NULL : on_get_features);
+	spdk_nvmf_set_custom_admin_cmd_hdlr(SPDK_NVME_OPC_SET_FEATURES, fn == NULL ? NULL : on_set_features);
 	spdk_nvmf_set_custom_admin_cmd_hdlr(SPDK_NVME_OPC_IDENTIFY, fn == NULL ? NULL : on_identify);
 }
 
@@ -406,6 +462,7 @@ struct disconnect_all {
 	struct spdk_nvmf_subsystem *subsystem;
 	ps_status_fn done;
 	void *arg;
+	int failed; /* the groups are visited one after the other */
 };
 
 static void
@@ -414,10 +471,14 @@ disconnect_in_group(struct spdk_io_channel_iter *i)
 	struct disconnect_all *all = spdk_io_channel_iter_get_ctx(i);
 	struct spdk_nvmf_poll_group *group = spdk_io_channel_get_ctx(spdk_io_channel_iter_get_channel(i));
 	struct spdk_nvmf_qpair *qpair, *next;
+	int rc;
 
 	TAILQ_FOREACH_SAFE(qpair, &group->qpairs, link, next) {
 		if (qpair->ctrlr != NULL && qpair->ctrlr->subsys == all->subsystem) {
-			spdk_nvmf_qpair_disconnect(qpair);
+			rc = spdk_nvmf_qpair_disconnect(qpair);
+			if (rc != 0 && rc != -EINPROGRESS) {
+				all->failed = rc;
+			}
 		}
 	}
 	spdk_for_each_channel_continue(i, 0);
@@ -428,7 +489,7 @@ disconnect_done(struct spdk_io_channel_iter *i, int status)
 {
 	struct disconnect_all *all = spdk_io_channel_iter_get_ctx(i);
 
-	all->done(all->arg, status);
+	all->done(all->arg, all->failed != 0 ? all->failed : status);
 	free(all);
 }
 

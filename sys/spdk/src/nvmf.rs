@@ -350,7 +350,7 @@ impl Subsystem {
         Errno::check(unsafe { spdk_sys::spdk_nvmf_subsystem_add_host(self.pointer.as_ptr(), nqn.as_ptr(), std::ptr::null()) })
     }
 
-    /// Starts to end every association with this subsystem; `done` when each has been told.
+    /// Starts to end every association with this subsystem; `done` when each has been told, with an error where one could not be.
     pub fn disconnect_all(&self, done: impl FnOnce(Result<(), Errno>) + 'static) {
         callback::start(done, |arg| {
             // SAFETY: the subsystem must outlive the round over the poll groups; destroying needs a stop, which queues behind.
@@ -400,6 +400,8 @@ pub struct ControllerState {
     pub controller: ControllerId,
     /// The connection is up and the controller enabled. If not, the command is a ghost: its host is gone or has given up on it.
     pub live: bool,
+    /// As the host named itself when it connected; zeros where it did not.
+    pub host_id: [u8; 16],
 }
 
 /// An association of a host with a subsystem.
@@ -448,10 +450,10 @@ pub(crate) fn association_of(io: *mut spdk_sys::spdk_bdev_io) -> Option<Associat
 }
 
 pub(crate) fn controller_of(io: *mut spdk_sys::spdk_bdev_io) -> Option<ControllerState> {
-    let mut live = false;
+    let (mut live, mut host_id) = (false, [0; 16]);
     // SAFETY: as above.
-    let controller = unsafe { spdk_sys::ps_io_controller(io, &mut live) };
-    (!controller.is_null()).then_some(ControllerState { controller: ControllerId(controller as usize), live })
+    let controller = unsafe { spdk_sys::ps_io_controller(io, &mut live, host_id.as_mut_ptr()) };
+    (!controller.is_null()).then_some(ControllerState { controller: ControllerId(controller as usize), live, host_id })
 }
 
 // ---- identify ----

@@ -165,7 +165,7 @@ impl Machine {
         let io = self.next_io;
         self.next_io += 1;
         self.mem.host.insert(io, payload);
-        self.store.apply(Event::Host { io: IoId(io), replica, op }, &mut self.mem, &mut self.fx);
+        self.store.apply(Event::Host { io: IoId(io), replica, host: HostId::default(), op }, &mut self.mem, &mut self.fx);
         self.run();
         for _ in 0..200 {
             if self.replies.contains_key(&io) {

@@ -1,5 +1,5 @@
 //! A small NVMe/TCP initiator, so that the host side of a test can look at a volume without a kernel that has one.
-//! One namespace, one I/O queue, one command at a time; reads of any length and writes of at most 4 KiB.
+//! One namespace, one I/O queue, one command (or a fused pair) at a time; reads of any length and writes of at most 4 KiB.
 //! Sources: NVM Express base 2.0 (Connect, Property Get and Set, Identify), NVMe/TCP transport 1.0 (PDUs), NVM command
 //! set 1.0 (Read, Write). Not here: speed, digests, TLS, authentication, discovery, reconnecting.
 
@@ -28,9 +28,13 @@ mod pdu {
 mod opcode {
     pub const WRITE: u8 = 1;
     pub const READ: u8 = 2;
+    pub const COMPARE: u8 = 5;
     pub const WRITE_ZEROES: u8 = 8;
     pub const DATASET_MANAGEMENT: u8 = 9;
     pub const IDENTIFY: u8 = 6;
+    pub const SET_FEATURES: u8 = 9;
+    pub const GET_FEATURES: u8 = 10;
+    pub const RESERVATION_REPORT: u8 = 0x0e;
     pub const FABRICS: u8 = 0x7f;
 }
 
@@ -47,6 +51,8 @@ pub struct Identified {
     pub namespace_atomic_power_fail: Option<u16>,
     /// DLFEAT bits 2:0; 1 means that discarded blocks read as zeros.
     pub discarded_reads: u8,
+    /// RESCAP: bit 0 through power loss, 1 to 6 each type, 7 Ignore Existing Key.
+    pub reservations: u8,
     pub nguid: [u8; 16],
     pub controller_id: u16,
 }
@@ -80,8 +86,13 @@ impl Namespace {
 
     /// The same, with another patience: for the connection, and for every answer.
     pub fn connect_within(address: SocketAddr, nqn: &str, patience: Duration) -> Result<Self> {
+        Self::connect_as(address, nqn, HOST_ID, patience)
+    }
+
+    /// The same, as the host of that id.
+    pub fn connect_as(address: SocketAddr, nqn: &str, host: [u8; 16], patience: Duration) -> Result<Self> {
         let mut admin = Queue::open(address, patience)?;
-        let controller = admin.connect(nqn, 0, 0xffff)?;
+        let controller = admin.connect(nqn, host, 0, 0xffff)?;
         const CC_ENABLE_4K_PAGES_64_16: u64 = 1 | 6 << 16 | 4 << 20; // SQE 2^6, CQE 2^4 bytes
         admin.property_set(0x14, CC_ENABLE_4K_PAGES_64_16)?;
         super::wait::wait_for("the controller to become ready", patience, || Ok((admin.property_get(0x1c)? & 1 == 1).then_some(())))?;
@@ -92,7 +103,7 @@ impl Namespace {
         let block_bytes = 1usize << said[128 + 4 * format + 2];
         let blocks = u64::from_le_bytes(said[..8].try_into().expect("8 bytes"));
         let mut io = Queue::open(address, patience)?;
-        io.connect(nqn, 1, controller)?;
+        io.connect(nqn, host, 1, controller)?;
         Ok(Namespace { io, admin, block_bytes, blocks })
     }
 
@@ -154,6 +165,60 @@ impl Namespace {
         Ok(self.io.try_give(command, &range)?.map(drop))
     }
 
+    /// A reservation command (register 0x0d, acquire 0x11, release 0x15) with its first word of parameters and its keys.
+    pub fn reserve(&mut self, opcode: u8, parameters: u32, keys: &[u64]) -> Result<std::result::Result<(), Refusal>> {
+        let mut command = Command::new(opcode);
+        command.word(4, 1);
+        command.word(40, parameters);
+        let keys: Vec<u8> = keys.iter().flat_map(|key| key.to_le_bytes()).collect();
+        Ok(self.io.try_give(command, &keys)?.map(drop))
+    }
+
+    /// The extended Reservation Report, `length` bytes of it.
+    pub fn report(&mut self, length: usize) -> Result<std::result::Result<Vec<u8>, Refusal>> {
+        let mut command = Command::new(opcode::RESERVATION_REPORT);
+        command.word(4, 1);
+        command.word(40, length as u32 / 4 - 1);
+        command.word(44, 1);
+        self.io.try_take(command, length)
+    }
+
+    /// Compare and Write, fused; `expected` and `bytes` have one length, at most 4 KiB.
+    pub fn compare_and_write(&mut self, offset: u64, expected: &[u8], bytes: &[u8]) -> Result<std::result::Result<(), Refusal>> {
+        let mut ids = Vec::new();
+        for (opcode, half, data) in [(opcode::COMPARE, 1, expected), (opcode::WRITE, 2, bytes)] {
+            assert!(data.len() == expected.len() && data.len() <= IN_CAPSULE, "halves of one length, not beyond {IN_CAPSULE}");
+            let mut command = self.transfer(opcode, offset, data.len());
+            command.0[1] |= half;
+            ids.push(self.io.send_with(command, data)?);
+        }
+        let mut refusals = Vec::new();
+        for _ in 0..ids.len() {
+            let (kind, _, body) = self.io.receive()?;
+            if kind != pdu::CAPSULE_RESP {
+                return Err(failed(format!("PDU type {kind} where a response was due")));
+            }
+            let of = u16::from_le_bytes([body[12], body[13]]);
+            ids.retain(|id| *id != of);
+            refusals.extend(completion(&body, of)?.err());
+        }
+        if !ids.is_empty() {
+            return Err(failed(format!("no answer to commands {ids:?}")));
+        }
+        // The half that did not fail is answered as aborted with the other.
+        const ABORTED: Refusal = Refusal { code_type: 0, code: 0x09 };
+        Ok(refusals.iter().find(|refusal| **refusal != ABORTED).or(refusals.first()).map_or(Ok(()), |refusal| Err(*refusal)))
+    }
+
+    /// Get Features of the namespace (`value` none) or Set Features; the first word of the completion.
+    pub fn feature(&mut self, feature: u32, value: Option<u32>) -> Result<std::result::Result<u32, Refusal>> {
+        let mut command = Command::new(if value.is_some() { opcode::SET_FEATURES } else { opcode::GET_FEATURES });
+        command.word(4, 1);
+        command.word(40, feature);
+        command.word(44, value.unwrap_or(0));
+        Ok(self.admin.try_give(command, &[])?.map(|words| words as u32))
+    }
+
     /// Asks both Identify pages again.
     pub fn identify(&mut self) -> Result<Identified> {
         let mut page = |structure: u32, namespace: u32| {
@@ -170,6 +235,7 @@ impl Namespace {
             atomic_write_power_fail: half(&controller, 528),
             namespace_atomic_power_fail: (namespace[24] & 2 != 0).then(|| half(&namespace, 36)),
             discarded_reads: namespace[33] & 7,
+            reservations: namespace[31],
             nguid: namespace[104..120].try_into().expect("16 bytes"),
             controller_id: half(&controller, 78),
         })
@@ -253,9 +319,9 @@ impl Queue {
     }
 
     /// Fabrics Connect; answers the controller id.
-    fn connect(&mut self, nqn: &str, queue: u16, controller: u16) -> Result<u16> {
+    fn connect(&mut self, nqn: &str, host: [u8; 16], queue: u16, controller: u16) -> Result<u16> {
         let mut data = [0; 1024];
-        data[..16].copy_from_slice(&HOST_ID);
+        data[..16].copy_from_slice(&host);
         data[16..18].copy_from_slice(&controller.to_le_bytes());
         data[256..256 + nqn.len()].copy_from_slice(nqn.as_bytes());
         data[512..512 + HOST_NQN.len()].copy_from_slice(HOST_NQN.as_bytes());
@@ -283,12 +349,17 @@ impl Queue {
         self.try_give(command, data)?.map_err(refused)
     }
 
-    fn try_give(&mut self, mut command: Command, data: &[u8]) -> Result<std::result::Result<u64, Refusal>> {
+    /// Sends a command with its data in the capsule.
+    fn send_with(&mut self, mut command: Command, data: &[u8]) -> Result<u16> {
         if !data.is_empty() {
             command.word(32, data.len() as u32);
             command.0[39] = 0x01; // SGL data block, offset into the capsule
         }
-        let id = self.send(command, data)?;
+        self.send(command, data)
+    }
+
+    fn try_give(&mut self, command: Command, data: &[u8]) -> Result<std::result::Result<u64, Refusal>> {
+        let id = self.send_with(command, data)?;
         let (kind, _, body) = self.receive()?;
         if kind != pdu::CAPSULE_RESP {
             return Err(failed(format!("PDU type {kind} where a response was due")));

@@ -32,16 +32,18 @@ use crate::config::Canary;
 use crate::index::{GroupKey, Slot, Version};
 use crate::member::Member;
 use crate::port::*;
+use crate::reserve::Guard;
 use crate::store::Store;
 use penstock_wire::batch::{CopyOp, Op, Section, WHOLE_LEN, copy_len, install_len};
 use penstock_wire::page::BlockState;
 use penstock_wire::peer::{Install, Members};
+use penstock_wire::reservation::Reservations;
 use penstock_wire::{EXTENT_BLOCKS, Index, Seq, Term};
 
 /// The store's own word on a member, on its way through the log.
 #[derive(Debug)]
 pub(crate) enum Own {
-    Install { as_of: Index, index: Index, index_term: Term, members: Members },
+    Install { as_of: Index, index: Index, index_term: Term, members: Members, reservations: Option<Box<Reservations>> },
     Whole { blocks: u64 },
     Copy(Copy),
 }
@@ -59,7 +61,7 @@ pub(crate) struct Copy {
 impl Store {
     fn queue_own(&mut self, no: ReplicaNo, own: Own) {
         let (blocks, bytes) = match &own {
-            Own::Install { members, .. } => (0, install_len(members)),
+            Own::Install { members, reservations, .. } => (0, install_len(members, reservations.as_deref())),
             Own::Whole { .. } => (0, WHOLE_LEN),
             Own::Copy(copy) => (copy.op.crcs.len() as u32, copy_len(copy.op.crcs.len() as u32)),
         };
@@ -76,7 +78,8 @@ impl Store {
         self.truncate(no, first, mem, fx);
         let replica = self.map.get_mut(no).expect("a group that persists has its member");
         let member = replica.member.as_deref_mut().expect("a group that persists has its member");
-        let Install { index, index_term, members, .. } = install;
+        let Install { index, index_term, members, reservations, .. } = install;
+        replica.guard = Guard::of(reservations.clone());
         let before = member.rebuild.take();
         let as_of = before.as_ref().map_or(replica.applied, |rebuild| rebuild.as_of);
         (member.start, member.start_term) = (index, index_term);
@@ -93,15 +96,16 @@ impl Store {
         }
         self.drain.unsaved = true;
         self.counters.rebuilds += 1;
-        self.queue_own(no, Own::Install { as_of, index, index_term, members });
+        self.queue_own(no, Own::Install { as_of, index, index_term, members, reservations });
     }
 
     /// What a leader gives a member that its log does not reach: what is applied here.
     pub(crate) fn offer_install(&mut self, no: ReplicaNo) {
+        let reservations = self.reservations(no);
         let Some(replica) = self.map.get_mut(no) else { return };
         let index = replica.applied;
         let Some(member) = replica.member.as_deref_mut().filter(|member| member.rebuild.is_none() && index.0 > 0) else { return };
-        let install = Install { index, index_term: member.applied_term, digest: [0; 16], members: member.members.clone() };
+        let install = Install { index, index_term: member.applied_term, digest: [0; 16], members: member.members.clone(), reservations };
         if let Some(group) = member.group_mut() {
             group.offer_install(install);
         }
@@ -150,7 +154,12 @@ impl Store {
     pub(crate) fn describe_own(&self, no: ReplicaNo, id: u32, section: &mut Section) {
         section.entry(no.0, Term(0), Index(0));
         match &self.groups.own[&id] {
-            Own::Install { as_of, index, index_term, members } => section.install(*as_of, *index, *index_term, members),
+            Own::Install { as_of, index, index_term, members, reservations } => {
+                section.install(*as_of, *index, *index_term, members);
+                if let Some(state) = reservations {
+                    section.reserve(state);
+                }
+            }
             Own::Whole { blocks } => section.whole(*blocks),
             Own::Copy(copy) => section.copy(&self.record_of(no, copy).0),
         }

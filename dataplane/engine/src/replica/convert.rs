@@ -3,6 +3,7 @@
 
 use super::log::conf_state;
 use penstock_wire::peer::{Append, BODY_MAX, Entry, EntryKind, Install, MemberNo, Members, Message, MessageBody, Round};
+use penstock_wire::reservation::Reservations;
 use penstock_wire::{Index, SegmentId, Term, batch};
 use raft::eraftpb::{self, EntryType, MessageType};
 
@@ -52,7 +53,9 @@ pub(super) fn round(bytes: &[u8]) -> Option<Round> {
 }
 
 pub(super) fn snapshot(install: &Install) -> eraftpb::Snapshot {
-    let data = [&install.digest[..], &install.members.encode()].concat().into();
+    let (members, state) = (install.members.encode(), install.reservations.as_ref().map(|state| state.encode()));
+    let len = (members.len() as u32).to_le_bytes();
+    let data = [&install.digest[..], &len, &members, &state.unwrap_or_default()].concat().into();
     let mut snapshot = eraftpb::Snapshot { data, ..Default::default() };
     let metadata = snapshot.mut_metadata();
     metadata.index = install.index.0;
@@ -62,13 +65,17 @@ pub(super) fn snapshot(install: &Install) -> eraftpb::Snapshot {
 }
 
 pub(super) fn install(snapshot: &eraftpb::Snapshot) -> Option<Install> {
-    let (digest, members) = snapshot.data.split_first_chunk::<16>()?;
+    let (digest, rest) = snapshot.data.split_first_chunk::<16>()?;
+    let (len, rest) = rest.split_first_chunk::<4>()?;
+    let (members, state) = rest.split_at_checked(u32::from_le_bytes(*len) as usize)?;
+    let reservations = if state.is_empty() { None } else { Some(Box::new(Reservations::decode(state).ok()?)) };
     let metadata = snapshot.get_metadata();
     Some(Install {
         index: Index(metadata.index),
         index_term: Term(metadata.term),
         digest: *digest,
         members: Members::decode(members).ok()?,
+        reservations,
     })
 }
 

@@ -19,6 +19,8 @@ pub struct Bench {
     pub fx: Effects,
     pub now: u64,
     pub next_io: u32,
+    /// Who begins the commands.
+    pub host: HostId,
     pub replies: HashMap<u32, Status>,
     pub orders: HashMap<u64, Result<(), OrderError>>,
     pub notices: Vec<Notice>,
@@ -67,6 +69,7 @@ impl Bench {
             fx: Effects::default(),
             now: 0,
             next_io: 0,
+            host: HostId::default(),
             replies: HashMap::new(),
             orders: HashMap::new(),
             notices: Vec::new(),
@@ -190,7 +193,7 @@ impl Bench {
         self.next_io += 1;
         self.mem.host.insert(io, payload);
         let replica = self.store.replica_of(SEGMENT).unwrap();
-        self.store.apply(Event::Host { io: IoId(io), replica, op }, &mut self.mem, &mut self.fx);
+        self.store.apply(Event::Host { io: IoId(io), replica, host: self.host, op }, &mut self.mem, &mut self.fx);
         io
     }
 

@@ -315,3 +315,39 @@ fn rebuilt_member_has_the_size_that_the_volume_came_to_meanwhile() {
     volume.check_reads(behind);
     assert_eq!(volume.cluster.read(behind, 2500 * B, B), pattern(9, BLOCK));
 }
+
+#[test]
+fn rebuilt_member_has_the_reservations_as_of_its_install_and_what_came_after() {
+    let mut volume = Volume::new();
+    let leader = volume.cluster.leader();
+    let behind = (leader + 1) % 3;
+    let host = HostId([7; 16]);
+    let ask = |volume: &mut Volume, what| {
+        volume.cluster.nodes[leader].host = host;
+        assert_eq!(volume.cluster.host(leader, HostOp::Reserve(what), Vec::new()).0, Status::Ok);
+    };
+    volume.cluster.isolate(behind);
+    ask(&mut volume, Reserve::Register { new: 3 });
+    volume.leave_behind(behind);
+    let state = |volume: &Volume, at: usize| volume.cluster.nodes[at].store.reservations(ReplicaNo(0));
+    assert_eq!(state(&volume, behind), None);
+    volume.cluster.cut.clear();
+    volume.cluster.hold = is_copy;
+    volume.cluster.pass(300);
+    assert_eq!(volume.rebuilds(behind), 1);
+    assert_eq!(state(&volume, behind), state(&volume, leader), "with the install");
+    // Which is in the log alone now.
+    volume.cluster.restart(behind);
+    assert_eq!(state(&volume, behind), state(&volume, leader));
+    volume.cluster.hold = |_| false;
+    volume.cluster.release();
+    volume.cluster.pass(300);
+    volume.wait_whole(behind);
+    ask(&mut volume, Reserve::Acquire { key: 3, kind: penstock_wire::reservation::ReservationKind::ExclusiveAccess });
+    volume.cluster.agree();
+    assert_eq!(state(&volume, behind), state(&volume, leader));
+    assert!(state(&volume, behind).is_some_and(|state| state.held.is_some()));
+    volume.cluster.order(behind, Order::Drain).unwrap();
+    volume.cluster.restart(behind);
+    assert_eq!(state(&volume, behind), state(&volume, leader));
+}

@@ -3,6 +3,7 @@
 //! Not here: how they come (`port`) and what they do (the engine).
 
 use penstock_engine::{Event, HostOp, IoId, ReplicaNo};
+use penstock_wire::HostId;
 use spdk_rs::lend::{LendBuf, Payload, RoamingIo};
 
 use super::Core;
@@ -68,7 +69,7 @@ impl Core {
 
     pub(super) fn on_request(&mut self, request: Request) {
         self.counters.host_commands += 1;
-        let Request { io, slot, ask, since } = request;
+        let Request { io, slot, host, ask, since } = request;
         let Some(volume) = self.volumes.get(slot.0 as usize).filter(|v| !v.gone && self.shards[v.shard].is_some()) else {
             self.counters.refused_at_door += 1;
             return answer(io, NvmeStatus::PATH_INACCESSIBLE);
@@ -87,7 +88,7 @@ impl Core {
                 let (shard, replica) = (volume.shard, volume.replica);
                 let io = self.memory.put_io(Payload::Io(io));
                 self.set_pending(io, Pending::Host { slot, class, bytes, since });
-                self.host_event(slot, shard, io, replica, op);
+                self.host_event(slot, shard, io, replica, host, op);
             }
             Ask::Ranges(count) => {
                 let extent = command::Extent {
@@ -116,7 +117,7 @@ impl Core {
                 for span in spans {
                     let piece = self.memory.put_io(Payload::None);
                     self.set_pending(piece, Pending::Piece { of: io });
-                    self.host_event(slot, shard, piece, replica, HostOp::Zero(span));
+                    self.host_event(slot, shard, piece, replica, host, HostOp::Zero(span));
                 }
             }
         }
@@ -126,10 +127,10 @@ impl Core {
         self.shards[shard].as_ref().is_some_and(|shard| shard.quarantined)
     }
 
-    fn host_event(&mut self, slot: VolumeSlot, shard: usize, io: IoId, replica: ReplicaNo, op: HostOp) {
+    fn host_event(&mut self, slot: VolumeSlot, shard: usize, io: IoId, replica: ReplicaNo, host: HostId, op: HostOp) {
         self.volumes[slot.0 as usize].held += 1;
         let shard = self.shards[shard].as_mut().expect("checked by the caller");
-        shard.apply(Event::Host { io, replica, op }, self.clock, &mut self.memory);
+        shard.apply(Event::Host { io, replica, host, op }, self.clock, &mut self.memory);
     }
 
     pub(super) fn on_local(&mut self, local: LocalIo) {
@@ -147,7 +148,7 @@ impl Core {
         let len = match op {
             HostOp::Read(span) | HostOp::Write(span) => span.len,
             HostOp::CompareWrite(span) => 2 * span.len,
-            HostOp::Zero(_) | HostOp::Flush => 0,
+            HostOp::Zero(_) | HostOp::Flush | HostOp::Reserve(_) => 0,
         };
         let (shard, replica) = (volume.shard, volume.replica);
         let payload = match buf {
@@ -156,7 +157,7 @@ impl Core {
         };
         let io = self.memory.put_io(payload);
         self.set_pending(io, Pending::Local { slot, class, bytes, since: spdk_rs::app::ticks(), tag });
-        self.host_event(slot, shard, io, replica, op);
+        self.host_event(slot, shard, io, replica, HostId::default(), op);
     }
 
     pub(super) fn on_reply(&mut self, io: IoId, status: NvmeStatus) {

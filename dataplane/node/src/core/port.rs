@@ -7,6 +7,7 @@
 use std::cell::{Cell, OnceCell, RefCell};
 
 use crossbeam_channel::{Receiver, Sender, TrySendError};
+use penstock_wire::HostId;
 use spdk_rs::lend::RoamingIo;
 use spdk_rs::thread::Waker;
 
@@ -26,6 +27,7 @@ pub struct VolumeSlot(pub u32);
 pub struct Request {
     pub io: RoamingIo,
     pub slot: VolumeSlot,
+    pub host: HostId,
     pub ask: Ask,
     /// Ticks when the first command of its batch came: reading the clock costs more than a batch takes to come in, and so latency is
     /// overstated rather than understated.
@@ -97,11 +99,11 @@ impl Port {
     }
 
     /// A command for a volume whose home is `home`.
-    pub fn ask(&self, home: CoreIndex, io: RoamingIo, slot: VolumeSlot, ask: Ask) {
+    pub fn ask(&self, home: CoreIndex, io: RoamingIo, slot: VolumeSlot, host: HostId, ask: Ask) {
         if self.asks.borrow().is_empty() && self.outgoing.borrow().is_empty() {
             self.first_came.set(spdk_rs::app::ticks());
         }
-        let request = Request { io, slot, ask, since: self.first_came.get() };
+        let request = Request { io, slot, host, ask, since: self.first_came.get() };
         if home == self.me {
             self.asks.borrow_mut().push(request);
         } else {

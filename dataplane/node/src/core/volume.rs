@@ -12,6 +12,8 @@ pub enum OpClass {
     Write,
     Zero,
     Flush,
+    /// Of its reservations.
+    Reserve,
 }
 
 impl OpClass {
@@ -21,6 +23,7 @@ impl OpClass {
             HostOp::Write(Span { len, .. }) | HostOp::CompareWrite(Span { len, .. }) => (Self::Write, len),
             HostOp::Zero(_) => (Self::Zero, 0),
             HostOp::Flush => (Self::Flush, 0),
+            HostOp::Reserve(_) => (Self::Reserve, 0),
         }
     }
 }
@@ -88,6 +91,8 @@ impl CoreVolume {
             // Discards and write-zeroes are one thing from here on down.
             OpClass::Zero => counters.discards += 1,
             OpClass::Flush => counters.flushes += 1,
+            // The stores count them.
+            OpClass::Reserve => {}
         }
     }
 

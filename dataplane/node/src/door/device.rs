@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use penstock_engine::HostOp;
+use penstock_wire::HostId;
 use spdk_rs::lend::RoamingIo;
 use spdk_rs::module::{Device, HostIo, IoKind};
 
@@ -40,22 +41,34 @@ impl ExportDevice {
         Extent { logical_block: self.logical_block, blocks: self.blocks.load(Ordering::Relaxed) }
     }
 
-    fn ask(&self, io: &HostIo) -> Ask {
-        if self.closing.load(Ordering::Relaxed) {
-            return Ask::Answer(NvmeStatus::PATH_INACCESSIBLE);
-        }
+    /// What a command asks for, and who asks.
+    fn ask(&self, io: &HostIo) -> (HostId, Ask) {
         let kind = io.kind();
-        if kind == IoKind::NvmeIo {
-            // A command of a connection that is gone must not take effect after its host has sent it again elsewhere.
-            if io.controller().is_some_and(|c| !c.live) {
-                return Ask::Answer(NvmeStatus::PATH_INACCESSIBLE);
-            }
-            if io.metadata_len() > 0 {
-                return Ask::Answer(NvmeStatus::INVALID_FIELD);
-            }
-            let command = io.command().expect("raw commands carry their bytes");
+        let from_host = matches!(kind, IoKind::NvmeIo | IoKind::CompareAndWrite);
+        let controller = if from_host { io.controller() } else { None };
+        let host = HostId(controller.map_or([0; 16], |controller| controller.host_id));
+        // A command of a connection that is gone must not take effect after its host has sent it again elsewhere.
+        if self.closing.load(Ordering::Relaxed) || controller.is_some_and(|controller| !controller.live) {
+            return (host, Ask::Answer(NvmeStatus::PATH_INACCESSIBLE));
+        }
+        (host, if kind == IoKind::NvmeIo { self.read_command(io) } else { self.read_kind(kind, io) })
+    }
+
+    fn read_command(&self, io: &HostIo) -> Ask {
+        if io.metadata_len() > 0 {
+            return Ask::Answer(NvmeStatus::INVALID_FIELD);
+        }
+        let command = io.command().expect("raw commands carry their bytes");
+        if !command::is_reservation(&command) {
             return command::parse(&command, self.extent(), io.payload_len());
         }
+        let mut keys = [0; command::KEYS_BYTES];
+        let len = io.payload_len().min(keys.len());
+        io.copy_out(0, &mut keys[..len]);
+        command::parse_reservation(&command, &keys[..len], io.payload_len())
+    }
+
+    fn read_kind(&self, kind: IoKind, io: &HostIo) -> Ask {
         let span = command::span(self.extent(), io.offset_blocks(), io.block_count());
         let ranged = |op: fn(penstock_engine::Span) -> HostOp| match span {
             Some(span) if span.len == 0 => Ask::Answer(NvmeStatus::SUCCESS),
@@ -98,12 +111,12 @@ impl Device for ExportDevice {
     }
 
     fn submit(channel: &Self::Channel, io: HostIo) {
-        let ask = channel.ask(&io);
+        let (host, ask) = channel.ask(&io);
         let io = RoamingIo::new(io);
         port::with(|port| match ask {
             // Needs nobody's data: answered where it came, in the next turn (completing from inside submit costs a message).
             Ask::Answer(status) => port.finish(io, status),
-            _ => port.ask(channel.home, io, channel.slot, ask),
+            _ => port.ask(channel.home, io, channel.slot, host, ask),
         })
         .expect("channels are only opened where there is a port");
     }

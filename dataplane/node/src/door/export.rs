@@ -118,8 +118,10 @@ impl Target {
             Err(errno) => return done(Err(spdk("finding SPDK's NVMe-oF target", "It is part of SPDK's build: run `make spdk`")(errno))),
         };
         let hook = spdk_rs::nvmf::set_identify_hook(|identify| match identify {
-            spdk_rs::nvmf::Identify::Controller { data, .. } => super::identify::controller(data),
-            spdk_rs::nvmf::Identify::Namespace { data, .. } => super::identify::namespace(data),
+            spdk_rs::nvmf::Identify::Controller { association, data } => super::identify::controller(data, association.host_id != [0; 16]),
+            spdk_rs::nvmf::Identify::Namespace { association, data, .. } => {
+                super::identify::namespace(data, association.host_id != [0; 16])
+            }
         });
         if let Err(errno) = hook {
             return done(Err(spdk("setting the Identify hook", "Report this: it is set once a process")(errno)));

@@ -9,7 +9,7 @@ use std::collections::VecDeque;
 
 use penstock_engine::replica::Part;
 use penstock_engine::{Event, HostOp, IoId, ReplicaNo, Span, Standing, Status};
-use penstock_wire::{ReplicaShape, Term};
+use penstock_wire::{HostId, ReplicaShape, Term};
 
 use super::node::{Attempt, Node, Phase};
 use super::orders::Made;
@@ -123,7 +123,7 @@ impl World {
     /// Sends a command, which has everything but its serial.
     pub fn send_command(&mut self, node: usize, mut command: Command) {
         let volume = command.volume;
-        let Some(span) = span_of(&command.op) else { return self.send_flush(node, command) };
+        let Some(span) = command.op.span() else { return self.send_flush(node, command) };
         if !self.oracle.has_room(volume, span) {
             return;
         }
@@ -144,7 +144,7 @@ impl World {
                 both.extend(payload_of(volume, span, command.id));
                 both
             }
-            HostOp::Zero(_) | HostOp::Flush => Vec::new(),
+            HostOp::Zero(_) | HostOp::Flush | HostOp::Reserve(_) => Vec::new(),
         };
         self.oracle.begin(&command);
         self.hand_over(node, command, payload, direct, other);
@@ -168,7 +168,7 @@ impl World {
         it.ios.insert(io, Attempt { command, term: Term(u64::MAX), leads: false, led: false, given_up: false, lapsed: false });
         self.volumes.get_mut(&volume).expect("there").out += 1;
         self.tally.did("host commands", 1);
-        self.feed(node, Event::Host { io: IoId(io), replica, op });
+        self.feed(node, Event::Host { io: IoId(io), replica, host: HostId::default(), op });
         let patience = self.plan.habits.patience_us;
         self.after(patience, Coming::Impatient { node, life, serial });
     }
@@ -301,10 +301,8 @@ impl World {
                 }
                 return;
             }
-            Status::NoSpace => {
-                span_of(&command.op).is_some_and(|span| span.len > 255 * BLOCK as u64) || matches!(command.op, HostOp::Zero(_))
-            }
-            Status::Unrecovered => span_of(&command.op).is_some_and(|span| pieces_of(span, 0).len() > 1),
+            Status::NoSpace => command.op.span().is_some_and(|span| span.len > 255 * BLOCK as u64) || matches!(command.op, HostOp::Zero(_)),
+            Status::Unrecovered => command.op.span().is_some_and(|span| pieces_of(span, 0).len() > 1),
             _ => false,
         };
         if replicated && matches!(status, Status::NotReady | Status::Fenced) {
@@ -369,7 +367,7 @@ impl World {
             }
             // Who does not know yet that it leads no more may not know how the volume has grown either.
             Status::OutOfRange if replicated && self.outgrown(node, attempt) => {}
-            Status::OutOfRange | Status::Invalid => panic!("{command:?} is well formed and was answered {status:?}"),
+            Status::OutOfRange | Status::Invalid | Status::Conflict => panic!("{command:?} is well formed and was answered {status:?}"),
         }
     }
 
@@ -440,11 +438,4 @@ impl World {
 
 pub fn plain(volume: u32, op: HostOp) -> Command {
     Command { serial: 0, volume, op, id: 0, other: None, expect: Vec::new() }
-}
-
-fn span_of(op: &HostOp) -> Option<Span> {
-    match op {
-        HostOp::Read(span) | HostOp::Write(span) | HostOp::Zero(span) | HostOp::CompareWrite(span) => Some(*span),
-        HostOp::Flush => None,
-    }
 }

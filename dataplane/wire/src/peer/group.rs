@@ -5,6 +5,7 @@ use super::members::{MemberNo, Members};
 use super::{Body, Grow, Header, Kind, check_payload, limit, zeros};
 use crate::batch::{OPS_MAX, Op, decode_ops};
 use crate::codec::Take;
+use crate::reservation::{RESERVATIONS_MAX, Reservations};
 use crate::{BLOCK, DecodeError, Index, SegmentId, Term};
 
 /// Bytes of a message without its body.
@@ -89,7 +90,7 @@ impl Entry {
             return Err(DecodeError::Value { what: "term and index of an entry", found: self.index.0 });
         }
         let ops = self.ops()?;
-        if ops.iter().any(|op| !matches!(op, Op::Write { .. } | Op::Zero { .. } | Op::Resize { .. })) {
+        if ops.iter().any(|op| !matches!(op, Op::Write { .. } | Op::Zero { .. } | Op::Resize { .. } | Op::Reserve(_))) {
             return Err(DecodeError::Value { what: "op that is none of an entry's ops, kind of entry", found: 0 });
         }
         let counted: u32 = ops.iter().map(Op::payload_blocks).sum();
@@ -140,6 +141,8 @@ pub struct Install {
     pub index_term: Term,
     pub digest: [u8; 16],
     pub members: Members,
+    /// The volume's, as of `index`; none where no host ever registered.
+    pub reservations: Option<Box<Reservations>>,
 }
 
 /// A proof of leadership that was asked for: never the same twice.
@@ -221,6 +224,8 @@ const FLAG_PRE: u8 = 1;
 const FLAG_FORCED: u8 = 2;
 const FLAG_GRANTED: u8 = 4;
 const FLAG_ROUND: u8 = 8;
+/// From version 2 on.
+const FLAG_RESERVED: u8 = 16;
 
 impl Message {
     pub fn payload_blocks(&self) -> u32 {
@@ -245,7 +250,9 @@ impl Message {
                     }
                 }
                 MessageBody::Campaign => 0,
-                MessageBody::Install(install) => 32 + install.members.encode().len(),
+                MessageBody::Install(install) => {
+                    32 + install.members.encode().len() + install.reservations.as_ref().map_or(0, |state| 4 + state.encoded_len())
+                }
                 MessageBody::Sleep { .. } => 8,
             }
     }
@@ -261,7 +268,7 @@ impl Message {
             MessageBody::Heartbeat { round, .. } => (HEARTBEAT, flag(round.is_some(), FLAG_ROUND)),
             MessageBody::HeartbeatDone { round, .. } => (HEARTBEAT_DONE, flag(round.is_some(), FLAG_ROUND)),
             MessageBody::Campaign => (CAMPAIGN, 0),
-            MessageBody::Install(_) => (INSTALL, 0),
+            MessageBody::Install(install) => (INSTALL, flag(install.reservations.is_some(), FLAG_RESERVED)),
             MessageBody::Sleep { .. } => (SLEEP, 0),
         }
     }
@@ -319,6 +326,10 @@ impl Message {
                 w.u64(install.index_term.0);
                 w.bytes(&install.digest);
                 install.members.put(w);
+                if let Some(state) = &install.reservations {
+                    w.u32(state.encoded_len() as u32);
+                    w.bytes(&state.encode());
+                }
             }
             MessageBody::Sleep { last } => w.u64(last.0),
         }
@@ -338,6 +349,7 @@ impl Message {
             VOTE => FLAG_PRE | FLAG_FORCED,
             VOTED => FLAG_PRE | FLAG_GRANTED,
             HEARTBEAT | HEARTBEAT_DONE => FLAG_ROUND,
+            INSTALL => FLAG_RESERVED,
             _ => 0,
         };
         if flags & !may != 0 || flags == FLAG_PRE | FLAG_FORCED {
@@ -371,7 +383,14 @@ impl Message {
                 if index.0 == 0 || index_term.0 == 0 {
                     return Err(DecodeError::Value { what: "index of an install", found: index.0 });
                 }
-                MessageBody::Install(Install { index, index_term, digest: r.array()?, members: Members::take(r)? })
+                let (digest, members) = (r.array()?, Members::take(r)?);
+                let mut reservations = None;
+                if flags & FLAG_RESERVED != 0 {
+                    let len = r.u32()?;
+                    limit("bytes of reservations", len.into(), RESERVATIONS_MAX as u64)?;
+                    reservations = Some(Box::new(Reservations::decode(r.bytes(len as usize)?)?));
+                }
+                MessageBody::Install(Install { index, index_term, digest, members, reservations })
             }
             SLEEP => MessageBody::Sleep { last: take_index(r)? },
             other => return Err(DecodeError::Value { what: "kind of a message", found: other.into() }),

@@ -31,7 +31,7 @@ const MAGIC: &[u8; 8] = b"PENSPEER";
 const WHAT: &str = "peer frame";
 
 /// Version of the protocol that this build speaks, and the oldest that it still speaks: the one before, where there is one.
-pub const PROTOCOL: u32 = 1;
+pub const PROTOCOL: u32 = 2;
 pub const PROTOCOL_OLDEST: u32 = 1;
 
 /// Bytes of a frame's header.

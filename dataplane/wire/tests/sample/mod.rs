@@ -9,6 +9,7 @@ use penstock_wire::directory::{Directory, MemberRow, PageRow, Part, ReplicaRow};
 use penstock_wire::label::{Label, Share};
 use penstock_wire::page::{BlockState, Page, PageName};
 use penstock_wire::peer::{MemberNo, States};
+use penstock_wire::reservation::{Registrant, ReservationKind, Reservations};
 use penstock_wire::superblock::{NO_EXTENT, Superblock};
 use penstock_wire::*;
 
@@ -170,6 +171,25 @@ pub fn copy_batch() -> SampleBatch {
     SampleBatch { header: header(Kind::Data, 2, before()), own, prev: section_before() }
 }
 
+pub fn reservations() -> Reservations {
+    let registrant = |first, key| Registrant { host: HostId(id(first)), key };
+    let registrants = vec![registrant(0xc0, 0x0102_0304_0506_0708), registrant(0xd0, 0x090a_0b0c_0d0e_0f10)];
+    let held = Some((ReservationKind::WriteExclusiveRegistrants, Some(HostId(id(0xd0)))));
+    Reservations { generation: 0x1112_1314, held, registrants }
+}
+
+/// What came with version 3: an entry of a log that changes reservations, and an install as of which there are some.
+pub fn reserved_batch() -> SampleBatch {
+    let mut own = Section::default();
+    own.entry(7, Term(0), Index(0));
+    own.install(Index(0x0304), Index(0x0506), Term(0x0102), &peer::members());
+    own.reserve(&reservations());
+    own.entry(8, Term(1), Index(10));
+    own.write(0x0102_0304, &[0x1111_1111]);
+    own.reserve(&reservations());
+    SampleBatch { header: header(Kind::Data, 1, before()), own, prev: section_before() }
+}
+
 pub fn copy() -> batch::CopyOp {
     let mut states = States::default();
     for (at, state) in [(1, BlockState::Data), (4, BlockState::Lost), (15, BlockState::Data)] {
@@ -228,7 +248,10 @@ pub const DIRECTORY_EXTENTS: u64 = 40;
 
 pub fn directory() -> Directory {
     let page = |page_no, slot, crc, extents| PageRow { page_no, slot, crc, extents };
-    let row = |no, deleting, pages| ReplicaRow { no, deleting, term: Term(1), applied: Index(0x0506), shape: shape(), pages, member: None };
+    let row = |no, deleting, pages| {
+        let (member, reservations) = (None, None);
+        ReplicaRow { no, deleting, term: Term(1), applied: Index(0x0506), shape: shape(), pages, member, reservations }
+    };
     let member = MemberRow {
         vote: MemberNo(0x0a0b),
         applied_term: Term(0x0c0d),
@@ -237,22 +260,34 @@ pub fn directory() -> Directory {
         stopped: true,
         rebuild: Some(Index(0x0102)),
     };
-    let of_group = ReplicaRow { term: Term(0x0102_0304), member: Some(member), ..row(6, false, vec![page(4, 19, 0x3333_0000, Some(2))]) };
+    let reservations = Some(Box::new(reservations()));
+    let alone = ReplicaRow { reservations: reservations.clone(), ..row(5, false, vec![]) };
+    let pages = vec![page(4, 19, 0x3333_0000, Some(2))];
+    let of_group = ReplicaRow { term: Term(0x0102_0304), member: Some(member), reservations, ..row(6, false, pages) };
     Directory {
         next_replica: 9,
         covered: Seq(0x0908_0706),
         replicas: vec![
             row(1, true, vec![]),
             row(3, false, vec![page(0, 17, 0x1111_0000, Some(48)), page(9, 18, 0x2222_0000, None)]),
+            alone,
             of_group,
         ],
         taken: vec![0b10, 0, 0xff, 0, 0x80],
     }
 }
 
+/// As version 3 can say it: nobody is registered.
+pub fn unreserved_directory() -> Directory {
+    let mut directory = directory();
+    directory.replicas.retain(|replica| replica.member.is_some() || replica.reservations.is_none());
+    directory.replicas.iter_mut().for_each(|replica| replica.reservations = None);
+    directory
+}
+
 /// As versions before 3 can say it: no replica is a member of a group.
 pub fn older_directory() -> Directory {
-    let mut directory = Directory { covered: Seq(0), ..directory() };
+    let mut directory = Directory { covered: Seq(0), ..unreserved_directory() };
     directory.replicas.retain(|replica| replica.member.is_none());
     directory
 }

@@ -39,6 +39,22 @@ pub fn entries() -> Vec<Entry> {
     ]
 }
 
+fn install(reservations: Option<Box<reservation::Reservations>>) -> Install {
+    Install { index: Index(0x0c0d), index_term: Term(7), digest: id(0x50), members: members(), reservations }
+}
+
+/// What came with version 2: an append with reservations, and an install as of which there are some.
+pub fn reserved_messages() -> Vec<Message> {
+    let bytes = ops_bytes(|section| section.reserve(&super::reservations()));
+    let entries = vec![Entry { term: Term(5), index: Index(41), kind: EntryKind::Ops, bytes, payload_blocks: 0 }];
+    let append = Append { prev: Index(40), prev_term: Term(4), commit: Index(0x0a0b), entries };
+    [MessageBody::Append(append), MessageBody::Install(install(Some(Box::new(super::reservations()))))].into_iter().map(message).collect()
+}
+
+fn message(body: MessageBody) -> Message {
+    Message { segment: SegmentId(id(0x90)), from: MemberNo(0x11), to: MemberNo(0x12), term: Term(9), body }
+}
+
 /// A message of each kind; the append carries [`entries`].
 pub fn messages() -> Vec<Message> {
     let round = Round { term: Term(9), count: 0x0708 };
@@ -56,11 +72,10 @@ pub fn messages() -> Vec<Message> {
         MessageBody::HeartbeatDone { commit, round: Some(round) },
         MessageBody::HeartbeatDone { commit, round: None },
         MessageBody::Campaign,
-        MessageBody::Install(Install { index: Index(0x0c0d), index_term: Term(7), digest: id(0x50), members: members() }),
+        MessageBody::Install(install(None)),
         MessageBody::Sleep { last: Index(0x0e0f) },
     ];
-    let segment = SegmentId(id(0x90));
-    bodies.into_iter().map(|body| Message { segment, from: MemberNo(0x11), to: MemberNo(0x12), term: Term(9), body }).collect()
+    bodies.into_iter().map(message).collect()
 }
 
 /// A body of each kind, with its payload and the name of its golden file.
@@ -142,5 +157,6 @@ pub fn bodies() -> Vec<(&'static str, Body, Vec<u8>)> {
         bare("peer-copy-ask-v1.bin", Body::CopyAsk(copy)),
         ("peer-copy-answer-v1.bin", Body::CopyAnswer(extent), payload(5, 2)),
         bare("peer-copy-answer-done-v1.bin", Body::CopyAnswer(done)),
+        bare("peer-groups-reserved-v2.bin", Body::Groups(reserved_messages())),
     ]
 }
