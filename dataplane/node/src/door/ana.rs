@@ -25,6 +25,22 @@ pub fn state(serves: bool) -> AnaState {
     if serves { AnaState::Optimized } else { AnaState::Inaccessible }
 }
 
+/// How an attempt tells what came of it, and what follows a rest.
+pub type Told = Box<dyn FnOnce(Result<(), Errno>)>;
+pub type Then = Box<dyn FnOnce()>;
+
+/// Attempts something until it succeeds, with a rest after each failure; `done` after that, and never before.
+pub fn persist(attempt: Rc<dyn Fn(Told)>, rest: Rc<dyn Fn(Errno, Then)>, done: Then) {
+    let again = (attempt.clone(), rest);
+    attempt(Box::new(move |result| match result {
+        Ok(()) => done(),
+        Err(errno) => {
+            let (attempt, rest) = again;
+            rest.clone()(errno, Box::new(move || persist(attempt, rest, done)));
+        }
+    }));
+}
+
 impl Target {
     /// A subsystem with several paths shows this from the start.
     pub(super) fn begin_path(&self, nqn: &Nqn, listen: Listen, serves: bool) {
@@ -44,16 +60,12 @@ impl Target {
         self.change_path(nqn.as_str().to_owned());
     }
 
-    /// Ends the associations of a subsystem; `done` when nothing that was sent on them is read any more.
-    pub fn end_hosts(&self, nqn: &Nqn, done: impl FnOnce() + 'static) {
-        let Some(subsystem) = self.nvmf.find_subsystem(nqn.as_str()) else { return done() };
-        let nqn = nqn.clone();
-        subsystem.disconnect_all(move |result| {
-            if let Err(errno) = result {
-                tracing::warn!(%nqn, %errno, "hosts of a volume that another node leads now are not all gone");
-            }
-            done();
-        });
+    /// Ends the associations of a subsystem; `done` when nothing that was sent on them is read any more, or with an error where one goes on.
+    pub fn end_hosts(&self, nqn: &Nqn, done: impl FnOnce(Result<(), Errno>) + 'static) {
+        match self.nvmf.find_subsystem(nqn.as_str()) {
+            Some(subsystem) => subsystem.disconnect_all(done),
+            None => done(Ok(())),
+        }
     }
 
     fn change_path(self: &Rc<Self>, nqn: String) {
@@ -93,5 +105,33 @@ impl Target {
                 None => done(Err(Errno::NODEV)),
             });
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::cell::RefCell;
+
+    #[test]
+    fn what_fails_is_attempted_again_after_a_rest_and_done_only_once_it_succeeded() {
+        let log = Rc::new(RefCell::new(Vec::new()));
+        let outcomes = RefCell::new(vec![Ok(()), Err(Errno::NOMEM), Err(Errno::AGAIN)]);
+        let rests: Rc<RefCell<Vec<Then>>> = Rc::default();
+        let (seen, resting, ended) = (log.clone(), rests.clone(), log.clone());
+        let attempt: Rc<dyn Fn(Told)> =
+            Rc::new(move |told| told(outcomes.borrow_mut().pop().expect("no attempt after one that succeeded")));
+        let rest: Rc<dyn Fn(Errno, Then)> = Rc::new(move |errno, then| {
+            seen.borrow_mut().push(format!("{errno:?}"));
+            resting.borrow_mut().push(then);
+        });
+        persist(attempt, rest, Box::new(move || ended.borrow_mut().push("done".to_owned())));
+        for left in [2, 1] {
+            assert_eq!(log.borrow().len(), 3 - left, "the fence stands while it rests");
+            let then = rests.borrow_mut().pop().expect("it rests");
+            then();
+        }
+        assert_eq!(*log.borrow(), [format!("{:?}", Errno::AGAIN), format!("{:?}", Errno::NOMEM), "done".to_owned()]);
+        assert!(rests.borrow().is_empty());
     }
 }

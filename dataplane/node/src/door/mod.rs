@@ -3,7 +3,7 @@
 //! Each export is a bdev and a subsystem or controller of its own, since SPDK lets one bdev have one owner. Not here: which
 //! volumes are exported (`node`), and what a command means to the data (the engine).
 
-mod ana;
+pub mod ana;
 mod device;
 mod export;
 pub mod identify;

@@ -3,6 +3,7 @@
 //! Not here: what a group decides (the engine's), or which nodes are to have members (control's).
 
 use std::rc::Rc;
+use std::time::Duration;
 
 use penstock_api::rpc::{
     Empty, ErrorCode, GroupChangeParams, GroupInfo, GroupMember, GroupMembers, GroupPart, GroupTransferParams, MemberCreateParams,
@@ -17,6 +18,10 @@ use super::drives::Gate;
 use super::volumes::{no_volume, order_error};
 use super::{Answer, Node, fail};
 use crate::core::{CoreIndex, VolumeSlot};
+use crate::door::ana;
+
+/// Between two attempts to end hosts.
+const AGAIN: Duration = Duration::from_millis(100);
 
 /// What a group's member said last.
 #[derive(Clone, Debug, Default)]
@@ -146,8 +151,19 @@ impl Node {
         };
         let gate = Gate::new(paths.len() + 1, unbar);
         for nqn in paths {
-            let (node, gate) = (self.clone(), gate.clone());
-            target.end_hosts(&nqn, move || gate.pass(&node));
+            let (node, gate, target) = (self.clone(), gate.clone(), target.clone());
+            let attempt = {
+                let nqn = nqn.clone();
+                Rc::new(move |told: ana::Told| target.end_hosts(&nqn, told))
+            };
+            // Nothing is taken from any of them while one may still be read.
+            let rest = Rc::new(move |errno: spdk_rs::Errno, then: ana::Then| {
+                tracing::warn!(%nqn, %errno, "hosts of a volume that another node leads now are not all gone: tried again");
+                if let Some(node) = super::current() {
+                    node.after(AGAIN, move |_| then());
+                }
+            });
+            ana::persist(attempt, rest, Box::new(move || gate.pass(&node)));
         }
         gate.pass(self);
     }
