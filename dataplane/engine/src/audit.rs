@@ -3,7 +3,8 @@
 //! For tests, the simulator and offline checks; walks everything.
 
 use crate::alloc::ExtentNo;
-use crate::index::Version;
+use crate::index::{GroupKey, Version};
+use crate::map::Known;
 use crate::store::Store;
 use penstock_wire::page::{BlockState, UNALLOCATED};
 use penstock_wire::{BLOCK, BlockAddr, EXTENT_BLOCKS};
@@ -20,6 +21,8 @@ pub enum AuditError {
     Leaked { taken: u64, reachable: u64 },
     #[error("promises of space: {promised} stand, {held} are held by undrained extents")]
     Promises { promised: u64, held: u64 },
+    #[error("replica {replica} extent {extent} waits for the drain, has no place, and no space is promised to it")]
+    Unpromised { replica: u32, extent: u32 },
     #[error("replica {replica} counts {counted} {what}, it has {found}")]
     Usage { replica: u32, what: &'static str, counted: u64, found: u64 },
     #[error("{0}")]
@@ -83,6 +86,25 @@ impl Store {
         let (taken, reachable) = (self.space.taken(), used.len() as u64);
         if taken != reachable {
             return Err(AuditError::Leaked { taken, reachable });
+        }
+        self.audit_promises()
+    }
+
+    /// Checks that whatever is to be drained has its place, or space that was promised to it. Walks what is not drained, and nothing else.
+    ///
+    /// # Errors
+    /// The first that does not.
+    pub fn audit_promises(&self) -> Result<(), AuditError> {
+        for group in self.index.iter().filter(|group| group.in_log() > 0 && !group.promised && !group.draining) {
+            let GroupKey { replica, extent } = group.key;
+            let placed = match self.map.known(replica, extent) {
+                Known::Entry(entry) => entry.place != UNALLOCATED,
+                Known::Nothing => false,
+                Known::NotLoaded => true,
+            };
+            if !placed && self.map.live(replica).is_some() {
+                return Err(AuditError::Unpromised { replica: replica.0, extent });
+            }
         }
         let held = self.index.iter().filter(|group| group.promised).count() as u64;
         let proposed = self.host.promises() + self.stream.promises() + self.groups_promises();

@@ -3,7 +3,7 @@
 //!
 //! A queue of small items and not of entries: where an entry and its payload lie is known to `Member::log` alone.
 
-use crate::config::BATCHES_OUT_MAX;
+use crate::config::{BATCHES_OUT_MAX, Canary};
 use crate::host::{Proposed, Source, What};
 use crate::member::{Marked, Member, Payload};
 use crate::port::*;
@@ -270,10 +270,13 @@ impl Store {
             return;
         }
         let (persisted, sealed) = (self.stream.persisted(), self.stream.sealed_to());
+        let skip = self.canary(Canary::SkipSeal);
         for no in std::mem::take(&mut self.groups.marked) {
             let Some(member) = self.member_mut(no) else { continue };
             let mut told = None;
-            while let Some(front) = member.marks.front().filter(|front| front.seq <= persisted && (!front.ballot || front.seq <= sealed)) {
+            while let Some(front) =
+                member.marks.front().filter(|front| front.seq <= persisted && (!front.ballot || front.seq <= sealed || skip))
+            {
                 told = Some(front.mark);
                 member.marks.pop_front();
             }

@@ -73,6 +73,12 @@ pub enum Canary {
     StampNewTerm,
     /// Every entry of an append is taken to have its payload at the append's first block.
     StageFirstPayload,
+    /// A ballot counts when it is durable, without a later record that says so.
+    SkipSeal,
+    /// A copied extent is said to be as of what is applied when it is sent, and not when it was looked up.
+    CopyAsOfNow,
+    /// What a member may have acknowledged and does not have is forgotten by its next restart.
+    ForgetDoubt,
     /// Falls over a write to [`Canary::FALLS_AT`], when it is applied and when it is redone: for whoever catches falls. Not among
     /// [`Canary::ALL`], which are for checks to find.
     PanicOnWrite,
@@ -82,7 +88,7 @@ impl Canary {
     /// Volume block over which [`Canary::PanicOnWrite`] falls.
     pub const FALLS_AT: u64 = 13;
 
-    pub const ALL: [Canary; 14] = [
+    pub const ALL: [Canary; 20] = [
         Canary::CountBeforeBarrier,
         Canary::AckEarly,
         Canary::TornIsCorruption,
@@ -97,6 +103,12 @@ impl Canary {
         Canary::DrainUnverified,
         Canary::CheckpointBeforeFlush,
         Canary::TrustTail,
+        Canary::CopyOverNewer,
+        Canary::StampNewTerm,
+        Canary::StageFirstPayload,
+        Canary::SkipSeal,
+        Canary::CopyAsOfNow,
+        Canary::ForgetDoubt,
     ];
 }
 

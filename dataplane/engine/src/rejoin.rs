@@ -23,7 +23,7 @@
 //! after would be gone everywhere. Doubt ([`crate::replica::resolve`]) is named in the Open batch, which lies over the trace, and in each
 //! checkpoint, until the log is as far again or the others have said that nothing is lost.
 
-use crate::config::Stage;
+use crate::config::{Canary, Stage};
 use crate::doubt::Doubts;
 use crate::index::{Slot, Version};
 use crate::member::{Logged, Member, MemberStage, Payload};
@@ -290,7 +290,9 @@ impl Store {
             redo.extend(walked.own.drain(..).map(|own| ((no, own.era, 0, own.seq.0), Err(own))));
             redo.extend(known.into_iter().map(|placed| ((no, walked.era, 1, placed.entry.index.0), Ok(placed))));
             self.rejoin_group(no, walked, recovered, logged);
-            if let Some(floor) = self.member(no).and_then(|member| member.group()?.floor()) {
+            if let Some(floor) = self.member(no).and_then(|member| member.group()?.floor())
+                && !self.canary(Canary::ForgetDoubt)
+            {
                 rec.doubts.push((no.0, Some((floor.index, floor.term))));
             }
         }

@@ -38,6 +38,9 @@ impl World {
         assert_eq!(view.disk_out, s.out.len() as u64, "the store counts {} device commands, {} are out", view.disk_out, s.out.len());
         assert!(view.held >= s.ios.len() as u64, "the store holds {} commands, {} were not answered", view.held, s.ios.len());
         assert!(!view.quiescent || s.out.is_empty() && s.ios.is_empty(), "a store with work calls itself quiescent: {view:?}");
+        if s.turns.is_multiple_of(8) {
+            s.store.as_ref().expect("alive").audit_promises().unwrap_or_else(|error| panic!("shard {shard}: {error}"));
+        }
         match (&s.standing, view.stage) {
             (Standing::Opening, Stage::Opening)
             | (Standing::Serving, Stage::Serving | Stage::Fenced(_) | Stage::Stopping)

@@ -10,6 +10,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod canaries;
 pub mod cluster;
 pub mod content;
 pub mod device;

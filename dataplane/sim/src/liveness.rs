@@ -5,6 +5,7 @@
 
 use penstock_engine::{HostOp, Order, Span, Stage};
 
+use crate::run::stuck;
 use crate::stamp::BLOCK;
 use crate::world::{Standing, World};
 
@@ -63,8 +64,12 @@ impl World {
         let end = self.now + PATIENCE_US;
         while !done(self) {
             let more = self.step();
-            assert!(more, "nothing will happen any more, and still not: {what}: {}", self.describe());
-            assert!(self.now < end, "60 s without a fault, and still not: {what}: {}", self.describe());
+            if !more {
+                stuck(format!("nothing will happen any more, and still not: {what}: {}", self.describe()));
+            }
+            if self.now >= end {
+                stuck(format!("60 s without a fault, and still not: {what}: {}", self.describe()));
+            }
         }
     }
 

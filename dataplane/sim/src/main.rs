@@ -9,10 +9,9 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use clap::Parser;
-use penstock_engine::Canary;
-use penstock_sim::report::{canary_row, summary_table, violation_rows};
-use penstock_sim::run::{self, Outcome, Seeded, catch_quietly, run_canaries, run_many, run_seed};
-use penstock_sim::{cluster, fleet};
+use penstock_sim::canaries::{Bug, SEEDED};
+use penstock_sim::report::{canary_rows, summary_table, violation_rows};
+use penstock_sim::run::{Simulator, hunt, run_many, threads};
 
 /// Runs the data plane's engine over simulated, faulty drives and networks.
 #[derive(Parser)]
@@ -42,10 +41,10 @@ struct Args {
     /// Run with this seeded bug.
     #[arg(long)]
     canary: Option<String>,
-    /// After the seeds, prove that each seeded bug is caught.
+    /// After the seeds, prove that each seeded bug of what is simulated is caught.
     #[arg(long, conflicts_with_all = ["seed", "canary"])]
     canaries: bool,
-    /// Most seeds that a canary may take.
+    /// Most seeds that a canary may take, where its row says more.
     #[arg(long, default_value_t = 2000)]
     canary_seeds: u64,
     /// Threads; default one per core.
@@ -56,92 +55,53 @@ struct Args {
     violations: usize,
 }
 
-/// What is simulated.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum What {
-    Node,
-    Groups,
-    Fleets,
-}
-
-impl What {
-    fn title(self) -> &'static str {
-        match self {
-            What::Node => "one node's stores",
-            What::Groups => "groups of several nodes",
-            What::Fleets => "fleets of whole nodes",
-        }
-    }
-
-    fn canaries(self) -> Vec<Seeded> {
-        match self {
-            What::Node => run::canaries(),
-            What::Groups => cluster::canaries(),
-            What::Fleets => fleet::canaries(),
-        }
-    }
-
-    /// Runs a seed, with the seeded bug of that name.
-    fn run(self, seed: u64, bug: Option<&str>, trace: bool) -> Outcome {
-        fn of<T: Copy>(all: &[T], name: impl Fn(T) -> String, bug: Option<&str>) -> Option<T> {
-            all.iter().copied().find(|each| bug.is_some_and(|bug| name(*each).eq_ignore_ascii_case(bug)))
-        }
-        match self {
-            What::Node => run_seed(seed, of(&Canary::ALL, |c| format!("{c:?}"), bug), trace),
-            What::Groups => cluster::run_seed(seed, of(&cluster::Bug::ALL, cluster::Bug::name, bug), trace),
-            What::Fleets => fleet::run_seed(seed, of(&fleet::Bug::ALL, fleet::Bug::name, bug), trace),
-        }
-    }
-}
-
 fn main() -> ExitCode {
     let args = Args::parse();
-    catch_quietly();
-    let whats = match (args.all, args.cluster, args.fleet) {
-        (true, ..) => vec![What::Node, What::Groups, What::Fleets],
-        (_, true, _) => vec![What::Groups],
-        (_, _, true) => vec![What::Fleets],
-        _ => vec![What::Node],
+    let simulators = match (args.all, args.cluster, args.fleet) {
+        (true, ..) => Simulator::ALL.to_vec(),
+        (_, true, _) => vec![Simulator::Groups],
+        (_, _, true) => vec![Simulator::Fleets],
+        _ => vec![Simulator::Node],
     };
-    if let Some(name) = &args.canary {
-        let known: Vec<String> = whats[0].canaries().into_iter().map(|(name, _)| name).collect();
-        if !known.iter().any(|each| each.eq_ignore_ascii_case(name)) {
-            eprintln!("no canary of {} is called {name}; there are {known:?}", whats[0].title());
+    let bug = match args.canary.as_deref().map(bug_called).transpose() {
+        Ok(bug) => bug,
+        Err(error) => {
+            eprintln!("{error}");
             return ExitCode::from(2);
         }
-    }
+    };
     if let Some(seed) = args.seed {
-        let outcome = whats[0].run(seed, args.canary.as_deref(), args.trace);
+        let outcome = simulators[0].run(seed, bug, args.trace);
         println!("seed {seed}: {} events, trace hash {:016x}", outcome.events, outcome.hash);
         print!("{}", violation_rows(&outcome));
         return if outcome.violation.is_none() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
     }
-    let (mut violations, mut bugs, mut caught) = (0, 0, 0);
-    for what in &whats {
-        if whats.len() > 1 {
-            println!("== {}", what.title());
+    let start = Instant::now();
+    let mut violations = 0;
+    for simulator in &simulators {
+        if simulators.len() > 1 {
+            println!("== {}", simulator.title());
         }
-        violations += run_seeds(&args, *what);
-        if args.canaries {
-            let (n, k) = prove(&args, *what);
-            (bugs, caught) = (bugs + n, caught + k);
-        }
+        violations += run_seeds(&args, *simulator, bug);
     }
+    let (bugs, caught) = if args.canaries { prove(&args, &simulators) } else { (0, 0) };
     if args.all {
-        println!("\nviolations {violations}, canaries caught {caught}/{bugs}");
+        println!("\nviolations {violations}, canaries caught {caught}/{bugs}, {:.0} s", start.elapsed().as_secs_f64());
     }
     if violations == 0 && caught == bugs { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-fn threads(args: &Args) -> usize {
-    args.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, |n| n.get()))
+fn bug_called(name: &str) -> Result<Bug, String> {
+    let all = || SEEDED.iter().map(|seeded| seeded.bug);
+    let found = all().find(|bug| bug.name().eq_ignore_ascii_case(name));
+    found.ok_or_else(|| format!("no canary is called {name}; there are {:?}", all().map(Bug::name).collect::<Vec<_>>()))
 }
 
-fn run_seeds(args: &Args, what: What) -> usize {
+fn run_seeds(args: &Args, simulator: Simulator, bug: Option<Bug>) -> usize {
     let start = Instant::now();
     let live = std::io::stderr().is_terminal();
-    let bug = args.canary.as_deref();
-    let summary = run_many(args.from, args.seeds, threads(args), args.violations, &|seed| what.run(seed, bug, false), &|s| {
+    let run = |seed| simulator.run(seed, bug, false);
+    let summary = run_many(args.from, args.seeds, args.threads.unwrap_or_else(threads), args.violations, &run, &|s| {
         if live && s.seeds % 5 == 0 {
             eprint!("\r{} of {} seeds, {} events, {} violations ", s.seeds, args.seeds, s.events, s.violations.len());
             let _ = std::io::stderr().flush();
@@ -154,13 +114,20 @@ fn run_seeds(args: &Args, what: What) -> usize {
     summary.violations.len()
 }
 
-/// How many seeded bugs there are, and how many were caught.
-fn prove(args: &Args, what: What) -> (usize, usize) {
+/// How many seeded bugs these simulators have to see, and how many each of those that have to did.
+fn prove(args: &Args, simulators: &[Simulator]) -> (usize, usize) {
     let start = Instant::now();
-    println!("\nseeded bugs in {}", what.title());
-    let row = |name: &str, outcome: Option<&Outcome>, seeds| println!("{}", canary_row(name, outcome, seeds));
-    let caught = run_canaries(args.from, args.canary_seeds, threads(args), &what.canaries(), &row);
-    let (n, k) = (caught.len(), caught.values().flatten().count());
-    println!("canaries caught {k}/{n} in {:.1} s", start.elapsed().as_secs_f64());
-    (n, k)
+    println!("\nseeded bugs");
+    let (mut bugs, mut caught) = (0, 0);
+    for seeded in SEEDED {
+        let hunts = hunt(seeded, simulators, args.from, args.canary_seeds, args.threads.unwrap_or_else(threads));
+        if hunts.is_empty() {
+            continue;
+        }
+        print!("{}", canary_rows(seeded, &hunts));
+        bugs += 1;
+        caught += usize::from(hunts.iter().all(|hunt| hunt.caught.is_some()));
+    }
+    println!("canaries caught {caught}/{bugs} in {:.1} s", start.elapsed().as_secs_f64());
+    (bugs, caught)
 }

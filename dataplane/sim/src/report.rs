@@ -5,12 +5,13 @@
 use std::fmt::Write;
 use std::time::Duration;
 
-use crate::run::{Outcome, Summary};
+use crate::canaries::Seeded;
+use crate::run::{Hunt, Outcome, Summary};
 
 /// What a run violated and how to see it again; nothing for one that violated nothing.
 pub fn violation_rows(outcome: &Outcome) -> String {
     match &outcome.violation {
-        Some(text) => format!("VIOLATION, seed {}: {text}\n  replay: {}\n", outcome.seed, outcome.replay),
+        Some(violation) => format!("VIOLATION, seed {}: {}\n  replay: {}\n", outcome.seed, violation.text, outcome.replay),
         None => String::new(),
     }
 }
@@ -38,14 +39,17 @@ pub fn summary_table(s: &Summary, from: u64, took: Duration) -> String {
     text
 }
 
-/// How many seeds a seeded bug lived, and what caught it.
-pub fn canary_row(name: &str, caught: Option<&Outcome>, seeds: u64) -> String {
-    match caught {
-        Some(outcome) => {
-            let text = outcome.violation.as_deref().unwrap_or_default();
-            let text: String = text.lines().next().unwrap_or_default().chars().take(110).collect();
-            format!("  {name:<22} caught in {seeds:>4} seeds, by seed {}: {text}", outcome.seed)
-        }
-        None => format!("  {name:<22} NOT caught in {seeds} seeds"),
+/// What a seeded bug breaks, and for each simulator that has to see it how many seeds it lived and what caught it.
+pub fn canary_rows(seeded: &Seeded, hunts: &[Hunt]) -> String {
+    let mut text = format!("  {:<22} {}\n", seeded.bug.name(), seeded.breaks);
+    for Hunt { simulator, seeds, caught } in hunts {
+        let _ = match caught.as_ref().and_then(|outcome| Some((outcome.seed, outcome.violation.as_ref()?))) {
+            Some((seed, violation)) => {
+                let what: String = violation.text.lines().next().unwrap_or_default().chars().take(130).collect();
+                writeln!(text, "    {:<24} caught in {seeds:>4} seeds, by seed {seed}: {what}", simulator.title())
+            }
+            None => writeln!(text, "    {:<24} NOT caught in {seeds} seeds", simulator.title()),
+        };
     }
+    text
 }

@@ -1,17 +1,84 @@
 //! Running seeds: one, many on all cores, and the canaries. What a run came to, and how to replay it.
 //!
-//! Each world lives on one thread; threads share nothing but the next seed. Not here: the command line (`main`).
+//! Each world lives on one thread; threads share nothing but the next seed. Not here: the command line (`main`), and the table of canaries
+//! (`canaries`).
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::panic::{AssertUnwindSafe, catch_unwind, panic_any};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use penstock_engine::Canary;
+use crate::canaries::{Bug, Seeded};
+use crate::tally::{Tally, Trace};
+use crate::{cluster, fleet, world};
 
-use crate::tally::Tally;
-use crate::world::World;
+/// What is simulated.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Simulator {
+    /// One node's stores ([`world`]).
+    Node,
+    /// Groups without stores ([`cluster`]).
+    Groups,
+    /// Whole nodes under everything ([`fleet`]).
+    Fleets,
+}
+
+impl Simulator {
+    pub const ALL: [Simulator; 3] = [Simulator::Node, Simulator::Groups, Simulator::Fleets];
+
+    pub fn title(self) -> &'static str {
+        match self {
+            Simulator::Node => "one node's stores",
+            Simulator::Groups => "groups of several nodes",
+            Simulator::Fleets => "fleets of whole nodes",
+        }
+    }
+
+    /// What chooses it on the command line.
+    fn flag(self) -> &'static str {
+        match self {
+            Simulator::Node => "",
+            Simulator::Groups => " --cluster",
+            Simulator::Fleets => " --fleet",
+        }
+    }
+
+    /// Runs one seed to its end or its first violation.
+    pub fn run(self, seed: u64, bug: Option<Bug>, print: bool) -> Outcome {
+        let canary = bug.map_or(String::new(), |bug| format!(" --canary {}", bug.name()));
+        let replay = format!("penstock-sim{} --seed {seed}{canary} --trace", self.flag());
+        match self {
+            Simulator::Node => live(seed, replay, || world::World::new(seed, bug, print)),
+            Simulator::Groups => live(seed, replay, || cluster::world::World::new(seed, bug, print)),
+            Simulator::Fleets => live(seed, replay, || fleet::World::new(seed, bug, print)),
+        }
+    }
+}
+
+/// A world, as one seed runs it.
+pub trait Life {
+    /// The storm, then the calm. Panics on any violation.
+    fn live(&mut self);
+    fn end(self) -> (Trace, Tally);
+}
+
+/// How a violation showed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum How {
+    /// A check of the simulator failed.
+    Check,
+    /// Something that must come did not, after so long without a fault (25).
+    Stuck,
+    /// Code that is simulated fell.
+    Fell,
+}
+
+#[derive(Clone, Debug)]
+pub struct Violation {
+    pub how: How,
+    /// What was violated, and where the check stands.
+    pub text: String,
+}
 
 /// What a seed came to.
 #[derive(Clone, Debug)]
@@ -20,14 +87,21 @@ pub struct Outcome {
     pub hash: u64,
     pub events: u64,
     pub tally: Tally,
-    /// What was violated, and where the check stands.
-    pub violation: Option<String>,
+    pub violation: Option<Violation>,
     /// The command line that shows this run again.
     pub replay: String,
 }
 
+struct Stuck(String);
+
+/// Ends a run in which something does not come.
+#[track_caller]
+pub fn stuck(what: String) -> ! {
+    panic_any(Stuck(what))
+}
+
 thread_local! {
-    static LAST_PANIC: RefCell<String> = const { RefCell::new(String::new()) };
+    static LAST_PANIC: RefCell<Option<Violation>> = const { RefCell::new(None) };
 }
 
 /// Panics of runs are results: kept for the outcome instead of printed. Call once, before any run.
@@ -35,34 +109,30 @@ pub fn catch_quietly() {
     static ONCE: std::sync::Once = std::sync::Once::new();
     ONCE.call_once(|| {
         std::panic::set_hook(Box::new(|info| {
-            let text =
-                info.payload().downcast_ref::<String>().cloned().or_else(|| info.payload().downcast_ref::<&str>().map(|s| (*s).to_owned()));
-            let place = info.location().map_or(String::new(), |l| format!(" ({}:{})", l.file(), l.line()));
-            LAST_PANIC.with(|p| *p.borrow_mut() = text.unwrap_or_default() + &place);
+            let payload = info.payload();
+            let stuck = payload.downcast_ref::<Stuck>().map(|stuck| stuck.0.clone());
+            let ours = info.location().is_some_and(|place| place.file().contains("sim/src"));
+            let how = match (&stuck, ours) {
+                (Some(_), _) => How::Stuck,
+                (None, true) => How::Check,
+                (None, false) => How::Fell,
+            };
+            let text = stuck.or_else(|| payload.downcast_ref::<String>().cloned());
+            let text = text.or_else(|| payload.downcast_ref::<&str>().map(|text| (*text).to_owned())).unwrap_or_default();
+            let place = info.location().map_or(String::new(), |place| format!(" ({}:{})", place.file(), place.line()));
+            LAST_PANIC.with(|last| *last.borrow_mut() = Some(Violation { how, text: text + &place }));
         }));
     });
 }
 
-/// What the last panic of this thread said, and where.
-pub fn last_panic() -> String {
-    LAST_PANIC.with(|p| p.borrow().clone())
-}
-
-/// Runs one seed to its end or its first violation.
-pub fn run_seed(seed: u64, canary: Option<Canary>, print: bool) -> Outcome {
+fn live<L: Life>(seed: u64, replay: String, make: impl FnOnce() -> L) -> Outcome {
     catch_quietly();
-    LAST_PANIC.with(|p| p.borrow_mut().clear());
-    let world: RefCell<Option<World>> = RefCell::new(None);
-    let ran = catch_unwind(AssertUnwindSafe(|| {
-        *world.borrow_mut() = Some(World::new(seed, canary, print));
-        world.borrow_mut().as_mut().expect("just made").run();
-    }));
-    let violation = ran.err().map(|_| LAST_PANIC.with(|p| p.borrow().clone()));
-    let world = world.into_inner();
-    let (hash, events, mut tally) = world.map_or((0, 0, Tally::default()), |w| (w.trace.hash(), w.trace.events(), w.tally));
-    tally.did("events", events);
-    let replay = format!("penstock-sim --seed {seed}{} --trace", canary.map_or(String::new(), |c| format!(" --canary {c:?}")));
-    Outcome { seed, hash, events, tally, violation, replay }
+    let mut life = None;
+    let ran = catch_unwind(AssertUnwindSafe(|| life.insert(make()).live()));
+    let violation = ran.err().and_then(|_| LAST_PANIC.with(|last| last.borrow_mut().take()));
+    let (trace, mut tally) = life.map_or_else(|| (Trace::new(false), Tally::default()), Life::end);
+    tally.did("events", trace.events());
+    Outcome { seed, hash: trace.hash(), events: trace.events(), tally, violation, replay }
 }
 
 /// What many seeds came to.
@@ -74,6 +144,11 @@ pub struct Summary {
     pub violations: Vec<Outcome>,
     /// Exclusive or over all hashes: the same for the same seeds, whatever thread ran which.
     pub hash: u64,
+}
+
+/// As many as there are cores.
+pub fn threads() -> usize {
+    std::thread::available_parallelism().map_or(1, |n| n.get())
 }
 
 /// Runs `count` seeds from `from` on `threads` threads; stops early after `violations_limit` violations.
@@ -116,28 +191,23 @@ pub fn run_many(
     summary.into_inner().expect("threads are joined")
 }
 
-/// A seeded bug by its name, and how one seed runs with it.
-pub type Seeded = (String, Box<dyn Fn(u64) -> Outcome + Sync>);
-
-/// The seeded bugs of a single node.
-pub fn canaries() -> Vec<Seeded> {
-    let run = |canary| Box::new(move |seed| run_seed(seed, Some(canary), false)) as Box<dyn Fn(u64) -> Outcome + Sync>;
-    Canary::ALL.into_iter().map(|canary| (format!("{canary:?}"), run(canary))).collect()
+/// What became of a seeded bug in one simulator.
+pub struct Hunt {
+    pub simulator: Simulator,
+    pub seeds: u64,
+    pub caught: Option<Outcome>,
 }
 
-/// For each seeded bug the seeds that it took to catch it, `None` where `limit` did not.
-pub fn run_canaries(
-    from: u64,
-    limit: u64,
-    threads: usize,
-    canaries: &[Seeded],
-    progress: &(dyn Fn(&str, Option<&Outcome>, u64) + Sync),
-) -> BTreeMap<String, Option<u64>> {
-    let mut caught = BTreeMap::new();
-    for (name, run) in canaries {
-        let s = run_many(from, limit, threads, 1, &**run, &|_| {});
-        progress(name, s.violations.first(), s.seeds);
-        caught.insert(name.clone(), (!s.violations.is_empty()).then_some(s.seeds));
-    }
-    caught
+/// Runs a seeded bug in each of these simulators that has to see it, in `most` seeds if that is fewer than its row says.
+pub fn hunt(seeded: &Seeded, simulators: &[Simulator], from: u64, most: u64, threads: usize) -> Vec<Hunt> {
+    let one = |(simulator, within): &(Simulator, u64)| {
+        let run = |seed| {
+            let mut outcome = simulator.run(seed, Some(seeded.bug), false);
+            outcome.violation.take_if(|violation| violation.how != How::Check);
+            outcome
+        };
+        let s = run_many(from, most.min(*within), threads, 1, &run, &|_| {});
+        Hunt { simulator: *simulator, seeds: s.seeds, caught: s.violations.into_iter().next() }
+    };
+    seeded.by.iter().filter(|(simulator, _)| simulators.contains(simulator)).map(one).collect()
 }

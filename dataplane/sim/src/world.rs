@@ -8,13 +8,14 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
 
 use penstock_engine::{
-    Canary, DiskId, DiskKind, DiskOp, Effect, Effects, Event, FenceReason, Millis, Notice, OpenError, Order, OrderError, OrderId,
-    ReplicaNo, Store, StoreConfig,
+    DiskId, DiskKind, DiskOp, Effect, Effects, Event, FenceReason, Millis, Notice, OpenError, Order, OrderError, OrderId, ReplicaNo, Store,
+    StoreConfig,
 };
 use penstock_wire::batch::Batch;
 use penstock_wire::label::{Geometry, Label, Share};
 use penstock_wire::{ClusterId, DriveId, Incarnation, NodeId};
 
+use crate::canaries::Bug;
 use crate::device::{Out, in_ring};
 use crate::drive::{Drive, Kind};
 use crate::evidence::Evidence;
@@ -24,6 +25,7 @@ use crate::oracle::{Command, Oracle};
 use crate::plan::{Occasion, Plan};
 use crate::probe::barrier_of;
 use crate::rng::Rng;
+use crate::run::{Life, stuck};
 use crate::tally::{Tally, Trace};
 
 /// Virtual time that the hosts' commands may take, faults and all.
@@ -108,7 +110,6 @@ pub struct Shard {
 pub struct World {
     pub seed: u64,
     pub plan: Plan,
-    pub canary: Option<Canary>,
     pub rng: Rng,
     /// Virtual microseconds.
     pub now: u64,
@@ -141,8 +142,18 @@ pub struct World {
     pub bad_serials: std::collections::BTreeSet<u64>,
 }
 
+impl Life for World {
+    fn live(&mut self) {
+        self.run();
+    }
+
+    fn end(self) -> (Trace, Tally) {
+        (self.trace, self.tally)
+    }
+}
+
 impl World {
-    pub fn new(seed: u64, canary: Option<Canary>, print: bool) -> World {
+    pub fn new(seed: u64, bug: Option<Bug>, print: bool) -> World {
         let plan = Plan::draw(seed);
         let mut rng = Rng::new(seed);
         let (mut drives, mut shards) = (Vec::new(), Vec::new());
@@ -180,7 +191,7 @@ impl World {
                     accept_lost_log: false,
                     limits: plan.limits,
                     replication: penstock_engine::Replication::default(),
-                    canary,
+                    canary: bug.and_then(Bug::store),
                 };
                 shards.push(Shard {
                     drive: no,
@@ -216,7 +227,6 @@ impl World {
         }
         let mut world = World {
             seed,
-            canary,
             rng,
             now: 1_000,
             heap: BinaryHeap::new(),
@@ -255,10 +265,14 @@ impl World {
         self.add_volumes();
         while self.commands_left > 0 || self.hosts_wait() {
             if !self.step() {
-                assert!(!self.hosts_wait() || self.anyone_failed(), "commands are out and nothing will ever happen: {}", self.describe());
+                if self.hosts_wait() && !self.anyone_failed() {
+                    stuck(format!("commands are out and nothing will ever happen: {}", self.describe()));
+                }
                 break;
             }
-            assert!(self.now < HOSTS_PATIENCE_US, "ten minutes of virtual time, and the hosts are not done: {}", self.describe());
+            if self.now >= HOSTS_PATIENCE_US {
+                stuck(format!("ten minutes of virtual time, and the hosts are not done: {}", self.describe()));
+            }
             if self.all_failed() {
                 break;
             }

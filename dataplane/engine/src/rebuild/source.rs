@@ -3,6 +3,7 @@
 //!
 //! A leader that serves has nothing but what is committed, so no proof is asked for: a copy from one that was deposed is old, and not wrong.
 
+use crate::config::Canary;
 use crate::epoch::Epoch;
 use crate::index::GroupKey;
 use crate::map::{Known, PageKey};
@@ -341,7 +342,9 @@ impl Store {
         }
         let (extent, changed, states) = (reading.extent, reading.changed, reading.states);
         self.counters.copies_sent += 1;
-        self.answer_copy(asked, reading.applied, Copied::Extent { extent, changed, states, crcs }, &parts, fx);
+        let late = self.map.get(asked.no).filter(|_| self.canary(Canary::CopyAsOfNow));
+        let applied = late.map_or(reading.applied, |replica| replica.applied);
+        self.answer_copy(asked, applied, Copied::Extent { extent, changed, states, crcs }, &parts, fx);
     }
 
     fn send_done(&mut self, asked: &Asked, fx: &mut Effects) {

@@ -127,6 +127,7 @@ impl Group {
         let entries = from.entries.into_iter().map(convert::raft_entry).collect();
         let store = LogStore::new(from.start, from.start_term, entries, hard, &from.members);
         let timing = config.timing;
+        let lease = cfg!(feature = "canary") && config.canary == Some(Canary::RaftLease);
         let raft_config = raft::Config {
             id: config.me.0,
             election_tick: timing.election as usize,
@@ -138,7 +139,7 @@ impl Group {
             max_inflight_msgs: APPENDS_OUT_MAX,
             check_quorum: true,
             pre_vote: true,
-            read_only_option: ReadOnlyOption::Safe,
+            read_only_option: if lease { ReadOnlyOption::LeaseBased } else { ReadOnlyOption::Safe },
             ..raft::Config::default()
         };
         let built = catch_unwind(AssertUnwindSafe(|| {

@@ -250,4 +250,23 @@ pub enum Canary {
     StepUnchecked,
     /// A member votes although its log may have been longer.
     ForgetFloor,
+    /// Reads are served on the lease of crate `raft`, which runs by ticks.
+    RaftLease,
+}
+
+impl Canary {
+    pub const ALL: [Canary; 12] = [
+        Canary::AnswerEarly,
+        Canary::CountUnpersisted,
+        Canary::ForgetBallot,
+        Canary::LeaseFromReceive,
+        Canary::LeaseOverTransfer,
+        Canary::VoteAtOnce,
+        Canary::ReuseRound,
+        Canary::LeaseAsleep,
+        Canary::ReadUnproven,
+        Canary::StepUnchecked,
+        Canary::ForgetFloor,
+        Canary::RaftLease,
+    ];
 }

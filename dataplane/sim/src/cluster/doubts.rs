@@ -1,9 +1,9 @@
 //! A member starts. In doubt of what it found, it asks the others how their logs end.
 
-use super::Bug;
 use super::judge::Verdict;
 use super::node::{SEGMENT, Stage};
 use super::world::{Event, TICK, World, index_of};
+use crate::canaries::Bug;
 use penstock_engine::replica::Group;
 use penstock_engine::replica::resolve::{self, Answer};
 use penstock_wire::Index;

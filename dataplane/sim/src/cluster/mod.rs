@@ -13,63 +13,15 @@ pub mod node;
 mod strike;
 pub mod world;
 
-use crate::run::{Outcome, Seeded, catch_quietly};
-use penstock_engine::replica::Canary;
-use std::cell::RefCell;
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use crate::run::Life;
+use crate::tally::{Tally, Trace};
 
-/// A seeded bug: in a group, or in what stands around it.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Bug {
-    Group(Canary),
-    /// A record that recovery cannot judge is taken for one that never was.
-    UnknownIsAbsent,
-    /// A ballot counts as persisted without a later record that says so, and rots like any newest record.
-    Unsealed,
-}
-
-impl Bug {
-    pub const ALL: [Bug; 13] = [
-        Bug::Group(Canary::AnswerEarly),
-        Bug::Group(Canary::CountUnpersisted),
-        Bug::Group(Canary::ForgetBallot),
-        Bug::Group(Canary::LeaseFromReceive),
-        Bug::Group(Canary::LeaseOverTransfer),
-        Bug::Group(Canary::VoteAtOnce),
-        Bug::Group(Canary::ReuseRound),
-        Bug::Group(Canary::LeaseAsleep),
-        Bug::Group(Canary::ReadUnproven),
-        Bug::Group(Canary::StepUnchecked),
-        Bug::Group(Canary::ForgetFloor),
-        Bug::UnknownIsAbsent,
-        Bug::Unsealed,
-    ];
-
-    pub fn name(self) -> String {
-        match self {
-            Bug::Group(canary) => format!("{canary:?}"),
-            other => format!("{other:?}"),
-        }
+impl Life for world::World {
+    fn live(&mut self) {
+        self.run().unwrap_or_else(|wrong| panic!("{wrong}"));
     }
-}
 
-/// The seeded bugs of groups.
-pub fn canaries() -> Vec<Seeded> {
-    Bug::ALL.into_iter().map(|bug| (bug.name(), Box::new(move |seed| run_seed(seed, Some(bug), false)) as _)).collect()
-}
-
-/// Runs one seed to its end or its first violation.
-pub fn run_seed(seed: u64, bug: Option<Bug>, print: bool) -> Outcome {
-    catch_quietly();
-    let world = RefCell::new(world::World::new(seed, bug, print));
-    let ran = catch_unwind(AssertUnwindSafe(|| world.borrow_mut().run()));
-    let world = world.into_inner();
-    let violation = match ran {
-        Ok(Ok(())) => None,
-        Ok(Err(text)) => Some(text),
-        Err(panic) => Some(panic.downcast_ref::<String>().cloned().unwrap_or_else(|| "a panic in the simulator".to_owned())),
-    };
-    let replay =
-        format!("penstock-sim --cluster --seed {seed}{} --trace", bug.map_or(String::new(), |bug| format!(" --canary {}", bug.name())));
-    Outcome { seed, hash: world.trace.hash(), events: world.trace.events(), tally: world.tally, violation, replay }
+    fn end(self) -> (Trace, Tally) {
+        (self.trace, self.tally)
+    }
 }

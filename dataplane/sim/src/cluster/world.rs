@@ -1,11 +1,12 @@
 //! The loop: events in order of time, each handed to one node, whose group is then settled and whose wishes are carried out; the
 //! network between; and the faults.
 
-use super::Bug;
 use super::disk::{Checkpoint, Disk};
 use super::judge::{Judge, Verdict};
 use super::node::{Node, Stage};
+use crate::canaries::Bug;
 use crate::rng::{Rng, mix};
+use crate::run::stuck;
 use crate::tally::{Tally, Trace};
 use penstock_engine::replica::{Canary, Output, Part, Stop, Timing};
 use penstock_wire::batch::{ENTRY_HEAD, Section};
@@ -193,7 +194,7 @@ impl World {
     }
 
     pub(super) fn canary(&self) -> Option<Canary> {
-        if let Some(Bug::Group(canary)) = self.bug { Some(canary) } else { None }
+        self.bug.and_then(Bug::group)
     }
 
     /// Runs the storm, then the calm, then asks whether everything is well again (invariant 25).
@@ -557,9 +558,9 @@ impl World {
     /// Everything is well again: a leader, operations served, all members the same, and idle groups asleep.
     fn end(&mut self, served: u64) -> Verdict {
         self.judge.end(&mut self.tally)?;
-        let leader = self.leader().ok_or("invariant 25: nobody leads 10 s after the faults stopped")?;
+        let leader = self.leader().unwrap_or_else(|| stuck("invariant 25: nobody leads 10 s after the faults stopped".to_owned()));
         if self.served < served + 50 {
-            return Err(format!("invariant 25: {} operations were served in 10 s of calm", self.served - served));
+            stuck(format!("invariant 25: {} operations were served in 10 s of calm", self.served - served));
         }
         // No more clients: everything settles.
         self.queue.retain(|_, event| !matches!(event, Event::Client));
@@ -570,10 +571,10 @@ impl World {
             self.tally.check("members are the same at the end (6, 25)");
             let (it, of) = (&self.nodes[index_of(member.no)], &self.nodes[leader]);
             if it.registers != of.registers || it.group().is_none() {
-                return Err(format!("invariant 25: {:?} has applied {:?}, the leader {:?}", it.no, it.applied, of.applied));
+                stuck(format!("invariant 25: {:?} has applied {:?}, the leader {:?}", it.no, it.applied, of.applied));
             }
             if self.plan.timing.sleep.is_some() && it.group().and_then(|group| group.view()).is_none_or(|view| !view.asleep) {
-                return Err(format!("{:?} is awake 3 s after the last operation: {:?}", it.no, it.group().and_then(|group| group.view())));
+                stuck(format!("{:?} is awake 3 s after the last operation: {:?}", it.no, it.group().and_then(|group| group.view())));
             }
         }
         Ok(())

@@ -7,6 +7,7 @@ use super::hosts::plain;
 use super::node::{Node, Phase};
 use super::orders::Made;
 use super::world::World;
+use crate::run::stuck;
 use crate::stamp::BLOCK;
 
 /// From the last fault to a leader of every volume (25).
@@ -67,8 +68,12 @@ impl World {
         let end = self.now + limit;
         while !done(self) {
             let more = self.step();
-            assert!(more, "nothing will happen any more, and still not: {what}: {}", self.describe());
-            assert!(self.now < end, "{limit} us without a fault, and still not: {what}: {}", self.describe());
+            if !more {
+                stuck(format!("nothing will happen any more, and still not: {what}: {}", self.describe()));
+            }
+            if self.now >= end {
+                stuck(format!("{limit} us without a fault, and still not: {what}: {}", self.describe()));
+            }
         }
     }
 
@@ -174,7 +179,7 @@ impl World {
                 return;
             }
         }
-        panic!("volume {volume}: a read was refused twenty times in calm: {}", self.describe());
+        stuck(format!("volume {volume}: a read was refused twenty times in calm: {}", self.describe()));
     }
 
     fn lost(&self) -> u64 {

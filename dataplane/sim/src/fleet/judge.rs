@@ -254,6 +254,11 @@ impl World {
         assert_eq!(view.disk_out, it.out.len() as u64, "the store counts {} device commands, {} are out", view.disk_out, it.out.len());
         assert!(view.held >= it.ios.len() as u64, "the store holds {} commands, {} were not answered", view.held, it.ios.len());
         assert!(!view.quiescent || it.out.is_empty() && it.ios.is_empty(), "a store with work calls itself quiescent: {view:?}");
+        if self.rng.one_in(16) {
+            let it = &self.nodes[node];
+            it.store.as_ref().expect("alive").audit_promises().unwrap_or_else(|error| panic!("node {node}: {error}"));
+            self.tally.check("what is to be drained has its space (24)");
+        }
         self.tally.check("cheap, after each turn");
     }
 

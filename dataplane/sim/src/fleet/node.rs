@@ -9,6 +9,7 @@ use penstock_wire::label::{Geometry, Label, Share};
 use penstock_wire::peer::MemberNo;
 use penstock_wire::{ClusterId, DriveId, Incarnation, NodeId, Term};
 
+use crate::canaries::Bug;
 use crate::device::{Landing, Out};
 use crate::drive::{Cut, Drive, WHOLE};
 use crate::evidence::Evidence;
@@ -109,7 +110,7 @@ pub struct Node {
 }
 
 impl Node {
-    pub fn new(no: usize, nodes: usize, seed: u64, plan: &super::plan::Plan, bug: Option<super::Bug>, rng: &mut Rng) -> Node {
+    pub fn new(no: usize, nodes: usize, seed: u64, plan: &super::plan::Plan, bug: Option<Bug>, rng: &mut Rng) -> Node {
         let d = plan.drives[no].clone();
         let share_blocks = (2 + d.ring_blocks).next_multiple_of(16) + d.extents * 16;
         let blocks = 2 + share_blocks;
@@ -134,8 +135,8 @@ impl Node {
             fenced: None,
             accept_lost_log: false,
             limits: plan.limits,
-            replication: Replication { node: node_id(no), timing: plan.timing, canary: bug.and_then(super::Bug::group) },
-            canary: bug.and_then(super::Bug::store),
+            replication: Replication { node: node_id(no), timing: plan.timing, canary: bug.and_then(Bug::group) },
+            canary: bug.and_then(Bug::store),
         };
         Node {
             no,

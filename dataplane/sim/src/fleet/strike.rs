@@ -81,7 +81,11 @@ impl World {
             }
             Strike::Transfer => {
                 self.transfer(node, other);
-                if self.rng.one_in(2) {
+                if self.rng.one_in(3) {
+                    // And back again, while hosts still wait for what the first has.
+                    let wait = self.rng.within(60_000, 400_000);
+                    self.after(wait, Coming::Transfer { from: other, to: node });
+                } else if self.rng.one_in(2) {
                     // The old leader hears no more of what follows.
                     for peer in 0..self.nodes.len() {
                         self.cut[peer][node] = self.now + 300_000;

@@ -7,11 +7,11 @@ use std::rc::Rc;
 use penstock_engine::replica::Part as GroupPart;
 use penstock_engine::{DiskId, Effect, Effects, Event, Notice, Stage};
 
-use super::Bug;
 use super::hosts::{Linger, Volume};
 use super::judge::Judge;
 use super::node::{Node, Phase};
 use super::plan::Plan;
+use crate::canaries::Bug;
 use crate::memory::SimMemory;
 use crate::oracle::Oracle;
 use crate::rng::{Rng, mix};
@@ -64,6 +64,11 @@ pub enum Coming {
     CutOff {
         node: usize,
         other: usize,
+    },
+    /// Leadership is given on.
+    Transfer {
+        from: usize,
+        to: usize,
     },
     /// Hosts read and write at one node, whoever leads.
     Insist {
@@ -170,9 +175,10 @@ impl World {
             Coming::Impatient { node, life, serial } if life == self.nodes[node].life => self.impatient(node, serial),
             Coming::Strike => self.strike(),
             Coming::CutOff { node, other } => self.cut_off(node, other),
+            Coming::Transfer { from, to } if !self.calm => self.transfer(from, to),
             Coming::Insist { node } => self.insist(node),
             Coming::Operator { node } => self.operator(node),
-            Coming::DiskDone { .. } | Coming::Tick { .. } | Coming::Beat { .. } | Coming::Impatient { .. } => {}
+            Coming::Transfer { .. } | Coming::DiskDone { .. } | Coming::Tick { .. } | Coming::Beat { .. } | Coming::Impatient { .. } => {}
         }
         true
     }
