@@ -151,9 +151,10 @@ pub struct Replication {
 }
 
 impl Default for Replication {
-    /// Elections after 200 to 320 ms, heartbeats every 50 ms, sleep after 5 s without anything to do, a round of proof for the reads of each turn.
+    /// Elections after 200 to 320 ms, heartbeats every 50 ms, sleep after 5 s without anything to do, another leader after 1 s behind the
+    /// others' drives, a round of proof for the reads of each turn.
     fn default() -> Self {
-        let timing = replica::Timing { election: 20, heartbeat: 5, stride: 4, tick: 10, sleep: Some(500), lease: false };
+        let timing = replica::Timing { election: 20, heartbeat: 5, stride: 4, tick: 10, sleep: Some(500), aside: Some(100), lease: false };
         Self { node: NodeId::default(), timing, canary: None }
     }
 }
@@ -238,6 +239,8 @@ counters! {
     /// Blocks that were overwritten in the log before they were drained.
     absorbed_blocks,
     checkpoints, checkpoint_pages, page_loads,
+    /// Times that a member handed leadership over for its slow drive.
+    stepped_aside,
     /// Members that began to be rebuilt here, extents that were copied from others, and to others.
     rebuilds, copies_taken, copies_sent,
     corrupt_blocks, scrubbed_blocks,

@@ -243,6 +243,9 @@ impl Store {
         if out.resolved {
             self.queue_resolved(no);
         }
+        if out.too_slow {
+            self.step_aside(no, fx);
+        }
         if out.wants_install.is_some() {
             self.offer_install(no);
         }

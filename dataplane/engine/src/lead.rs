@@ -194,6 +194,23 @@ impl Store {
         Ok(())
     }
 
+    /// This member's drive is too slow to lead: the one that has most of the log is asked to, unless it is not whole.
+    pub(crate) fn step_aside(&mut self, no: ReplicaNo, fx: &mut Effects) {
+        let Some(segment) = self.map.get(no).map(|replica| replica.shape.segment) else { return };
+        let Some(member) = self.member(no) else { return };
+        let mut others = member.group().map(crate::replica::Group::matched).unwrap_or_default();
+        others.retain(|(other, _)| *other != member.me);
+        others.sort_by_key(|(_, matched)| std::cmp::Reverse(*matched));
+        for (to, _) in others {
+            if self.begin_transfer(segment, to).is_ok() {
+                self.counters.stepped_aside += 1;
+                let to = self.member(no).and_then(|member| member.node_of(to)).expect("a voter is a member");
+                fx.list.push(Effect::Notice(Notice::SteppingAside { replica: no, to }));
+                return;
+            }
+        }
+    }
+
     /// Proposes a change of members; answered when it is applied, or refused at once.
     pub(crate) fn begin_change(&mut self, id: OrderId, segment: SegmentId, members: &Members) -> Option<Result<(), OrderError>> {
         let (no, term) = match self.leading(segment) {

@@ -314,6 +314,11 @@ pub enum Notice {
         replica: ReplicaNo,
         standing: Standing,
     },
+    /// This member's drive is behind the others' for so long that it hands leadership over.
+    SteppingAside {
+        replica: ReplicaNo,
+        to: NodeId,
+    },
     /// A group answers nothing any more, in words; the store and its other groups go on.
     GroupStopped {
         replica: ReplicaNo,

@@ -522,7 +522,9 @@ impl World {
             Notice::Replica { replica, shape, gone } => self.replica_told(shard, *replica, shape, *gone),
             Notice::ScrubDone { .. } => self.tally.did("scrubs", 1),
             Notice::Stopped => s.standing = Standing::Stopped,
-            Notice::Standing { .. } | Notice::GroupStopped { .. } => unreachable!("no volume here has several replicas"),
+            Notice::Standing { .. } | Notice::SteppingAside { .. } | Notice::GroupStopped { .. } => {
+                unreachable!("no volume here has several replicas")
+            }
         }
     }
 

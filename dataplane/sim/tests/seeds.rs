@@ -91,6 +91,7 @@ fn a_thousand_seeds_of_groups_violate_nothing() {
 #[test]
 fn three_hundred_seeds_of_fleets_violate_nothing() {
     let tally = clean(Fleets, 300);
+    assert!(tally.work["leaders that stepped aside"] >= 5, "{:#?}", tally.work);
     for (rows, least) in [(&tally.faults, 24), (&tally.checks, 20), (&tally.work, 16)] {
         let usual = rows.values().filter(|n| **n >= 5).count();
         assert!(usual >= least, "something hardly ever happens: {rows:#?}");

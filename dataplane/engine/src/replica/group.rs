@@ -2,6 +2,7 @@
 
 use super::check::{Checker, Refused};
 use super::log::LogStore;
+use super::pace::{Log, Pace};
 use super::rounds::Rounds;
 use super::{
     Ballot, Canary, GroupConfig, GroupView, LogEnd, Mark, OpenError, Output, Part, Persist, ProposeError, Recovered, Stop, convert, resolve,
@@ -48,6 +49,7 @@ struct Live {
     ballot_sent: Ballot,
     ballot_durable: Ballot,
     rounds: Rounds,
+    pace: Pace,
     /// Ticks for which votes are withheld after the opening.
     withhold: u32,
     asleep: bool,
@@ -160,6 +162,7 @@ impl Group {
             ballot_sent: ballot,
             ballot_durable: ballot,
             rounds: Rounds::default(),
+            pace: Pace::default(),
             withhold: timing.election,
             asleep: false,
             idle: 0,
@@ -645,10 +648,21 @@ impl Live {
         } else {
             self.rounds.lost(&mut out.reads_refused);
         }
+        out.too_slow = self.is_too_slow(now);
         out.send.append(&mut self.notes);
         if let Some(wanted) = self.raw.store().take_wanted() {
             out.wants_install = Some(wanted);
         }
+    }
+
+    /// See [`Pace`].
+    fn is_too_slow(&mut self, now: Millis) -> bool {
+        let Some(limit) = self.config.timing.aside.filter(|_| self.leads() && self.raw.raft.lead_transferee.is_none()) else {
+            return false;
+        };
+        let log = &self.raw.raft.raft_log;
+        let log = Log { term: self.raw.raft.term, last: log.last_index(), committed: log.committed, persisted: log.persisted };
+        self.pace.look(now, log, u64::from(limit) * u64::from(self.config.timing.tick))
     }
 
     fn begin_round(&mut self, now: Millis) {

@@ -6,7 +6,7 @@
 //! [`Group::tick`] and as the `now` of `settle`; there is no clock and no randomness that counts here.
 //!
 //! Files: [`group`](Group) (the calls, and how raft's `Ready` is handled), `log` (raft's storage), `convert` (raft's messages and ours), `check` (every
-//! message against the group's state before raft sees it), `rounds` (reads and the lease), [`resolve`] (the doubt of a member whose log may have been longer).
+//! message against the group's state before raft sees it), `rounds` (reads and the lease), `pace` (a leader whose drive is slow), [`resolve`] (the doubt of a member whose log may have been longer).
 //!
 //! Not here: payload (the store's; an append comes only [`Verified`](penstock_wire::peer::Verified)), sockets, the stream that persists, and what ops mean.
 
@@ -14,6 +14,7 @@ mod check;
 mod convert;
 mod group;
 mod log;
+mod pace;
 pub mod resolve;
 mod rounds;
 #[cfg(test)]
@@ -43,6 +44,8 @@ pub struct Timing {
     pub tick: u32,
     /// Idle for this long, a group goes to sleep; `None`: never.
     pub sleep: Option<u32>,
+    /// A leader whose drive has been behind the others' for so long hands over; `None`: never.
+    pub aside: Option<u32>,
     /// Whether a proof of leadership holds for a while, or for the reads before it alone.
     pub lease: bool,
 }
@@ -210,6 +213,8 @@ pub struct Output {
     pub members: Option<Members>,
     /// The member was in doubt and is not any more.
     pub resolved: bool,
+    /// It leads, and its drive is what everyone waits for: leadership is better given to another.
+    pub too_slow: bool,
 }
 
 impl Output {
@@ -222,6 +227,7 @@ impl Output {
         self.wants_install = None;
         self.members = None;
         self.resolved = false;
+        self.too_slow = false;
     }
 }
 

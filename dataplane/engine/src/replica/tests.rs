@@ -12,7 +12,7 @@ use raft::Storage;
 const SEGMENT: SegmentId = SegmentId([1; 16]);
 
 fn timing() -> Timing {
-    Timing { election: 8, heartbeat: 2, stride: 2, tick: 25, sleep: None, lease: true }
+    Timing { election: 8, heartbeat: 2, stride: 2, tick: 25, sleep: None, aside: None, lease: true }
 }
 
 fn member(no: u64, role: Role) -> Member {

@@ -26,6 +26,9 @@ pub struct Bench {
     pub notices: Vec<Notice>,
     /// Words to peers with their payload, in order.
     pub sent: Vec<(NodeId, PeerWord, Vec<u8>)>,
+    /// The drive says so many ms later that it has done something.
+    pub late: u64,
+    done: Vec<(u64, DiskId)>,
 }
 
 pub fn config(label: &Label) -> StoreConfig {
@@ -74,6 +77,8 @@ impl Bench {
             orders: HashMap::new(),
             notices: Vec::new(),
             sent: Vec::new(),
+            late: 0,
+            done: Vec::new(),
         };
         bench.run();
         bench
@@ -86,6 +91,7 @@ impl Bench {
         self.fx.clear();
         self.notices.clear();
         self.sent.clear();
+        self.done.clear();
         self.run();
     }
 
@@ -106,7 +112,11 @@ impl Bench {
                 match effect {
                     Effect::Disk(op) => {
                         self.carry_out(op, effects.parts_of(op));
-                        self.store.apply(Event::DiskDone { id: op.id, ok: true }, &mut self.mem, &mut self.fx);
+                        if self.late > 0 {
+                            self.done.push((self.now + self.late, op.id));
+                        } else {
+                            self.store.apply(Event::DiskDone { id: op.id, ok: true }, &mut self.mem, &mut self.fx);
+                        }
                     }
                     Effect::Reply { io, status } => {
                         self.replies.insert(io.0, *status);
@@ -144,6 +154,9 @@ impl Bench {
     pub fn pass(&mut self, ms: u64) {
         self.now += ms;
         self.store.apply(Event::Tick { now: Millis(self.now) }, &mut self.mem, &mut self.fx);
+        for (_, id) in self.done.extract_if(.., |(due, _)| *due <= self.now) {
+            self.store.apply(Event::DiskDone { id, ok: true }, &mut self.mem, &mut self.fx);
+        }
     }
 
     pub fn tick(&mut self, ms: u64) {

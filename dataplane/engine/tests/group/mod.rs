@@ -227,6 +227,57 @@ fn fenced_leader_stops_its_group_and_the_others_go_on() {
 }
 
 #[test]
+fn leader_on_a_slow_drive_hands_over_once_and_the_next_one_keeps_it() {
+    let mut cluster = Cluster::new(3);
+    let slow = cluster.leader();
+    assert_eq!(cluster.write(slow, 0, &pattern(1, BLOCK)), Status::Ok);
+    cluster.nodes[slow].late = 30;
+    let mut written = 0;
+    while cluster.standing(slow).serves {
+        written += 1;
+        assert!(written < 100, "it leads on");
+        let status = cluster.write(slow, written * B, &pattern(written as u8, BLOCK));
+        assert!(matches!(status, Status::Ok | Status::NotReady), "{status:?}");
+    }
+    let next = cluster.leader();
+    assert_ne!(next, slow);
+    let to = NodeId([next as u8 + 1; 16]);
+    let told = |notice: &&Notice| matches!(notice, Notice::SteppingAside { .. });
+    let no = cluster.nodes[slow].store.replica_of(SEGMENT).unwrap();
+    assert_eq!(cluster.nodes[slow].notices.iter().filter(told).collect::<Vec<_>>(), [&Notice::SteppingAside { replica: no, to }]);
+    assert_eq!(cluster.nodes[slow].store.view().counters.stepped_aside, 1);
+    let term = cluster.standing(next).term;
+    for at in 1..=written {
+        assert_eq!(cluster.write(next, at * B, &pattern(at as u8, BLOCK)), Status::Ok);
+    }
+    cluster.pass(3000);
+    assert_eq!((cluster.standing(next).term, cluster.standing(next).serves), (term, true), "it is not given back");
+    cluster.nodes[slow].late = 0;
+    cluster.audit();
+    assert_eq!(cluster.read(next, written * B, B), pattern(written as u8, BLOCK));
+}
+
+#[test]
+fn leader_whose_followers_are_as_slow_or_one_of_them_dead_leads_on() {
+    for dead in [false, true] {
+        let mut cluster = Cluster::new(3);
+        let leader = cluster.leader();
+        let others = [(leader + 1) % 3, (leader + 2) % 3];
+        cluster.nodes[leader].late = 30;
+        if dead {
+            cluster.kill(others[0]);
+        } else {
+            cluster.nodes[others[0]].late = 30;
+            cluster.nodes[others[1]].late = 30;
+        }
+        for at in 0..60 {
+            assert_eq!(cluster.write(leader, at * B, &pattern(at as u8, BLOCK)), Status::Ok);
+        }
+        assert_eq!(cluster.nodes[leader].store.view().counters.stepped_aside, 0, "nothing would be gained; dead: {dead}");
+    }
+}
+
+#[test]
 fn store_stops_while_it_leads_and_answers_everyone() {
     let mut cluster = Cluster::new(3);
     let old = cluster.leader();

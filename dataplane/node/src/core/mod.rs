@@ -21,7 +21,7 @@ use penstock_engine::{
     DiskId, Effect, Effects, Event, FenceReason, Millis, Notice, OpenError, Order, OrderError, OrderId, RecoveryReport, ReplicaNo,
     Standing, StoreConfig,
 };
-use penstock_wire::{BlockAddr, ReplicaShape};
+use penstock_wire::{BlockAddr, NodeId, ReplicaShape};
 use spdk_rs::lend::RoamingIo;
 use spdk_rs::thread::{Activity, FdEvent, Poller, ThreadHandle, Waker};
 
@@ -76,6 +76,12 @@ pub enum Report {
         standing: Standing,
         /// Another node leads a volume that was served here: nothing is taken from hosts before [`Core::unbar`].
         is_barred: bool,
+    },
+    /// A volume's leader hands over to another node's member, since its own drive is slow.
+    SteppingAside {
+        core: CoreIndex,
+        slot: VolumeSlot,
+        to: NodeId,
     },
     /// A volume's group answers nothing any more, in words.
     GroupStopped {
@@ -447,6 +453,10 @@ impl Core {
                         self.volumes[slot.0 as usize].stand(standing.serves, standing.leader.is_some_and(|leader| leader != me));
                     Report::Standing { core: self.index, slot, standing, is_barred }
                 }
+                None => return,
+            },
+            Notice::SteppingAside { replica, to } => match self.slot_of(at, replica) {
+                Some(slot) => Report::SteppingAside { core: self.index, slot, to },
                 None => return,
             },
             Notice::GroupStopped { replica, why } => match self.slot_of(at, replica) {

@@ -124,6 +124,11 @@ impl Node {
         self.show_serving(id);
     }
 
+    pub(super) fn on_stepping_aside(&self, core: CoreIndex, slot: VolumeSlot, to: penstock_wire::NodeId) {
+        let Some(id) = self.volume_at(core, slot) else { return };
+        tracing::warn!(volume = %id, to = ?to, "the drive here is far behind the other members': another is asked to lead");
+    }
+
     pub(super) fn on_group_stopped(self: &Rc<Self>, core: CoreIndex, slot: VolumeSlot, why: String) {
         let Some(id) = self.volume_at(core, slot) else { return };
         tracing::error!(volume = %id, why, "a volume's group answers nothing here any more");

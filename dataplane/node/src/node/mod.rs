@@ -354,6 +354,7 @@ impl Node {
                     self.end_hosts(core, slot);
                 }
             }
+            Report::SteppingAside { core, slot, to } => self.on_stepping_aside(core, slot, to),
             Report::GroupStopped { core, slot, why } => self.on_group_stopped(core, slot, why),
             Report::Corrupt { drive, store, slot, block } => self.on_corrupt(drive, store, slot, block),
             Report::ScrubDone { drive, store, blocks, corrupt } => {

@@ -118,7 +118,8 @@ impl World {
         let mut rng = Rng::new(mix(seed ^ 0xC1));
         let kind = rng.below(4);
         let lease = rng.one_in(2);
-        let timing = Timing { election: 8, heartbeat: 2, stride: 2, tick: TICK as u32, sleep: rng.one_in(2).then_some(12), lease };
+        let timing =
+            Timing { election: 8, heartbeat: 2, stride: 2, tick: TICK as u32, sleep: rng.one_in(2).then_some(12), aside: None, lease };
         let plan = Plan {
             loss: rng.pick(&[0, 1, 5, 15]),
             double: rng.pick(&[0, 2, 10]),

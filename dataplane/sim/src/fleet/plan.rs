@@ -127,7 +127,9 @@ impl Plan {
         let fill = rng.percent(10);
         let lease = rng.percent(40);
         let sleep = rng.percent(40).then_some(40);
-        let timing = Timing { election: 20, heartbeat: 5, stride: 4, tick: 10, sleep, lease };
+        // Slow drives are slow for a second at most, and a leader has to find out before.
+        let aside = Some(if seed.is_multiple_of(2) { 10 } else { 100 });
+        let timing = Timing { election: 20, heartbeat: 5, stride: 4, tick: 10, sleep, aside, lease };
         let volatile = rng.percent(80);
         let drives = (0..nodes)
             .map(|_| DrivePlan {

@@ -341,6 +341,7 @@ impl World {
             }
             Notice::Replica { replica, shape, gone } => self.replica_told(node, *replica, shape, *gone),
             Notice::ScrubDone { .. } | Notice::Standing { .. } => {}
+            Notice::SteppingAside { .. } => self.tally.did("leaders that stepped aside", 1),
             Notice::GroupStopped { replica, why } => {
                 let fenced = it.fence.is_some() || it.command_failed;
                 assert!(fenced, "node {node}: the group of {replica:?} has stopped, and its drive is well: {why}");
