@@ -4,7 +4,7 @@
 
 use crate::alloc::ExtentNo;
 use crate::index::{GroupKey, Version};
-use crate::map::Known;
+use crate::map::{Known, LayerKey, PageKey};
 use crate::store::Store;
 use penstock_wire::page::{BlockState, UNALLOCATED};
 use penstock_wire::{BLOCK, BlockAddr, EXTENT_BLOCKS};
@@ -54,8 +54,9 @@ impl Store {
         }
         for replica in self.map.iter() {
             let mut allocated = 0;
-            for (page_no, state) in &replica.pages {
-                let key = crate::map::PageKey { replica: replica.no, page_no: *page_no };
+            let pages = replica.layers().flat_map(|layer| layer.pages.iter().map(|(page_no, state)| (layer.no, *page_no, state)));
+            for (layer, page_no, state) in pages {
+                let key = PageKey { layer: LayerKey { replica: replica.no, layer }, page_no };
                 let loaded;
                 let page = match (&state.cached, state.on_disk) {
                     (Some(page), _) => page,
@@ -70,14 +71,18 @@ impl Store {
                 for (i, entry) in page.extents.iter().enumerate() {
                     if entry.place != UNALLOCATED {
                         allocated += 1;
-                        claim(entry.place, format!("replica {} extent {}", replica.no.0, *page_no as usize * page.extents.len() + i))?;
+                        claim(
+                            entry.place,
+                            format!("replica {} layer {} extent {}", replica.no.0, layer.0, page_no as usize * page.extents.len() + i),
+                        )?;
                     }
                 }
             }
-            if replica.allocated != allocated {
-                return Err(AuditError::Usage { replica: replica.no.0, what: "extents", counted: replica.allocated, found: allocated });
+            let counted = replica.usage().allocated_extents;
+            if counted != allocated {
+                return Err(AuditError::Usage { replica: replica.no.0, what: "extents", counted, found: allocated });
             }
-            let in_log = self.index.iter().filter(|group| group.key.replica == replica.no).map(|group| group.in_log() as u64).sum();
+            let in_log = self.index.iter().filter(|group| group.key.layer.replica == replica.no).map(|group| group.in_log() as u64).sum();
             if replica.undrained != in_log {
                 let (counted, what) = (replica.undrained, "undrained blocks");
                 return Err(AuditError::Usage { replica: replica.no.0, what, counted, found: in_log });
@@ -96,14 +101,14 @@ impl Store {
     /// The first that does not.
     pub fn audit_promises(&self) -> Result<(), AuditError> {
         for group in self.index.iter().filter(|group| group.in_log() > 0 && !group.promised && !group.draining) {
-            let GroupKey { replica, extent } = group.key;
-            let placed = match self.map.known(replica, extent) {
+            let GroupKey { layer, extent } = group.key;
+            let placed = match self.map.known(layer, extent) {
                 Known::Entry(entry) => entry.place != UNALLOCATED,
                 Known::Nothing => false,
                 Known::NotLoaded => true,
             };
-            if !placed && self.map.live(replica).is_some() {
-                return Err(AuditError::Unpromised { replica: replica.0, extent });
+            if !placed && self.map.live(layer.replica).is_some() {
+                return Err(AuditError::Unpromised { replica: layer.replica.0, extent });
             }
         }
         let held = self.index.iter().filter(|group| group.promised).count() as u64;
@@ -114,11 +119,11 @@ impl Store {
         Ok(())
     }
 
-    /// Every block of a volume that holds data, with its checksum and place: for tests that corrupt on purpose.
+    /// Every block of a volume that holds data, in whatever layer, with its checksum and place: for tests that corrupt on purpose.
     pub fn data_blocks(&self) -> Vec<(crate::ReplicaNo, u64, BlockAddr, u32)> {
         let mut blocks = Vec::new();
         for replica in self.map.iter().filter(|replica| !replica.deleting) {
-            for (page_no, state) in &replica.pages {
+            for (page_no, state) in replica.layers().flat_map(|layer| &layer.pages) {
                 let Some(page) = &state.cached else { continue };
                 for (i, entry) in page.extents.iter().enumerate() {
                     let extent = u64::from(*page_no) * page.extents.len() as u64 + i as u64;
@@ -134,7 +139,12 @@ impl Store {
         for group in self.index.iter() {
             for (at, slot) in group.slots.iter().enumerate() {
                 if let Some(crate::index::Slot { version: Version::Log { at: ring, crc }, .. }) = slot {
-                    blocks.push((group.key.replica, u64::from(group.key.extent) * EXTENT_BLOCKS + at as u64, self.ring_block(*ring), *crc));
+                    blocks.push((
+                        group.key.layer.replica,
+                        u64::from(group.key.extent) * EXTENT_BLOCKS + at as u64,
+                        self.ring_block(*ring),
+                        *crc,
+                    ));
                 }
             }
         }

@@ -329,10 +329,10 @@ pub(crate) fn parts_of_entry(member: &Member, index: Index, term: Term, parts: &
 pub(crate) fn part_of_op(op: &Proposed) -> Option<Part> {
     let blocks = op.blocks as u32;
     match op.what {
-        What::Write { source: Source::Host { offset }, .. } => {
+        What::Write { source: Source::Host { offset } } => {
             Some(Part::Host { io: op.io.expect("a host payload has its command"), offset, blocks })
         }
-        What::Write { source: Source::Buf { buf }, .. } => Some(Part::Buf { buf, first: 0, blocks }),
+        What::Write { source: Source::Buf { buf } } => Some(Part::Buf { buf, first: 0, blocks }),
         _ => None,
     }
 }

@@ -8,12 +8,12 @@
 
 use crate::alloc::{ExtentNo, SlotNo};
 use crate::config::{Barrier, Canary, FenceReason, Stage};
-use crate::map::PageKey;
+use crate::map::{Frozen, PageKey};
 use crate::member::{Member, MemberStage};
 use crate::port::*;
 use crate::replica::Stop;
 use crate::store::{Owner, Store};
-use penstock_wire::directory::{Directory, MemberRow, PART_PAYLOAD, PageRow, ReplicaRow};
+use penstock_wire::directory::{Directory, MemberRow, PART_PAYLOAD, ReplicaRow};
 use penstock_wire::label::Geometry;
 use penstock_wire::reservation::Reservations;
 use penstock_wire::superblock::{NO_EXTENT, Superblock};
@@ -248,14 +248,6 @@ impl Store {
         let covered = self.checkpoint.covers;
         let mut directory = Directory { next_replica: self.map.next_no(), covered, replicas: Vec::new(), taken: vec![0; bitmap_len] };
         for replica in self.map.iter() {
-            let mut pages: Vec<PageRow> = replica
-                .pages
-                .iter()
-                .filter_map(|(page_no, state)| {
-                    state.on_disk.map(|(slot, crc)| PageRow { page_no: *page_no, slot: slot.0, crc, extents: state.extents })
-                })
-                .collect();
-            pages.sort_unstable_by_key(|row| row.page_no);
             // A member that was born meanwhile has nothing in the batches that are covered.
             let member = replica.member.as_ref().map(|member| {
                 let now = || (replica.applied, member.ballot.term, member_row(member), self.reservations(replica.no));
@@ -270,7 +262,11 @@ impl Store {
                 term,
                 applied,
                 shape: replica.shape.clone(),
-                pages,
+                layer: replica.live.no.0,
+                since: replica.since,
+                pages: replica.live.rows(),
+                frozen: replica.frozen.iter().map(Frozen::row).collect(),
+                origin: replica.origin.map(|origin| (origin.replica.0, origin.layer.0)),
                 member,
                 reservations,
             });

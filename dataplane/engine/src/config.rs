@@ -1,8 +1,9 @@
 //! What a store is opened with, and what it shows of itself.
 
-use crate::port::{ReplicaNo, Standing};
+use crate::port::{LayerNo, ReplicaNo, Standing};
 use crate::replica;
 use penstock_wire::label::Geometry;
+use penstock_wire::layer::SnapshotShape;
 use penstock_wire::peer::{MemberNo, Members};
 use penstock_wire::{DecodeError, Incarnation, Index, NodeId, ReplicaShape, SegmentId};
 use thiserror::Error;
@@ -67,6 +68,10 @@ pub enum Canary {
     DrainUnverified,
     CheckpointBeforeFlush,
     TrustTail,
+    /// A discard clears what the live layer has of a block, so that a frozen layer's shows again.
+    DiscardClears,
+    /// A write overwrites an undrained block although a snapshot's marker lies between them.
+    AbsorbAcrossMarker,
     /// A copied extent overwrites what entries newer than it wrote.
     CopyOverNewer,
     /// What a leader had taken in and not proposed when it lost its term is proposed under the next one that it leads.
@@ -88,7 +93,7 @@ impl Canary {
     /// Volume block over which [`Canary::PanicOnWrite`] falls.
     pub const FALLS_AT: u64 = 13;
 
-    pub const ALL: [Canary; 20] = [
+    pub const ALL: [Canary; 22] = [
         Canary::CountBeforeBarrier,
         Canary::AckEarly,
         Canary::TornIsCorruption,
@@ -109,6 +114,8 @@ impl Canary {
         Canary::SkipSeal,
         Canary::CopyAsOfNow,
         Canary::ForgetDoubt,
+        Canary::DiscardClears,
+        Canary::AbsorbAcrossMarker,
     ];
 }
 
@@ -256,12 +263,28 @@ pub struct ReplicaView {
     pub usage: ReplicaUsage,
 }
 
+/// A snapshot of a replica.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct SnapshotView {
+    pub snapshot: SnapshotShape,
+    /// What [`crate::HostOp::ReadSnapshot`] names it by.
+    pub layer: LayerNo,
+    /// Entry of its marker.
+    pub at: Index,
+    /// Size of the volume as of the marker.
+    pub blocks: u64,
+    /// Extents that were written between the marker before and this one.
+    pub allocated_extents: u64,
+}
+
 /// What a replica takes of its store.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct ReplicaUsage {
     /// Extents (64 KiB) that are its own. Short of those on pages that a build before directory version 2 wrote and that were
     /// not used since.
     pub allocated_extents: u64,
+    /// Of these, those that snapshots hold: what the live volume still shares with them among them.
+    pub snapshot_extents: u64,
     /// Blocks (4 KiB) whose newest version is in the oplog alone.
     pub undrained_blocks: u64,
 }

@@ -7,7 +7,7 @@
 use crate::alloc::ExtentNo;
 use crate::config::{Canary, FenceReason, Stage};
 use crate::index::{GroupId, GroupKey, Slot, Version};
-use crate::map::{Known, PageKey};
+use crate::map::{Known, Layer, LayerKey, PageKey};
 use crate::port::*;
 use crate::store::{Owner, PageWaiter, Store};
 use penstock_wire::page::{BlockState, UNALLOCATED};
@@ -166,7 +166,7 @@ impl Store {
             let Some(id) = self.index.pop() else { break };
             let group = self.index.group(id);
             let (key, slots, changed) = (group.key, group.slots, group.changed);
-            if self.map.live(key.replica).is_none() {
+            if self.map.live(key.layer.replica).is_none() {
                 self.drop_group(id);
                 continue;
             }
@@ -203,8 +203,8 @@ impl Store {
         let mut last = None;
         for i in 0..self.drain.items.len() {
             let key = self.drain.items[i].key;
-            let page = PageKey::of(key.replica, key.extent).0;
-            if last != Some(page) && self.map.known(key.replica, key.extent) == Known::NotLoaded {
+            let page = PageKey::of(key.layer, key.extent).0;
+            if last != Some(page) && self.map.known(key.layer, key.extent) == Known::NotLoaded {
                 self.drain.pages_out += 1;
                 self.want_page(page, PageWaiter::Drain, mem, fx);
             }
@@ -216,7 +216,7 @@ impl Store {
     /// A group whose replica is gone.
     fn drop_group(&mut self, id: GroupId) {
         let group = self.index.group_mut(id);
-        let (replica, gone) = (group.key.replica, group.in_log());
+        let (replica, gone) = (group.key.layer.replica, group.in_log());
         group.slots = [None; BLOCKS];
         if std::mem::take(&mut group.promised) {
             self.space.unpromise();
@@ -374,12 +374,12 @@ impl Store {
             let lost = Some(Slot { seq: slot.seq, version: Version::Lost });
             if let Version::Log { at: ring, .. } = slot.version {
                 let block = u64::from(key.extent) * EXTENT_BLOCKS + i as u64;
-                fx.list.push(Effect::Notice(Notice::Corrupt { replica: key.replica, block, place: self.ring_block(ring) }));
+                fx.list.push(Effect::Notice(Notice::Corrupt { replica: key.layer.replica, block, place: self.ring_block(ring) }));
             }
             self.counters.corrupt_blocks += 1;
             if self.index.group(group).slots[i] == Some(slot) {
                 self.index.group_mut(group).slots[i] = lost;
-                self.map.undrained(key.replica, -i64::from(Slot::in_log(&Some(slot))));
+                self.map.undrained(key.layer.replica, -i64::from(Slot::in_log(&Some(slot))));
             }
             self.drain.items[at as usize].slots[i] = lost;
         }
@@ -389,12 +389,12 @@ impl Store {
         let item = &self.drain.items[at as usize];
         let (key, slots, buf, group) = (item.key, item.slots, item.buf, item.group);
         let is_data = |slot: &Option<Slot>| matches!(slot, Some(Slot { version: Version::Log { .. }, .. }));
-        if self.map.live(key.replica).is_none() || !slots.iter().any(is_data) {
+        if self.map.live(key.layer.replica).is_none() || !slots.iter().any(is_data) {
             self.drain.items[at as usize].done = true;
             self.item_over(mem, fx);
             return;
         }
-        let mut place = match self.map.known(key.replica, key.extent) {
+        let mut place = match self.map.known(key.layer, key.extent) {
             Known::Entry(entry) => entry.place,
             Known::Nothing => UNALLOCATED,
             Known::NotLoaded => unreachable!("the drain loads the pages of its slice, and the map stands still"),
@@ -403,7 +403,7 @@ impl Store {
             let group = self.index.group_mut(group);
             let taken = if std::mem::take(&mut group.promised) { self.space.take_promised() } else { self.space.take_reserved() };
             place = taken.expect("space was promised before the write was proposed").0;
-            self.map.set_place(key.replica, key.extent, place);
+            self.map.set_place(key.layer, key.extent, place);
         }
         self.drain.items[at as usize].place = place;
         let mut i = 0;
@@ -475,18 +475,20 @@ impl Store {
     /// The extent holds what the item brought: tell the map, and forget what the log held of it.
     fn finish_item(&mut self, item: &Item) {
         let key = item.key;
-        if self.map.live(key.replica).is_none() {
+        if self.map.live(key.layer.replica).is_none() {
             self.drop_group_after_drain(item);
             return;
         }
-        let entry = self.map.entry_mut(key.replica, key.extent);
+        // Where nothing lies beneath, zero and inherit read the same, and inherit takes no page.
+        let covers = self.map.beneath(key.layer).is_some() && !self.canary(Canary::DiscardClears);
+        let zero = if covers { BlockState::Zero } else { BlockState::Inherit };
+        let entry = self.map.entry_mut(key.layer, key.extent);
         entry.changed = entry.changed.max(item.changed);
         let mut moved = 0;
         for (i, slot) in item.slots.iter().enumerate() {
             match slot {
                 None => continue,
-                // The base layer has nothing beneath it: zero and inherit read the same, and inherit takes no page.
-                Some(Slot { version: Version::Zero, .. }) => entry.set(i, BlockState::Inherit, 0),
+                Some(Slot { version: Version::Zero, .. }) => entry.set(i, zero, 0),
                 Some(Slot { version: Version::Lost, .. }) => entry.set(i, BlockState::Lost, 0),
                 Some(Slot { version: Version::Log { crc, .. }, .. }) => entry.set(i, BlockState::Data, *crc),
             }
@@ -502,9 +504,9 @@ impl Store {
             }
         }
         let empty = group.slots.iter().all(Option::is_none);
-        self.map.undrained(key.replica, -drained);
+        self.map.undrained(key.layer.replica, -drained);
         if !has_data && place != UNALLOCATED && empty && !self.touches(key) {
-            self.map.set_place(key.replica, key.extent, UNALLOCATED);
+            self.map.set_place(key.layer, key.extent, UNALLOCATED);
             self.space.give_back(ExtentNo(place), &mut self.epochs);
         }
         let group = self.index.group_mut(item.group);
@@ -537,13 +539,14 @@ impl Store {
                 return;
             };
             let no = replica.no;
-            let Some(page_no) = replica.pages.keys().min().copied() else {
+            let first = |layer: &Layer| layer.pages.keys().min().map(|page_no| (layer.no, *page_no));
+            let Some((layer, page_no)) = replica.layers().find_map(first) else {
                 self.map.remove(no);
                 self.drain.deletions -= 1;
                 self.drain.unsaved = true;
                 continue;
             };
-            let key = PageKey { replica: no, page_no };
+            let key = PageKey { layer: LayerKey { replica: no, layer }, page_no };
             self.drain.reclaiming = Some(key);
             if self.map.page(key).is_some_and(|page| page.cached.is_none()) {
                 self.drain.stage = DrainStage::Loading;

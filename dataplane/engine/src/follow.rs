@@ -126,7 +126,7 @@ impl Store {
             let Op::Write { block, crcs } = op else { continue };
             for extent in block / EXTENT_BLOCKS..=(block + crcs.len() as u64 - 1) / EXTENT_BLOCKS {
                 let extent = extent as u32;
-                if promised.contains(&extent) || self.has_place(GroupKey { replica: no, extent }) {
+                if promised.contains(&extent) || self.has_place(GroupKey { layer: self.map.live_layer(no), extent }) {
                     continue;
                 }
                 let counted = self.member_mut(no)?.promised.get_mut(&extent).map(|count| *count += 1).is_some();
@@ -174,8 +174,9 @@ impl Store {
                 extents.extend((block / EXTENT_BLOCKS..=(block + crcs.len() as u64 - 1) / EXTENT_BLOCKS).map(|extent| extent as u32));
             }
         }
-        let unloaded = extents.into_iter().filter(|extent| self.map.known(no, *extent) == Known::NotLoaded);
-        let mut pages: Vec<PageKey> = unloaded.map(|extent| PageKey::of(no, extent).0).collect();
+        let layer = self.map.live_layer(no);
+        let unloaded = extents.into_iter().filter(|extent| self.map.known(layer, *extent) == Known::NotLoaded);
+        let mut pages: Vec<PageKey> = unloaded.map(|extent| PageKey::of(layer, extent).0).collect();
         pages.sort_unstable();
         pages.dedup();
         self.groups.pages.extend(pages);
@@ -183,10 +184,10 @@ impl Store {
 
     /// A page was loaded: what has its place there needs no promise.
     pub(crate) fn unpromise_placed(&mut self, key: PageKey) {
-        let Some(member) = self.member(key.replica) else { return };
-        let no = key.replica;
-        let of_page = member.promised.keys().copied().filter(|extent| PageKey::of(no, *extent).0 == key);
-        let placed: Vec<u32> = of_page.filter(|extent| self.has_place(GroupKey { replica: no, extent: *extent })).collect();
+        let (no, layer) = (key.layer.replica, key.layer);
+        let Some(member) = self.member(no).filter(|_| layer == self.map.live_layer(no)) else { return };
+        let of_page = member.promised.keys().copied().filter(|extent| PageKey::of(layer, *extent).0 == key);
+        let placed: Vec<u32> = of_page.filter(|extent| self.has_place(GroupKey { layer, extent: *extent })).collect();
         for extent in placed {
             self.member_mut(no).expect("seen above").promised.remove(&extent);
             self.space.unpromise();

@@ -290,9 +290,9 @@ impl Store {
                     let blocks = op.payload_blocks();
                     match op {
                         Op::Write { block, crcs } => self.apply_write(no, block, entry.index.0, seq, at, &crcs, &mut promises),
-                        Op::Zero { block, count } => self.apply_zero(no, block, u64::from(count), seq, entry.index.0),
+                        Op::Zero { block, count } => self.apply_zero(no, block, u64::from(count), seq, entry.index.0, &mut promises),
                         Op::Resize { blocks } => {
-                            self.apply_resize(no, blocks, seq, entry.index.0, fx);
+                            self.apply_resize(no, blocks, seq, entry.index.0, &mut promises, fx);
                             self.note_resized(no, entry.index);
                         }
                         Op::Reserve(state) => self.apply_reserve(no, *state),

@@ -6,6 +6,7 @@ use crate::port::*;
 use crate::read::Place;
 use crate::stream::Stream;
 use penstock_wire::batch::OP_HEAD;
+use penstock_wire::layer::SnapshotShape;
 use penstock_wire::peer::Members;
 use penstock_wire::reservation::Reservations;
 use penstock_wire::{BLOCK, HostId, Index as RaftIndex, ReplicaShape};
@@ -24,10 +25,8 @@ pub enum Source {
 
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum What {
-    /// `promises` of extents are held for it.
     Write {
         source: Source,
-        promises: u32,
     },
     Zero,
     Create(Box<ReplicaShape>),
@@ -37,6 +36,7 @@ pub enum What {
     Resize,
     /// All of the volume's reservations.
     Reserve(Box<Reservations>),
+    Snapshot(Box<SnapshotShape>),
 }
 
 /// A replica that begins as the member of a group.
@@ -56,6 +56,8 @@ pub struct Proposed {
     pub block: u64,
     pub blocks: u64,
     pub what: What,
+    /// Promises of extents that are held for it.
+    pub promises: u32,
     /// Raft index of its entry, once it is in a batch.
     pub index: RaftIndex,
 }
@@ -69,16 +71,15 @@ impl Proposed {
         match &self.what {
             What::Write { .. } => 4 * self.blocks as usize,
             What::Create(shape) => shape.encoded_len(),
+            What::Snapshot(shape) => shape.encoded_len(),
             What::CreateMember(birth) => birth.shape.encoded_len() + OP_HEAD + birth.members.encode().len(),
             What::Reserve(state) => state.encoded_len(),
             _ => 0,
         }
     }
-    pub fn promises(&self) -> u64 {
-        match self.what {
-            What::Write { promises, .. } => u64::from(promises),
-            _ => 0,
-        }
+    /// Whether no op may follow it in its entry.
+    pub fn ends_entry(&self) -> bool {
+        matches!(self.what, What::Snapshot(_))
     }
     pub fn overlaps(&self, replica: ReplicaNo, first: u64, end: u64) -> bool {
         self.replica == replica && self.block < end && first < self.block + self.blocks
@@ -295,7 +296,7 @@ impl HostSide {
         for (at, job) in self.jobs.iter_mut().enumerate().filter(|(_, job)| job.live && job.replica == no) {
             if job.stage == JobStage::Proving {
                 taken.push(JobId(at as u32));
-            } else if !matches!(job.op, HostOp::Read(_)) && matches!(job.stage, JobStage::Held | JobStage::Reading) {
+            } else if !job.op.reads() && matches!(job.stage, JobStage::Held | JobStage::Reading) {
                 job.lost = true;
             }
         }
@@ -317,6 +318,6 @@ impl HostSide {
 
     /// Promises that ops not yet in a batch hold.
     pub fn promises(&self) -> u64 {
-        self.ready.iter().chain(&self.grouped).map(Proposed::promises).sum()
+        self.ready.iter().chain(&self.grouped).map(|op| u64::from(op.promises)).sum()
     }
 }

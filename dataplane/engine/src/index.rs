@@ -3,6 +3,7 @@
 //! Groups queue in the order in which they were first written since they were last drained; so the front of the queue
 //! tells how far the log is needed. What a group of several replicas commits late is applied late, and queues where its batch belongs.
 
+use crate::map::LayerKey;
 use crate::port::ReplicaNo;
 use penstock_wire::{EXTENT_BLOCKS, Seq};
 use rustc_hash::FxHashMap;
@@ -10,10 +11,10 @@ use std::collections::VecDeque;
 
 const BLOCKS: usize = EXTENT_BLOCKS as usize;
 
-/// An extent of a volume.
+/// An extent of a layer: what is written after a snapshot's marker meets nothing that was written before it.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, PartialOrd, Ord)]
 pub struct GroupKey {
-    pub replica: ReplicaNo,
+    pub layer: LayerKey,
     pub extent: u32,
 }
 
@@ -114,15 +115,15 @@ impl Index {
             for slot in group.slots.iter_mut().flatten().filter(|slot| slot.seq > seq) {
                 slot.version = Version::Lost;
             }
-            hidden.push((group.key.replica, before - group.in_log()));
+            hidden.push((group.key.layer.replica, before - group.in_log()));
         }
         hidden
     }
 
     /// Newest undrained version of a volume's block.
     #[cfg(test)]
-    pub fn lookup(&self, replica: ReplicaNo, block: u64) -> Option<Slot> {
-        let key = GroupKey { replica, extent: (block / EXTENT_BLOCKS) as u32 };
+    pub fn lookup(&self, layer: LayerKey, block: u64) -> Option<Slot> {
+        let key = GroupKey { layer, extent: (block / EXTENT_BLOCKS) as u32 };
         let id = self.find(key)?;
         self.groups[id.0 as usize].slots[(block % EXTENT_BLOCKS) as usize]
     }
@@ -174,8 +175,8 @@ impl Index {
     }
 
     /// Puts a newer version over whatever is there; returns the undrained one that was absorbed.
-    pub fn put(&mut self, replica: ReplicaNo, block: u64, slot: Slot, changed: u64) -> (GroupId, Option<Slot>) {
-        let id = self.touch(GroupKey { replica, extent: (block / EXTENT_BLOCKS) as u32 }, slot.seq, changed);
+    pub fn put(&mut self, layer: LayerKey, block: u64, slot: Slot, changed: u64) -> (GroupId, Option<Slot>) {
+        let id = self.touch(GroupKey { layer, extent: (block / EXTENT_BLOCKS) as u32 }, slot.seq, changed);
         (id, self.groups[id.0 as usize].put((block % EXTENT_BLOCKS) as usize, slot))
     }
 
@@ -254,6 +255,10 @@ impl Index {
 mod tests {
     use super::*;
 
+    fn layer(replica: u32) -> LayerKey {
+        LayerKey { replica: ReplicaNo(replica), layer: crate::port::LayerNo(0) }
+    }
+
     fn log(seq: u64, at: u32) -> Slot {
         Slot { seq: Seq(seq), version: Version::Log { at, crc: at } }
     }
@@ -262,10 +267,10 @@ mod tests {
     fn group_zeroed_twice_in_one_batch_is_gone_once_it_is_drained() {
         let mut index = Index::default();
         let zero = Slot { seq: Seq(1), version: Version::Zero };
-        index.put(ReplicaNo(1), 3, zero, 1);
+        index.put(layer(1), 3, zero, 1);
         let id = index.pop().expect("queued");
         // The next entry of the same batch is applied while the drain has the first.
-        index.put(ReplicaNo(1), 3, zero, 2);
+        index.put(layer(1), 3, zero, 2);
         index.group_mut(id).slots[3] = None;
         index.finish(id);
         assert_eq!((index.len(), index.queued(), index.needed_from()), (0, 0, None));
@@ -274,7 +279,7 @@ mod tests {
     #[test]
     fn newer_version_absorbs_and_the_queue_keeps_the_oldest_need() {
         let mut index = Index::default();
-        let r = ReplicaNo(1);
+        let r = layer(1);
         assert_eq!(index.put(r, 5, log(1, 10), 1).1, None);
         assert_eq!(index.put(r, 40, log(2, 11), 2).1, None);
         assert_eq!(index.put(r, 5, log(3, 12), 3).1, Some(log(1, 10)));
@@ -287,7 +292,7 @@ mod tests {
     #[test]
     fn write_during_a_drain_queues_the_group_again_and_survives_it() {
         let mut index = Index::default();
-        let r = ReplicaNo(1);
+        let r = layer(1);
         index.put(r, 5, log(1, 10), 1);
         let id = index.pop().unwrap();
         assert_eq!(index.needed_from(), None);
@@ -304,7 +309,7 @@ mod tests {
     #[test]
     fn group_put_back_is_the_oldest_again() {
         let mut index = Index::default();
-        let r = ReplicaNo(1);
+        let r = layer(1);
         index.put(r, 5, log(1, 10), 1);
         index.put(r, 99, log(2, 11), 1);
         let id = index.pop().unwrap();
@@ -317,10 +322,10 @@ mod tests {
     #[test]
     fn version_applied_late_queues_where_its_batch_belongs() {
         let mut index = Index::default();
-        index.put(ReplicaNo(1), 5, log(7, 10), 1);
-        index.put(ReplicaNo(1), 99, log(9, 11), 2);
-        index.put(ReplicaNo(2), 5, log(8, 12), 1);
-        index.put(ReplicaNo(2), 99, log(3, 13), 2);
+        index.put(layer(1), 5, log(7, 10), 1);
+        index.put(layer(1), 99, log(9, 11), 2);
+        index.put(layer(2), 5, log(8, 12), 1);
+        index.put(layer(2), 99, log(3, 13), 2);
         assert_eq!(index.needed_from(), Some(Seq(3)));
         let order: Vec<_> = std::iter::from_fn(|| index.pop().map(|id| index.group(id).first_seq)).collect();
         assert_eq!(order, [Seq(3), Seq(7), Seq(8), Seq(9)]);
@@ -331,10 +336,10 @@ mod tests {
         let mut index = Index::default();
         index.any_order();
         for (block, seq) in [(5, 9), (50, 4), (100, 6), (150, 4)] {
-            index.put(ReplicaNo(1), block, log(seq, 10), 1);
+            index.put(layer(1), block, log(seq, 10), 1);
         }
         index.put_in_order();
-        index.put(ReplicaNo(1), 200, log(5, 10), 1);
+        index.put(layer(1), 200, log(5, 10), 1);
         let order: Vec<_> = std::iter::from_fn(|| index.pop().map(|id| index.group(id).first_seq.0)).collect();
         assert_eq!(order, [4, 4, 5, 6, 9]);
     }
@@ -343,10 +348,10 @@ mod tests {
     fn hide_after_loses_what_later_batches_wrote_alone() {
         let mut index = Index::default();
         let slot = |seq, at| Slot { seq: Seq(seq), version: Version::Log { at, crc: 7 } };
-        index.put(ReplicaNo(0), 3, slot(4, 10), 1);
-        index.put(ReplicaNo(0), 4, slot(5, 11), 2);
+        index.put(layer(0), 3, slot(4, 10), 1);
+        index.put(layer(0), 4, slot(5, 11), 2);
         assert_eq!(index.hide_after(Seq(4)), [(ReplicaNo(0), 1)]);
-        assert_eq!(index.lookup(ReplicaNo(0), 3), Some(slot(4, 10)));
-        assert_eq!(index.lookup(ReplicaNo(0), 4), Some(Slot { seq: Seq(5), version: Version::Lost }));
+        assert_eq!(index.lookup(layer(0), 3), Some(slot(4, 10)));
+        assert_eq!(index.lookup(layer(0), 4), Some(Slot { seq: Seq(5), version: Version::Lost }));
     }
 }

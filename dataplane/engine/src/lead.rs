@@ -80,7 +80,9 @@ impl Store {
                 What::Zero => section.zero(op.block, op.blocks as u32),
                 What::Resize => section.resize(op.block),
                 What::Reserve(state) => section.reserve(state),
-                What::Create(_) | What::CreateMember(_) | What::Delete => unreachable!("a store's own op goes into no group's log"),
+                What::Create(_) | What::CreateMember(_) | What::Delete | What::Snapshot(_) => {
+                    unreachable!("a store's own op goes into no group's log")
+                }
             }
         }
         let bytes = section.bytes()[ENTRY_HEAD..].to_vec();
@@ -101,10 +103,8 @@ impl Store {
         };
         for op in &mut ops {
             op.index = index;
-            if let What::Write { promises, .. } = &mut op.what {
-                let promises = std::mem::take(promises);
-                self.give_up_promises(promises);
-            }
+            let promises = std::mem::take(&mut op.promises);
+            self.give_up_promises(promises);
         }
         // Never refused: no more than was given up just now.
         let promised = self.promise_entry(no, &entry(term, index, bytes), false).unwrap_or_default();

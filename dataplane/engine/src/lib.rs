@@ -37,14 +37,16 @@ mod reserve;
 mod rewrite;
 mod scrub;
 mod send;
+mod snapshot;
 mod store;
 mod stream;
 mod write;
+mod zero;
 
 pub use audit::AuditError;
 pub use config::{
-    Barrier, Canary, Counters, FenceReason, Limits, MemberView, OpenError, RecoveryReport, ReplicaUsage, ReplicaView, Replication, Stage,
-    StoreConfig, StoreView,
+    Barrier, Canary, Counters, FenceReason, Limits, MemberView, OpenError, RecoveryReport, ReplicaUsage, ReplicaView, Replication,
+    SnapshotView, Stage, StoreConfig, StoreView,
 };
 pub use look::{Contents, MemberLook};
 pub use port::*;

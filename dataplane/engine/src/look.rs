@@ -4,8 +4,9 @@
 
 use crate::audit::AuditError;
 use crate::index::Version;
+use crate::map::{LayerKey, PageKey};
 use crate::member::MemberStage;
-use crate::port::ReplicaNo;
+use crate::port::{LayerNo, ReplicaNo};
 use crate::replica::{Ballot, GroupView};
 use crate::store::Store;
 use penstock_wire::page::{BlockState, EXTENTS_PER_PAGE};
@@ -66,15 +67,41 @@ impl Store {
     ///
     /// # Errors
     /// When a page cannot be read.
-    pub fn contents(&self, no: ReplicaNo, mut read: impl FnMut(BlockAddr) -> [u8; BLOCK]) -> Result<Contents, AuditError> {
+    pub fn contents(&self, no: ReplicaNo, read: impl FnMut(BlockAddr) -> [u8; BLOCK]) -> Result<Contents, AuditError> {
+        self.contents_of(self.map.live_layer(no), read)
+    }
+
+    /// The same of a snapshot, which froze a layer.
+    ///
+    /// # Errors
+    /// When a page cannot be read.
+    pub fn snapshot_contents(
+        &self,
+        replica: ReplicaNo,
+        layer: LayerNo,
+        read: impl FnMut(BlockAddr) -> [u8; BLOCK],
+    ) -> Result<Contents, AuditError> {
+        self.contents_of(LayerKey { replica, layer }, read)
+    }
+
+    fn contents_of(&self, layer: LayerKey, mut read: impl FnMut(BlockAddr) -> [u8; BLOCK]) -> Result<Contents, AuditError> {
         let mut contents = Contents::new();
-        let Some(replica) = self.map.get(no) else { return Ok(contents) };
-        for (page_no, state) in &replica.pages {
+        // What lies above covers what lies beneath.
+        let stack: Vec<LayerKey> = self.map.stack(layer).collect();
+        for layer in stack.into_iter().rev() {
+            self.lay_over(&mut contents, layer, &mut read)?;
+        }
+        Ok(contents)
+    }
+
+    fn lay_over(&self, contents: &mut Contents, of: LayerKey, read: &mut impl FnMut(BlockAddr) -> [u8; BLOCK]) -> Result<(), AuditError> {
+        let Some(layer) = self.map.layer(of) else { return Ok(()) };
+        for (page_no, state) in &layer.pages {
             let loaded;
             let page = match (&state.cached, state.on_disk) {
                 (Some(page), _) => page,
                 (None, Some((slot, _))) => {
-                    let key = crate::map::PageKey { replica: no, page_no: *page_no };
+                    let key = PageKey { layer: of, page_no: *page_no };
                     let block = read(self.extent_block(0, u64::from(slot.0)));
                     loaded = penstock_wire::page::decode(&block, &self.page_name(key), self.space.extents())
                         .map_err(|error| AuditError::Other(format!("page {key:?}: {error}")))?;
@@ -88,12 +115,13 @@ impl Store {
                     match entry.state(at) {
                         BlockState::Data => contents.insert(first + at as u64, Some(entry.crcs[at])),
                         BlockState::Lost => contents.insert(first + at as u64, None),
-                        BlockState::Inherit | BlockState::Zero => None,
+                        BlockState::Zero => contents.remove(&(first + at as u64)),
+                        BlockState::Inherit => None,
                     };
                 }
             }
         }
-        for group in self.index.iter().filter(|group| group.key.replica == no) {
+        for group in self.index.iter().filter(|group| group.key.layer == of) {
             for (at, slot) in group.slots.iter().enumerate() {
                 let block = u64::from(group.key.extent) * EXTENT_BLOCKS + at as u64;
                 match slot.map(|slot| slot.version) {
@@ -104,6 +132,6 @@ impl Store {
                 };
             }
         }
-        Ok(contents)
+        Ok(())
     }
 }

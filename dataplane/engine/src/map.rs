@@ -1,25 +1,38 @@
-//! Replicas and their maps in memory: which page lies where, which are loaded, which are dirty.
+//! Replicas, their layers and maps in memory: which page lies where, which are loaded, which are dirty.
+//!
+//! A replica is a stack of layers: the live one, which entries change, over those that snapshots have frozen. What a layer says nothing of is as
+//! the layer beneath says. Each entry belongs to the layer that was live at its index, whenever it is drained or redone: nothing of an entry
+//! crosses a snapshot's marker.
 //!
 //! Pages load on first use. A page that cannot be read becomes one whose blocks are all lost: its extents stay taken, reads
 //! of them fail, and writes make it whole again block by block.
 
 use crate::alloc::SlotNo;
-use crate::config::ReplicaUsage;
-use crate::port::ReplicaNo;
+use crate::config::{ReplicaUsage, SnapshotView};
+use crate::port::{LayerNo, ReplicaNo};
+use penstock_wire::directory::PageRow;
+use penstock_wire::layer::{FrozenRow, SnapshotShape};
 use penstock_wire::page::{BlockState, EXTENTS_PER_PAGE, ExtentEntry, Page, UNALLOCATED};
-use penstock_wire::{EXTENT_BLOCKS, Index as RaftIndex, ReplicaShape, SegmentId, Term};
+use penstock_wire::{EXTENT_BLOCKS, Index as RaftIndex, ReplicaShape, SegmentId, SnapshotId, Term};
 use rustc_hash::FxHashMap;
 
-/// A page of a replica's map.
+/// A layer of a store.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, PartialOrd, Ord)]
+pub struct LayerKey {
+    pub replica: ReplicaNo,
+    pub layer: LayerNo,
+}
+
+/// A page of a layer's map.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, PartialOrd, Ord)]
 pub struct PageKey {
-    pub replica: ReplicaNo,
+    pub layer: LayerKey,
     pub page_no: u32,
 }
 
 impl PageKey {
-    pub fn of(replica: ReplicaNo, extent: u32) -> (Self, usize) {
-        (Self { replica, page_no: extent / EXTENTS_PER_PAGE as u32 }, extent as usize % EXTENTS_PER_PAGE)
+    pub fn of(layer: LayerKey, extent: u32) -> (Self, usize) {
+        (Self { layer, page_no: extent / EXTENTS_PER_PAGE as u32 }, extent as usize % EXTENTS_PER_PAGE)
     }
 }
 
@@ -37,6 +50,63 @@ pub struct PageState {
     pub misread: bool,
 }
 
+/// What a replica's entries between two markers changed.
+#[derive(Debug)]
+pub struct Layer {
+    pub no: LayerNo,
+    pub pages: FxHashMap<u32, PageState>,
+    /// Extents that its pages hold the places of, of those pages that were counted.
+    pub allocated: u64,
+}
+
+impl Layer {
+    pub fn empty(no: LayerNo) -> Self {
+        Self { no, pages: FxHashMap::default(), allocated: 0 }
+    }
+
+    /// As a checkpoint has it; nothing of it is loaded.
+    pub fn of_rows(no: u32, rows: &[PageRow]) -> Self {
+        let page = |row: &PageRow| {
+            let on_disk = Some((SlotNo(row.slot), row.crc));
+            (row.page_no, PageState { on_disk, cached: None, extents: row.extents, dirty: false, loading: false, misread: false })
+        };
+        let allocated = rows.iter().map(|row| u64::from(row.extents.unwrap_or(0))).sum();
+        Self { no: LayerNo(no), pages: rows.iter().map(page).collect(), allocated }
+    }
+
+    /// What a checkpoint says of it.
+    pub fn rows(&self) -> Vec<PageRow> {
+        let row = |(page_no, state): (&u32, &PageState)| {
+            state.on_disk.map(|(slot, crc)| PageRow { page_no: *page_no, slot: slot.0, crc, extents: state.extents })
+        };
+        let mut rows: Vec<PageRow> = self.pages.iter().filter_map(row).collect();
+        rows.sort_unstable_by_key(|row| row.page_no);
+        rows
+    }
+}
+
+/// A layer that a snapshot has frozen: what it holds are the blocks as of its marker.
+#[derive(Debug)]
+pub struct Frozen {
+    pub layer: Layer,
+    pub snapshot: SnapshotShape,
+    /// Entry of the marker: entries up to here belong to this layer or to one beneath.
+    pub at: RaftIndex,
+    /// Size of the volume as of the marker.
+    pub blocks: u64,
+}
+
+impl Frozen {
+    pub fn of_row(row: FrozenRow) -> Self {
+        Self { layer: Layer::of_rows(row.layer, &row.pages), snapshot: row.snapshot, at: row.at, blocks: row.blocks }
+    }
+
+    pub fn row(&self) -> FrozenRow {
+        let (layer, pages) = (self.layer.no.0, self.layer.rows());
+        FrozenRow { layer, snapshot: self.snapshot.clone(), removed: false, at: self.at, blocks: self.blocks, pages }
+    }
+}
+
 /// A replica of this store.
 #[derive(Debug)]
 pub struct Replica {
@@ -49,9 +119,15 @@ pub struct Replica {
     /// Raft index of the last entry proposed, and of the last applied.
     pub proposed: RaftIndex,
     pub applied: RaftIndex,
-    pub pages: FxHashMap<u32, PageState>,
-    /// Extents that its pages hold the places of, of those pages that were counted.
-    pub allocated: u64,
+    pub live: Layer,
+    /// Beneath the live layer, lowest first.
+    pub frozen: Vec<Frozen>,
+    /// Entry of the newest marker.
+    pub since: RaftIndex,
+    /// Of a clone: what its lowest layer lies over.
+    pub origin: Option<LayerKey>,
+    /// Snapshots that are proposed and not applied: writes behind them find no place in the layer that will be live.
+    pub freezing: u32,
     /// Blocks whose newest version is in the log alone.
     pub undrained: u64,
     /// Of a volume with several replicas.
@@ -62,14 +138,67 @@ pub struct Replica {
 
 impl Replica {
     pub fn usage(&self) -> ReplicaUsage {
-        ReplicaUsage { allocated_extents: self.allocated, undrained_blocks: self.undrained }
+        let snapshot_extents = self.frozen.iter().map(|frozen| frozen.layer.allocated).sum();
+        ReplicaUsage { allocated_extents: self.live.allocated + snapshot_extents, snapshot_extents, undrained_blocks: self.undrained }
+    }
+
+    /// All layers, the live one last.
+    pub fn layers(&self) -> impl Iterator<Item = &Layer> {
+        self.frozen.iter().map(|frozen| &frozen.layer).chain([&self.live])
+    }
+
+    fn layer_mut(&mut self, no: LayerNo) -> Option<&mut Layer> {
+        if no == self.live.no {
+            return Some(&mut self.live);
+        }
+        let at = self.frozen.binary_search_by_key(&no, |frozen| frozen.layer.no).ok()?;
+        Some(&mut self.frozen[at].layer)
+    }
+
+    #[inline]
+    fn layer(&self, no: LayerNo) -> Option<&Layer> {
+        if no == self.live.no {
+            return Some(&self.live);
+        }
+        Some(&self.frozen(no)?.layer)
+    }
+
+    /// A layer that a snapshot has frozen.
+    pub fn frozen(&self, no: LayerNo) -> Option<&Frozen> {
+        let at = self.frozen.binary_search_by_key(&no, |frozen| frozen.layer.no).ok()?;
+        Some(&self.frozen[at])
+    }
+
+    pub fn snapshot(&self, id: SnapshotId) -> Option<&Frozen> {
+        self.frozen.iter().find(|frozen| frozen.snapshot.id == id)
+    }
+
+    pub fn snapshots(&self) -> Vec<SnapshotView> {
+        let view = |frozen: &Frozen| SnapshotView {
+            snapshot: frozen.snapshot.clone(),
+            layer: frozen.layer.no,
+            at: frozen.at,
+            blocks: frozen.blocks,
+            allocated_extents: frozen.layer.allocated,
+        };
+        self.frozen.iter().map(view).collect()
+    }
+
+    /// The layer that was live at an entry.
+    #[inline]
+    pub fn layer_at(&self, index: u64) -> LayerKey {
+        let layer = match self.frozen.last() {
+            Some(newest) if index <= newest.at.0 => self.frozen[self.frozen.partition_point(|frozen| frozen.at.0 < index)].layer.no,
+            _ => self.live.no,
+        };
+        LayerKey { replica: self.no, layer }
     }
 }
 
 /// What the map says of an extent, without loading anything.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Known<'a> {
-    /// No page: all of it reads as zeros.
+    /// No page: all of it is as the layer beneath says.
     Nothing,
     NotLoaded,
     Entry(&'a ExtentEntry),
@@ -144,14 +273,56 @@ impl Map {
     /// Forgets a replica whose pages are all gone.
     pub fn remove(&mut self, no: ReplicaNo) {
         let gone = self.replicas[no.0 as usize].take().expect("only a replica that stands is removed");
-        assert!(gone.pages.is_empty(), "replica {no:?} went with pages left");
+        assert!(gone.layers().all(|layer| layer.pages.is_empty()), "replica {no:?} went with pages left");
+    }
+
+    /// The layer of a replica that entries change.
+    #[inline]
+    pub fn live_layer(&self, no: ReplicaNo) -> LayerKey {
+        LayerKey { replica: no, layer: self.get(no).map_or(LayerNo(0), |replica| replica.live.no) }
+    }
+
+    /// The layer that was live at an entry of a replica.
+    #[inline]
+    pub fn layer_at(&self, no: ReplicaNo, index: u64) -> LayerKey {
+        self.get(no).map_or(LayerKey { replica: no, layer: LayerNo(0) }, |replica| replica.layer_at(index))
     }
 
     #[inline]
-    pub fn known(&self, no: ReplicaNo, extent: u32) -> Known<'_> {
-        let Some(replica) = self.get(no) else { return Known::Nothing };
-        let (key, at) = PageKey::of(no, extent);
-        match replica.pages.get(&key.page_no) {
+    pub fn layer(&self, key: LayerKey) -> Option<&Layer> {
+        self.get(key.replica)?.layer(key.layer)
+    }
+
+    /// What a layer lies over.
+    #[inline]
+    pub fn beneath(&self, key: LayerKey) -> Option<LayerKey> {
+        let replica = self.get(key.replica)?;
+        match replica.frozen.partition_point(|frozen| frozen.layer.no < key.layer) {
+            0 => replica.origin,
+            above => Some(LayerKey { layer: replica.frozen[above - 1].layer.no, ..key }),
+        }
+    }
+
+    /// A layer and all that it lies over, from the top.
+    pub fn stack(&self, key: LayerKey) -> impl Iterator<Item = LayerKey> {
+        std::iter::successors(Some(key), |key| self.beneath(*key))
+    }
+
+    /// The live layer becomes a snapshot's, and an empty one lies over it. Nothing where that is known already: a checkpoint may know of
+    /// markers that are redone over it.
+    pub fn freeze(&mut self, no: ReplicaNo, snapshot: SnapshotShape, at: RaftIndex) {
+        let Some(replica) = self.get_mut(no).filter(|replica| replica.since < at) else { return };
+        replica.since = at;
+        let live = Layer::empty(LayerNo(replica.live.no.0 + 1));
+        let layer = std::mem::replace(&mut replica.live, live);
+        replica.frozen.push(Frozen { layer, snapshot, at, blocks: replica.shape.blocks });
+    }
+
+    #[inline]
+    pub fn known(&self, layer: LayerKey, extent: u32) -> Known<'_> {
+        let (key, at) = PageKey::of(layer, extent);
+        let Some(layer) = self.layer(layer) else { return Known::Nothing };
+        match layer.pages.get(&key.page_no) {
             None => Known::Nothing,
             Some(PageState { cached: Some(page), .. }) => Known::Entry(&page.extents[at]),
             Some(_) => Known::NotLoaded,
@@ -159,21 +330,26 @@ impl Map {
     }
 
     pub fn page(&self, key: PageKey) -> Option<&PageState> {
-        self.get(key.replica)?.pages.get(&key.page_no)
+        self.layer(key.layer)?.pages.get(&key.page_no)
+    }
+
+    fn layer_mut(&mut self, key: LayerKey) -> Option<&mut Layer> {
+        self.get_mut(key.replica)?.layer_mut(key.layer)
     }
 
     pub fn page_mut(&mut self, key: PageKey) -> Option<&mut PageState> {
-        self.get_mut(key.replica)?.pages.get_mut(&key.page_no)
+        self.layer_mut(key.layer)?.pages.get_mut(&key.page_no)
     }
 
     /// The entry of an extent for changing; makes the page if there is none. The page must not be one that is not loaded.
-    pub fn entry_mut(&mut self, no: ReplicaNo, extent: u32) -> &mut ExtentEntry {
-        let (key, at) = PageKey::of(no, extent);
-        let replica = self.replicas[no.0 as usize].as_deref_mut().expect("entries change of replicas that stand");
-        let page = replica.pages.entry(key.page_no).or_insert_with(|| {
-            self.cached += 1;
-            PageState { on_disk: None, cached: Some(Page::empty()), extents: Some(0), dirty: false, loading: false, misread: false }
-        });
+    pub fn entry_mut(&mut self, layer: LayerKey, extent: u32) -> &mut ExtentEntry {
+        let (key, at) = PageKey::of(layer, extent);
+        let replica = self.replicas[layer.replica.0 as usize].as_deref_mut().expect("entries change of replicas that stand");
+        let page =
+            replica.layer_mut(layer.layer).expect("entries change of layers that stand").pages.entry(key.page_no).or_insert_with(|| {
+                self.cached += 1;
+                PageState { on_disk: None, cached: Some(Page::empty()), extents: Some(0), dirty: false, loading: false, misread: false }
+            });
         if !page.dirty {
             page.dirty = true;
             self.dirty.push(key);
@@ -182,13 +358,14 @@ impl Map {
     }
 
     /// Gives an extent its place, or takes it away with [`UNALLOCATED`].
-    pub fn set_place(&mut self, no: ReplicaNo, extent: u32, place: u32) {
-        let entry = self.entry_mut(no, extent);
+    pub fn set_place(&mut self, layer: LayerKey, extent: u32, place: u32) {
+        let entry = self.entry_mut(layer, extent);
         let was = std::mem::replace(&mut entry.place, place);
         let change = i8::from(place != UNALLOCATED) - i8::from(was != UNALLOCATED);
-        let replica = self.get_mut(no).expect("its entry was just changed");
-        replica.allocated = replica.allocated.checked_add_signed(i64::from(change)).expect("an extent is counted once");
-        let page = replica.pages.get_mut(&PageKey::of(no, extent).0.page_no).expect("its entry was just changed");
+        let key = PageKey::of(layer, extent).0;
+        let layer = self.layer_mut(layer).expect("its entry was just changed");
+        layer.allocated = layer.allocated.checked_add_signed(i64::from(change)).expect("an extent is counted once");
+        let page = layer.pages.get_mut(&key.page_no).expect("its entry was just changed");
         page.extents = page.extents.map(|count| count.checked_add_signed(change).expect("an extent is counted once"));
     }
 
@@ -220,8 +397,8 @@ impl Map {
         let (was, count) = (u64::from(state.extents.unwrap_or(0)), page.places());
         state.extents = Some(count);
         state.cached = Some(page);
-        let replica = self.get_mut(key.replica).expect("its page was just there");
-        replica.allocated = replica.allocated - was + u64::from(count);
+        let layer = self.layer_mut(key.layer).expect("its page was just there");
+        layer.allocated = layer.allocated - was + u64::from(count);
         self.cached += 1;
         if !whole {
             let state = self.page_mut(key).expect("just there");
@@ -246,9 +423,9 @@ impl Map {
 
     /// Drops a page from memory and from the next checkpoint; returns its slot.
     pub fn drop_page(&mut self, key: PageKey) -> Option<SlotNo> {
-        let replica = self.get_mut(key.replica)?;
-        let state = replica.pages.remove(&key.page_no)?;
-        replica.allocated -= u64::from(state.extents.unwrap_or(0));
+        let layer = self.layer_mut(key.layer)?;
+        let state = layer.pages.remove(&key.page_no)?;
+        layer.allocated -= u64::from(state.extents.unwrap_or(0));
         if state.cached.is_some() {
             self.cached -= 1;
         }

@@ -1,20 +1,15 @@
-//! Orders that change replicas: proposed one at a time, applied like any op; and zeroing, which they share with hosts.
+//! Orders that change replicas: proposed one at a time, applied like any op.
 
 use crate::config::Stage;
 use crate::host::{Birth, Proposed, What};
-use crate::index::{GroupKey, Version};
-use crate::map::{Known, PageKey, Replica};
+use crate::map::{Layer, Replica};
 use crate::member::Member;
 use crate::port::*;
 use crate::replica::{Ballot, Recovered, Stop};
 use crate::store::Store;
 use penstock_wire::directory::{REPLICA_NO_LIMIT, REPLICAS_MAX};
-use penstock_wire::page::EXTENTS_PER_PAGE;
 use penstock_wire::peer::{MemberNo, Members};
-use penstock_wire::{EXTENT_BLOCKS, Index as RaftIndex, ReplicaShape, Seq, Term, VOLUME_BLOCKS_MAX};
-use rustc_hash::FxHashMap;
-
-const PAGE_BLOCKS: u64 = EXTENTS_PER_PAGE as u64 * EXTENT_BLOCKS;
+use penstock_wire::{Index as RaftIndex, ReplicaShape, Seq, Term, VOLUME_BLOCKS_MAX};
 
 impl Store {
     /// Proposes the next order, when none is out.
@@ -30,6 +25,7 @@ impl Store {
 
     /// Proposes an order, or answers it at once.
     fn begin_order<M: Memory>(&mut self, id: OrderId, order: Order, mem: &mut M, fx: &mut Effects) -> Option<Result<(), OrderError>> {
+        let mut promises = 0;
         let (replica, block, what) = match order {
             Order::Create(shape) => match self.may_create(&shape, None) {
                 Some(result) => return Some(result),
@@ -55,17 +51,28 @@ impl Store {
                 if !self.serves(no) {
                     return Some(Err(OrderError::NotLeader(self.leader_of(no))));
                 }
+                match self.promise_zeros(no, blocks, u64::MAX) {
+                    Some(promised) => promises = promised,
+                    None => return Some(Err(OrderError::NoSpace)),
+                }
                 let replica = self.map.get_mut(no).expect("a segment's replica stands");
                 // Hosts lose the tail now, so that no write to it is proposed behind the resize.
                 replica.limit_blocks = replica.limit_blocks.min(blocks);
                 (no, blocks, What::Resize)
             }
+            Order::Snapshot { segment, snapshot } => match self.may_snapshot(segment, &snapshot) {
+                Ok(no) => {
+                    self.map.get_mut(no).expect("a segment's replica stands").freezing += 1;
+                    (no, 0, What::Snapshot(snapshot))
+                }
+                Err(result) => return Some(result),
+            },
             Order::Change { segment, members } => return self.begin_change(id, segment, &members),
             Order::Transfer { segment, to } => return Some(self.begin_transfer(segment, to)),
             Order::Drain | Order::ScrubStart | Order::ScrubStop | Order::Stop => unreachable!("not an order for the log"),
         };
         self.order_out = Some(id);
-        self.make_ready(Proposed { job: None, io: None, order: Some(id), replica, block, blocks: 0, what, index: RaftIndex(0) });
+        self.make_ready(Proposed { job: None, io: None, order: Some(id), replica, block, blocks: 0, what, promises, index: RaftIndex(0) });
         None
     }
 
@@ -131,8 +138,11 @@ impl Store {
             term: Term(1),
             proposed: RaftIndex(1),
             applied: RaftIndex(1),
-            pages: FxHashMap::default(),
-            allocated: 0,
+            live: Layer::empty(LayerNo(0)),
+            frozen: Vec::new(),
+            since: RaftIndex(0),
+            origin: None,
+            freezing: 0,
             undrained: 0,
             member: None,
             guard: None,
@@ -154,8 +164,8 @@ impl Store {
         }
     }
 
-    pub(crate) fn apply_resize(&mut self, no: ReplicaNo, blocks: u64, seq: Seq, index: u64, fx: &mut Effects) {
-        self.resize_replica(no, blocks, seq, index);
+    pub(crate) fn apply_resize(&mut self, no: ReplicaNo, blocks: u64, seq: Seq, index: u64, promises: &mut u32, fx: &mut Effects) {
+        self.resize_replica(no, blocks, seq, index, promises);
         if let Some(replica) = self.map.live(no) {
             fx.list.push(Effect::Notice(Notice::Replica { replica: no, shape: Box::new(replica.shape.clone()), gone: false }));
         }
@@ -163,69 +173,10 @@ impl Store {
 
     /// What lies beyond the new size reads as zeros for good. Whatever the size was: recovery may redo a resize over a
     /// checkpoint that knows it already.
-    pub(crate) fn resize_replica(&mut self, no: ReplicaNo, blocks: u64, seq: Seq, index: u64) {
+    pub(crate) fn resize_replica(&mut self, no: ReplicaNo, blocks: u64, seq: Seq, index: u64, promises: &mut u32) {
         let Some(replica) = self.map.get_mut(no).filter(|replica| !replica.deleting) else { return };
         replica.shape.blocks = blocks;
         replica.limit_blocks = blocks;
-        self.zero_what_is_there(no, blocks, u64::MAX, seq, index);
-    }
-
-    /// Zeroes `block..end` by what the map and the index hold of it, however long it is.
-    fn zero_what_is_there(&mut self, no: ReplicaNo, block: u64, end: u64, seq: Seq, index: u64) {
-        let Some(replica) = self.map.live(no) else { return };
-        let mut pages: Vec<u64> = replica.pages.keys().map(|page_no| u64::from(*page_no)).collect();
-        pages.extend(
-            self.index
-                .iter()
-                .filter(|group| group.key.replica == no)
-                .map(|group| u64::from(group.key.extent) * EXTENT_BLOCKS / PAGE_BLOCKS),
-        );
-        pages.retain(|page_no| (page_no + 1) * PAGE_BLOCKS > block && page_no * PAGE_BLOCKS < end);
-        pages.sort_unstable();
-        pages.dedup();
-        for page_no in pages {
-            let first = (page_no * PAGE_BLOCKS).max(block);
-            self.zero_in_page(no, first, ((page_no + 1) * PAGE_BLOCKS).min(end), seq, index);
-        }
-    }
-
-    /// Zeroes what exists of a range, in the index; the drain gives the extents back. Costs by what is there, not by length.
-    pub(crate) fn apply_zero(&mut self, no: ReplicaNo, block: u64, blocks: u64, seq: Seq, index: u64) {
-        let Some(replica) = self.map.live(no).filter(|_| blocks > 0) else { return };
-        let end = block + blocks;
-        if blocks / PAGE_BLOCKS > (replica.pages.len() + self.index.len()) as u64 {
-            self.zero_what_is_there(no, block, end, seq, index);
-            return;
-        }
-        let mut at = block;
-        while at < end {
-            let page_end = ((at / PAGE_BLOCKS + 1) * PAGE_BLOCKS).min(end);
-            let key = PageKey { replica: no, page_no: (at / PAGE_BLOCKS) as u32 };
-            if self.map.page(key).is_some() || self.index.len() > 0 {
-                self.zero_in_page(no, at, page_end, seq, index);
-            }
-            at = page_end;
-        }
-    }
-
-    fn zero_in_page(&mut self, no: ReplicaNo, block: u64, end: u64, seq: Seq, index: u64) {
-        let mut at = block;
-        while at < end {
-            let extent = (at / EXTENT_BLOCKS) as u32;
-            let extent_end = (u64::from(extent) + 1) * EXTENT_BLOCKS;
-            let stop = extent_end.min(end);
-            let there = self.index.find(GroupKey { replica: no, extent }).is_some()
-                || match self.map.known(no, extent) {
-                    Known::Nothing => false,
-                    Known::NotLoaded => true,
-                    Known::Entry(entry) => !entry.is_empty(),
-                };
-            if there {
-                for block in at..stop {
-                    self.put_version(no, block, Version::Zero, seq, index);
-                }
-            }
-            at = stop;
-        }
+        self.zero_what_is_there(no, blocks, u64::MAX, seq, index, promises);
     }
 }

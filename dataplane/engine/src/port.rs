@@ -33,6 +33,10 @@ pub struct OrderId(pub u64);
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, PartialOrd, Ord)]
 pub struct ReplicaNo(pub u32);
 
+/// A layer of a replica: 0 is the first, and each snapshot begins another.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, PartialOrd, Ord, Default)]
+pub struct LayerNo(pub u32);
+
 /// Milliseconds since an arbitrary start; only differences count. Never goes back.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, PartialOrd, Ord, Default)]
 pub struct Millis(pub u64);
@@ -56,6 +60,8 @@ impl Span {
 pub enum HostOp {
     /// Fill the command's payload with the span.
     Read(Span),
+    /// Fill the command's payload with the span as a snapshot has it, which froze this layer.
+    ReadSnapshot(LayerNo, Span),
     /// Store the command's payload (`span.len` bytes). Acknowledged is durable.
     Write(Span),
     /// Make the span read as zeros and give its space back (discard and write-zeroes alike).
@@ -69,10 +75,19 @@ pub enum HostOp {
 }
 
 impl HostOp {
+    /// Whether it fills its payload and changes nothing.
+    #[inline]
+    pub fn reads(self) -> bool {
+        matches!(self, HostOp::Read(_) | HostOp::ReadSnapshot(..))
+    }
+
     /// The bytes that it is about, where it is about any.
+    #[inline]
     pub fn span(self) -> Option<Span> {
         match self {
-            HostOp::Read(span) | HostOp::Write(span) | HostOp::Zero(span) | HostOp::CompareWrite(span) => Some(span),
+            HostOp::Read(span) | HostOp::ReadSnapshot(_, span) | HostOp::Write(span) | HostOp::Zero(span) | HostOp::CompareWrite(span) => {
+                Some(span)
+            }
             HostOp::Flush | HostOp::Reserve(_) => None,
         }
     }
@@ -133,6 +148,12 @@ pub enum Order {
         segment: SegmentId,
         blocks: u64,
     },
+    /// Keep the volume as of here, whatever its size, at no cost but that of what is written afterwards. Every write that was answered before
+    /// this was ordered is in it. Idempotent for the same id.
+    Snapshot {
+        segment: SegmentId,
+        snapshot: Box<penstock_wire::layer::SnapshotShape>,
+    },
     /// Answered when everything acknowledged before it is drained and checkpointed.
     Drain,
     /// Read all media once and verify it. Answered at once; progress is in [`crate::StoreView`].
@@ -151,6 +172,9 @@ pub enum OrderError {
     /// Same segment id, other shape: says what stands.
     Conflict(Box<penstock_wire::ReplicaShape>),
     NoSpace,
+    /// The same id stands for another: a snapshot's name says what.
+    OtherSnapshot(String),
+    NoSuchSnapshot,
     Invalid(&'static str),
     /// This member does not lead its group: says which node does, where that is known.
     NotLeader(Option<NodeId>),

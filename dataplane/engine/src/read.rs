@@ -6,7 +6,7 @@
 use crate::config::Canary;
 use crate::host::{Chunk, JobId};
 use crate::index::{Group, GroupKey, Version};
-use crate::map::{Known, PageKey};
+use crate::map::{Known, LayerKey, PageKey};
 use crate::port::*;
 use crate::store::{Owner, PageWaiter, Store};
 use penstock_wire::page::BlockState;
@@ -34,46 +34,54 @@ const STRIKES: u32 = 2;
 
 impl Store {
     /// Where a block lies, or which page would tell.
-    pub(crate) fn place_of(&self, replica: ReplicaNo, block: u64) -> Result<Place, PageKey> {
-        let extent = (block / EXTENT_BLOCKS) as u32;
-        let group = self.index.find(GroupKey { replica, extent }).map(|id| self.index.group(id));
-        self.place_in(replica, extent, (block % EXTENT_BLOCKS) as usize, group, self.map.known(replica, extent))
+    pub(crate) fn place_of(&self, layer: LayerKey, block: u64) -> Result<Place, PageKey> {
+        let (extent, at) = ((block / EXTENT_BLOCKS) as u32, (block % EXTENT_BLOCKS) as usize);
+        for layer in self.map.stack(layer) {
+            let group = self.index.find(GroupKey { layer, extent }).map(|id| self.index.group(id));
+            if let Some(place) = self.place_in(layer, extent, at, group, self.map.known(layer, extent))? {
+                return Ok(place);
+            }
+        }
+        Ok(Place::Zero)
     }
 
+    /// Where a layer has a block; `None` where that is as the layer beneath says.
     #[inline]
-    fn place_in(&self, replica: ReplicaNo, extent: u32, at: usize, group: Option<&Group>, known: Known<'_>) -> Result<Place, PageKey> {
+    fn place_in(&self, layer: LayerKey, extent: u32, at: usize, group: Option<&Group>, known: Known<'_>) -> Result<Option<Place>, PageKey> {
         if let Some(slot) = group.and_then(|group| group.slots[at]) {
-            return Ok(match slot.version {
+            return Ok(Some(match slot.version {
                 Version::Log { at, crc } => Place::At(self.ring_block(at), crc),
                 Version::Zero => Place::Zero,
                 Version::Lost => Place::Lost,
-            });
+            }));
         }
         match known {
-            Known::Nothing => Ok(Place::Zero),
-            Known::NotLoaded => Err(PageKey::of(replica, extent).0),
+            Known::Nothing => Ok(None),
+            Known::NotLoaded => Err(PageKey::of(layer, extent).0),
             Known::Entry(entry) => Ok(match entry.state(at) {
-                BlockState::Inherit | BlockState::Zero => Place::Zero,
-                BlockState::Lost => Place::Lost,
-                BlockState::Data => Place::At(self.extent_block(entry.place, at as u64), entry.crcs[at]),
+                BlockState::Inherit => None,
+                BlockState::Zero => Some(Place::Zero),
+                BlockState::Lost => Some(Place::Lost),
+                BlockState::Data => Some(Place::At(self.extent_block(entry.place, at as u64), entry.crcs[at])),
             }),
         }
     }
 
     /// Where each wanted block of the chunk lies; index and map are asked once an extent.
-    fn find_places(&self, replica: ReplicaNo, op: HostOp, chunk: &Chunk, places: &mut Vec<Place>) -> Result<(), NotThere> {
-        let all = matches!(op, HostOp::Read(_));
+    fn find_places(&self, layer: LayerKey, op: HostOp, chunk: &Chunk, places: &mut Vec<Place>) -> Result<(), NotThere> {
+        let all = op.reads();
         let mut i = 0;
         while i < chunk.blocks {
             let block = chunk.first + i;
             let extent = (block / EXTENT_BLOCKS) as u32;
-            let group = self.index.find(GroupKey { replica, extent }).map(|id| self.index.group(id));
-            let known = self.map.known(replica, extent);
+            let group = self.index.find(GroupKey { layer, extent }).map(|id| self.index.group(id));
+            let known = self.map.known(layer, extent);
             let stop = chunk.blocks.min(i + EXTENT_BLOCKS - block % EXTENT_BLOCKS);
             while i < stop {
                 let at = ((chunk.first + i) % EXTENT_BLOCKS) as usize;
                 places.push(if all || Self::wanted(op, chunk, i) {
-                    match self.place_in(replica, extent, at, group, known) {
+                    let beneath = || self.map.beneath(layer).map_or(Ok(Place::Zero), |beneath| self.place_of(beneath, chunk.first + i));
+                    match self.place_in(layer, extent, at, group, known).and_then(|place| place.map_or_else(beneath, Ok)) {
                         Ok(Place::Lost) => return Err(NotThere::Lost),
                         Ok(place) => place,
                         Err(page) => return Err(NotThere::NotLoaded(page)),
@@ -85,6 +93,22 @@ impl Store {
             }
         }
         Ok(())
+    }
+
+    /// The layer that a command reads, while it stands.
+    fn layer_of(&self, no: ReplicaNo, op: HostOp) -> Option<LayerKey> {
+        let replica = self.map.live(no)?;
+        let layer = match op {
+            HostOp::ReadSnapshot(layer, _) => replica.frozen(layer)?.layer.no,
+            _ => replica.live.no,
+        };
+        Some(LayerKey { replica: no, layer })
+    }
+
+    /// Whether the drain is at work on an extent, in a layer or in one beneath it.
+    pub(crate) fn is_moving(&self, layer: LayerKey, extent: u64) -> bool {
+        let group = |layer| self.index.find(GroupKey { layer, extent: extent as u32 });
+        self.map.stack(layer).filter_map(group).any(|id| self.index.group(id).draining)
     }
 
     /// Whether a merge needs what a block holds now.
@@ -101,15 +125,15 @@ impl Store {
     pub(crate) fn issue_reads<M: Memory>(&mut self, id: JobId, mem: &mut M, fx: &mut Effects) {
         let job = self.host.job(id);
         let (replica, io, op, chunk, done) = (job.replica, job.io, job.op, job.chunk, job.done);
-        let is_read = matches!(op, HostOp::Read(_));
+        let is_read = op.reads();
         let mut places = std::mem::take(&mut job.places);
         places.clear();
-        if self.map.live(replica).is_none() {
+        let Some(layer) = self.layer_of(replica, op) else {
             self.host.job(id).places = places;
             self.finish_job(id, Status::NotReady, mem, fx);
             return;
-        }
-        if let Err(refusal) = self.find_places(replica, op, &chunk, &mut places) {
+        };
+        if let Err(refusal) = self.find_places(layer, op, &chunk, &mut places) {
             self.host.job(id).places = places;
             match refusal {
                 NotThere::Lost => self.finish_job(id, Status::Unrecovered, mem, fx),
@@ -214,10 +238,10 @@ impl Store {
     fn read_again<M: Memory>(&mut self, id: JobId, at: usize, failed: bool, mem: &mut M, fx: &mut Effects) {
         self.counters.read_retries += 1;
         let job = self.host.job(id);
-        let (replica, block, was) = (job.replica, job.chunk.first + at as u64, job.places[at]);
-        let key = GroupKey { replica, extent: (block / EXTENT_BLOCKS) as u32 };
-        let moving = self.index.find(key).is_some_and(|group| self.index.group(group).draining);
-        let same = self.place_of(replica, block) == Ok(was);
+        let (replica, op, block, was) = (job.replica, job.op, job.chunk.first + at as u64, job.places[at]);
+        let layer = self.layer_of(replica, op);
+        let (moving, same) =
+            layer.map_or((false, false), |layer| (self.is_moving(layer, block / EXTENT_BLOCKS), self.place_of(layer, block) == Ok(was)));
         if moving && !failed {
             self.host.after_drain.push(id);
             return;
@@ -239,7 +263,7 @@ impl Store {
     fn chunk_read<M: Memory>(&mut self, id: JobId, mem: &mut M, fx: &mut Effects) {
         let job = self.host.job(id);
         let job_is_lost = job.lost;
-        if !matches!(job.op, HostOp::Read(_)) {
+        if !job.op.reads() {
             if self.fenced() {
                 self.finish_job(id, Status::Fenced, mem, fx);
             } else if job_is_lost {

@@ -18,7 +18,7 @@
 use crate::alloc::{ExtentNo, SlotNo};
 use crate::config::{BATCHES_OUT_MAX, Canary, FenceReason, OpenError, RecoveryReport, Stage};
 use crate::index::{Slot, Version};
-use crate::map::{PageState, Replica};
+use crate::map::{Frozen, Layer, LayerKey, Replica};
 use crate::port::*;
 use crate::rejoin::Walked;
 use crate::reserve::Guard;
@@ -26,7 +26,7 @@ use crate::rewrite::{Rewrite, doubled};
 use crate::store::{Owner, Store};
 use crate::stream::BATCH_BLOCKS_MAX;
 use penstock_wire::batch::{Batch, EVERY_MEMBER, Entry, Header, Op, Prev, decode_section};
-use penstock_wire::directory::{Directory, Part as DirectoryPart, REPLICA_NO_LIMIT};
+use penstock_wire::directory::{Directory, Part as DirectoryPart, REPLICA_NO_LIMIT, ReplicaRow};
 use penstock_wire::label::Geometry;
 use penstock_wire::superblock::Superblock;
 use penstock_wire::{BLOCK, DecodeError, EXTENT_BLOCKS, Generation, Index as RaftIndex, RingPos, Seq, Term};
@@ -370,7 +370,10 @@ impl Store {
             self.checkpoint.chains[chain] = rec.chains[chain].iter().map(|extent| ExtentNo(*extent)).collect();
         }
         let chains: Vec<ExtentNo> = self.checkpoint.chain_extents().collect();
-        let slots = directory.replicas.iter().flat_map(|replica| replica.pages.iter().map(|row| SlotNo(row.slot)));
+        let pages = |row: &ReplicaRow| {
+            row.frozen.iter().map(|frozen| &frozen.pages).chain([&row.pages]).flatten().map(|page| SlotNo(page.slot)).collect::<Vec<_>>()
+        };
+        let slots = directory.replicas.iter().flat_map(pages);
         self.space.load(&directory.taken, &chains, slots).map_err(|extent| DecodeError::Value {
             what: "extent of the checkpoint (used twice or not taken)",
             found: u64::from(extent.0),
@@ -379,26 +382,20 @@ impl Store {
             if let Some(walked) = Walked::of_row(&row).filter(|_| !row.deleting) {
                 rec.walked.insert(row.no, walked);
             }
-            let pages = row
-                .pages
-                .iter()
-                .map(|page| {
-                    let on_disk = Some((SlotNo(page.slot), page.crc));
-                    (page.page_no, PageState { on_disk, cached: None, extents: page.extents, dirty: false, loading: false, misread: false })
-                })
-                .collect();
-            let allocated = row.pages.iter().map(|page| u64::from(page.extents.unwrap_or(0))).sum();
             self.drain.deletions += u32::from(row.deleting);
             self.map.add(Box::new(Replica {
                 no: ReplicaNo(row.no),
+                live: Layer::of_rows(row.layer, &row.pages),
+                frozen: row.frozen.into_iter().map(Frozen::of_row).collect(),
+                since: row.since,
+                origin: row.origin.map(|(no, layer)| LayerKey { replica: ReplicaNo(no), layer: LayerNo(layer) }),
+                freezing: 0,
                 limit_blocks: row.shape.blocks,
                 shape: row.shape,
                 deleting: row.deleting,
                 term: row.term,
                 proposed: row.applied,
                 applied: row.applied,
-                pages,
-                allocated,
                 undrained: 0,
                 member: None,
                 guard: Guard::of(row.reservations),
@@ -636,18 +633,20 @@ impl Store {
                     }
                     block_at += crcs.len() as u32;
                 }
-                Op::Zero { block, count } => self.apply_zero(no, block, u64::from(count), seq, entry.index.0),
+                Op::Zero { block, count } => self.redo_zero(no, block, u64::from(count), seq, entry.index),
                 Op::Create(shape) => {
                     if self.map.get(no).is_none() {
                         self.add_replica(no, *shape);
                     }
                 }
                 Op::Delete => self.delete_replica(no),
-                Op::Resize { blocks } => self.resize_replica(no, blocks, seq, entry.index.0),
+                Op::Resize { blocks } => self.redo_resize(no, blocks, seq, entry.index),
                 Op::Reserve(state) => self.apply_reserve(no, *state),
+                Op::Snapshot(shape) => self.apply_snapshot(no, &shape, entry.index),
                 // Of members of groups: `rejoin` has taken them.
                 Op::Members(_) | Op::Ballot { .. } | Op::Doubt { .. } | Op::Resolved => {}
                 Op::Install { .. } | Op::Whole { .. } | Op::Copy(_) => {}
+                Op::Unsnapshot(_) | Op::Origin { .. } => {}
             }
         }
     }
@@ -658,12 +657,24 @@ impl Store {
             return;
         }
         self.fall_if_told(block, 1);
-        let id = self.put_slot(no, block, slot, index.0);
+        let id = self.put_slot(self.map.layer_at(no, index.0), block, slot, index.0);
         let group = self.index.group_mut(id);
         if !group.promised {
             group.promised = true;
             self.space.promise_again();
         }
+    }
+
+    pub(crate) fn redo_zero(&mut self, no: ReplicaNo, block: u64, blocks: u64, seq: Seq, index: RaftIndex) {
+        let mut promises = self.promise_zeros_again(no, block, block + blocks, index.0);
+        self.apply_zero(no, block, blocks, seq, index.0, &mut promises);
+        self.give_up_promises(promises);
+    }
+
+    pub(crate) fn redo_resize(&mut self, no: ReplicaNo, blocks: u64, seq: Seq, index: RaftIndex) {
+        let mut promises = self.promise_zeros_again(no, blocks, u64::MAX, index.0);
+        self.resize_replica(no, blocks, seq, index.0, &mut promises);
+        self.give_up_promises(promises);
     }
 
     fn finish_walk<M: Memory>(&mut self, rec: &mut Recovery, mem: &mut M, fx: &mut Effects) {

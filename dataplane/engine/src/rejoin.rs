@@ -358,13 +358,14 @@ impl Store {
                     }
                     first += crcs.len() as u32;
                 }
-                Op::Zero { block, count } => self.apply_zero(no, block, u64::from(count), seq, index.0),
-                Op::Resize { blocks } => self.resize_replica(no, blocks, seq, index.0),
+                Op::Zero { block, count } => self.redo_zero(no, block, u64::from(count), seq, index),
+                Op::Resize { blocks } => self.redo_resize(no, blocks, seq, index),
                 // What is applied of these the directory has, or an install.
                 Op::Reserve(_) => {}
                 // None of them stands among the ops of a group's entry.
                 Op::Create(_) | Op::Delete | Op::Members(_) | Op::Ballot { .. } | Op::Doubt { .. } | Op::Resolved => {}
                 Op::Install { .. } | Op::Whole { .. } | Op::Copy(_) => {}
+                Op::Snapshot(_) | Op::Unsnapshot(_) | Op::Origin { .. } => {}
             }
         }
     }

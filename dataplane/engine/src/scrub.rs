@@ -2,7 +2,7 @@
 //!
 //! With one copy there is nothing to repair from: what is bad is told and counted, and reads of it fail by themselves.
 
-use crate::map::{Known, Map, PageKey};
+use crate::map::{Known, Layer, LayerKey, Map, PageKey};
 use crate::port::*;
 use crate::store::{Owner, Store};
 use penstock_wire::page::{BlockState, EXTENTS_PER_PAGE, ExtentEntry};
@@ -12,7 +12,7 @@ const BLOCKS: usize = EXTENT_BLOCKS as usize;
 
 #[derive(Debug)]
 struct Item {
-    replica: ReplicaNo,
+    layer: LayerKey,
     extent: u32,
     entry: ExtentEntry,
     buf: BufId,
@@ -26,8 +26,9 @@ struct Item {
 #[derive(Debug, Default)]
 pub(crate) struct Scrub {
     on: bool,
-    /// Next extent: replica number, page, extent within the page.
+    /// Next extent: replica number, layer, page, extent within the page.
     replica: u32,
+    layer: LayerNo,
     page: u32,
     at: usize,
     items: Vec<Option<Item>>,
@@ -40,7 +41,7 @@ impl Scrub {
     pub fn start(&mut self) {
         if !self.on {
             self.on = true;
-            (self.replica, self.page, self.at, self.blocks, self.corrupt) = (0, 0, 0, 0, 0);
+            (self.replica, self.layer, self.page, self.at, self.blocks, self.corrupt) = (0, LayerNo(0), 0, 0, 0, 0);
         }
     }
     pub fn stop(&mut self) {
@@ -68,16 +69,18 @@ impl Store {
                 }
                 return;
             }
-            let next = self.map.live(no).and_then(|replica| replica.pages.keys().copied().filter(|page| *page >= self.scrub.page).min());
-            let Some(page_no) = next else {
+            let from = (self.scrub.layer, self.scrub.page);
+            let next_of = |layer: &Layer| layer.pages.keys().map(|page| (layer.no, *page)).filter(|next| *next >= from).min();
+            let Some((layer, page_no)) = self.map.live(no).and_then(|replica| replica.layers().find_map(next_of)) else {
                 self.scrub.replica += 1;
-                (self.scrub.page, self.scrub.at) = (0, 0);
+                (self.scrub.layer, self.scrub.page, self.scrub.at) = (LayerNo(0), 0, 0);
                 continue;
             };
-            if page_no > self.scrub.page {
-                (self.scrub.page, self.scrub.at) = (page_no, 0);
+            if (layer, page_no) > from {
+                (self.scrub.layer, self.scrub.page, self.scrub.at) = (layer, page_no, 0);
             }
-            let key = PageKey { replica: no, page_no };
+            let layer = LayerKey { replica: no, layer };
+            let key = PageKey { layer, page_no };
             if self.map.page(key).is_some_and(|page| page.cached.is_none()) {
                 if let std::collections::hash_map::Entry::Vacant(waiters) = self.page_waiters.entry(key) {
                     // Nobody is woken: the next tick finds it loaded.
@@ -91,7 +94,7 @@ impl Store {
                 continue;
             }
             let extent = page_no * EXTENTS_PER_PAGE as u32 + self.scrub.at as u32;
-            if !self.scrub_extent(no, extent, mem, fx) {
+            if !self.scrub_extent(layer, extent, mem, fx) {
                 return;
             }
             self.scrub.at += 1;
@@ -100,13 +103,13 @@ impl Store {
     }
 
     /// False when memory is short.
-    fn scrub_extent<M: Memory>(&mut self, replica: ReplicaNo, extent: u32, mem: &mut M, fx: &mut Effects) -> bool {
-        let Known::Entry(&entry) = self.map.known(replica, extent) else { return true };
+    fn scrub_extent<M: Memory>(&mut self, layer: LayerKey, extent: u32, mem: &mut M, fx: &mut Effects) -> bool {
+        let Known::Entry(&entry) = self.map.known(layer, extent) else { return true };
         if !entry.has_data() {
             return true;
         }
         let Some(buf) = mem.alloc(BLOCKS as u32) else { return false };
-        let item = Item { replica, extent, entry, buf, epoch: self.epochs.enter(), again: false, out: 0 };
+        let item = Item { layer, extent, entry, buf, epoch: self.epochs.enter(), again: false, out: 0 };
         let free = self.scrub.items.iter().position(Option::is_none);
         let at = free.unwrap_or_else(|| {
             self.scrub.items.push(None);
@@ -145,10 +148,10 @@ impl Store {
             .filter(|i| !ok || penstock_wire::crc32c(&bytes[i * BLOCK..][..BLOCK]) != item.entry.crcs[*i])
             .collect();
         let seen = (0..BLOCKS).filter(data).count() as u64;
-        let (replica, extent, entry) = (item.replica, item.extent, item.entry);
+        let (layer, extent, entry) = (item.layer, item.extent, item.entry);
         // The drain may have been at it: only what still stands, with nothing newer above, is held against the media.
-        let still = self.map.known(replica, extent) == Known::Entry(&entry)
-            && self.index.find(crate::index::GroupKey { replica, extent }).is_none();
+        let still =
+            self.map.known(layer, extent) == Known::Entry(&entry) && self.index.find(crate::index::GroupKey { layer, extent }).is_none();
         if !bad.is_empty() && still && !item.again {
             let item = self.scrub.items[at as usize].as_mut().expect("just seen");
             item.again = true;
@@ -168,7 +171,11 @@ impl Store {
                 self.scrub.corrupt += 1;
                 self.counters.corrupt_blocks += 1;
                 let block = u64::from(extent) * EXTENT_BLOCKS + i as u64;
-                fx.list.push(Effect::Notice(Notice::Corrupt { replica, block, place: self.extent_block(entry.place, i as u64) }));
+                fx.list.push(Effect::Notice(Notice::Corrupt {
+                    replica: layer.replica,
+                    block,
+                    place: self.extent_block(entry.place, i as u64),
+                }));
             }
         }
     }

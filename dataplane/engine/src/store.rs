@@ -343,7 +343,7 @@ impl Store {
     }
 
     pub(crate) fn page_name(&self, key: PageKey) -> PageName {
-        PageName { incarnation: self.config.incarnation, replica: key.replica.0, layer: 0, page_no: key.page_no }
+        PageName { incarnation: self.config.incarnation, replica: key.layer.replica.0, layer: key.layer.layer.0, page_no: key.page_no }
     }
 
     /// Asks for a page that is not loaded; the waiter is called when it is.
@@ -408,7 +408,7 @@ impl Store {
                 .and_then(|state| state.on_disk)
                 .map_or(BlockAddr(0), |(slot, _)| self.extent_block(0, u64::from(slot.0)));
             let block = u64::from(key.page_no) * penstock_wire::page::EXTENTS_PER_PAGE as u64 * EXTENT_BLOCKS;
-            fx.list.push(Effect::Notice(Notice::Corrupt { replica: key.replica, block, place: at }));
+            fx.list.push(Effect::Notice(Notice::Corrupt { replica: key.layer.replica, block, place: at }));
         }
         self.map.loaded(key, page);
         self.unpromise_placed(key);

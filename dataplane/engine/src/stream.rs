@@ -6,7 +6,8 @@ use crate::carry::{Carried, part_of_op};
 use crate::config::{BATCHES_OUT_MAX, Barrier, Canary, FenceReason, Stage};
 use crate::epoch::{Epoch, Epochs};
 use crate::host::{Proposed, Source, What};
-use crate::index::{GroupKey, Slot, Version};
+use crate::index::{GroupId, GroupKey, Slot, Version};
+use crate::map::LayerKey;
 use crate::port::*;
 use crate::store::{Owner, Store};
 use penstock_wire::batch::{ENTRY_HEAD, Header, Kind, OP_HEAD, PAYLOAD_BLOCKS_MAX, Prev, SECTION_MAX, Section, header_blocks};
@@ -238,7 +239,7 @@ impl Stream {
 
     /// Promises of space that ops in batches hold.
     pub fn promises(&self) -> u64 {
-        self.ops_out().map(Proposed::promises).sum()
+        self.ops_out().map(|op| u64::from(op.promises)).sum()
     }
 
     pub fn out_count(&self) -> usize {
@@ -278,6 +279,9 @@ impl Store {
                 return plan;
             }
             plan.ops += 1;
+            if op.ends_entry() {
+                break;
+            }
         }
         for item in &self.groups.queue {
             if !plan.takes(item.blocks(), item.section_bytes(), enough) {
@@ -344,6 +348,7 @@ impl Store {
                 What::Delete => self.stream.section.delete(),
                 What::Resize => self.stream.section.resize(op.block),
                 What::Reserve(state) => self.stream.section.reserve(state),
+                What::Snapshot(shape) => self.stream.section.snapshot(shape),
             }
         }
         if plan.items > 0 {
@@ -630,24 +635,21 @@ impl Store {
         if let Some(replica) = self.map.get_mut(op.replica) {
             replica.applied = replica.applied.max(op.index);
         }
+        let mut promises = op.promises;
         match &op.what {
-            What::Write { promises, .. } => {
-                let mut promises = *promises;
-                self.apply_write(op.replica, op.block, op.index.0, seq, at, crcs, &mut promises);
-                for _ in 0..promises {
-                    self.space.unpromise();
-                }
-            }
-            What::Zero => self.apply_zero(op.replica, op.block, op.blocks, seq, op.index.0),
+            What::Write { .. } => self.apply_write(op.replica, op.block, op.index.0, seq, at, crcs, &mut promises),
+            What::Zero => self.apply_zero(op.replica, op.block, op.blocks, seq, op.index.0, &mut promises),
             What::Create(shape) => self.apply_create(op.replica, (**shape).clone(), fx),
             What::CreateMember(birth) => self.apply_birth(op.replica, birth, fx),
             What::Delete => {
                 self.drop_member(op.replica, mem, fx);
                 self.apply_delete(op.replica, fx);
             }
-            What::Resize => self.apply_resize(op.replica, op.block, seq, op.index.0, fx),
+            What::Resize => self.apply_resize(op.replica, op.block, seq, op.index.0, &mut promises, fx),
             What::Reserve(state) => self.apply_reserve(op.replica, (**state).clone()),
+            What::Snapshot(shape) => self.apply_snapshot(op.replica, shape, op.index),
         }
+        self.give_up_promises(promises);
     }
 
     /// Puts a write's blocks into the index, as of Raft index `index`. A group whose extent has no place takes one of the write's promises.
@@ -657,13 +659,14 @@ impl Store {
             return;
         }
         self.fall_if_told(block, crcs.len() as u64);
+        let layer = self.map.layer_at(no, index);
         let mut at = at;
         let mut block = block;
         let mut crcs = crcs;
         while !crcs.is_empty() {
             let first = (block % EXTENT_BLOCKS) as usize;
             let (here, rest) = crcs.split_at(crcs.len().min(EXTENT_BLOCKS as usize - first));
-            let key = GroupKey { replica: no, extent: (block / EXTENT_BLOCKS) as u32 };
+            let key = self.key_across(GroupKey { layer, extent: (block / EXTENT_BLOCKS) as u32 });
             let id = self.index.touch(key, seq, index);
             let group = self.index.group_mut(id);
             let mut fresh = here.len() as i64;
@@ -689,19 +692,28 @@ impl Store {
         assert!(!falls, "a seeded fall over block {}", Canary::FALLS_AT);
     }
 
-    /// Whether an extent is known to have its place on the drive.
-    pub(crate) fn has_place(&self, key: GroupKey) -> bool {
-        matches!(self.map.known(key.replica, key.extent), crate::map::Known::Entry(entry) if entry.place != penstock_wire::page::UNALLOCATED)
+    /// With a canary: the frozen group of an extent that is not drained yet takes what comes after its marker too.
+    fn key_across(&self, key: GroupKey) -> GroupKey {
+        if !self.canary(Canary::AbsorbAcrossMarker) {
+            return key;
+        }
+        let older = |layer| GroupKey { layer, ..key };
+        self.map.beneath(key.layer).map(older).filter(|older| self.index.find(*older).is_some()).unwrap_or(key)
     }
 
-    pub(crate) fn put_version(&mut self, replica: ReplicaNo, block: u64, version: Version, seq: Seq, index: u64) {
-        self.put_slot(replica, block, Slot { seq, version }, index);
+    /// Whether an extent is known to have its place on the drive.
+    pub(crate) fn has_place(&self, key: GroupKey) -> bool {
+        matches!(self.map.known(key.layer, key.extent), crate::map::Known::Entry(entry) if entry.place != penstock_wire::page::UNALLOCATED)
+    }
+
+    pub(crate) fn put_version(&mut self, layer: LayerKey, block: u64, version: Version, seq: Seq, index: u64) -> GroupId {
+        self.put_slot(layer, block, Slot { seq, version }, index)
     }
 
     /// Puts a block's newest version into the index and the replica's books.
-    pub(crate) fn put_slot(&mut self, replica: ReplicaNo, block: u64, slot: Slot, index: u64) -> crate::index::GroupId {
-        let (id, old) = self.index.put(replica, block, slot, index);
-        self.map.undrained(replica, i64::from(Slot::in_log(&Some(slot))) - i64::from(Slot::in_log(&old)));
+    pub(crate) fn put_slot(&mut self, layer: LayerKey, block: u64, slot: Slot, index: u64) -> GroupId {
+        let (id, old) = self.index.put(layer, block, slot, index);
+        self.map.undrained(layer.replica, i64::from(Slot::in_log(&Some(slot))) - i64::from(Slot::in_log(&old)));
         id
     }
 }

@@ -26,9 +26,7 @@ impl Store {
         let refused = match self.check_host(replica, op) {
             Err(status) => Some(status),
             // Which blocks the lost batches wrote is unknown, so none can be vouched for until the operator accepts the loss.
-            Ok(()) if matches!(op, HostOp::Read(_)) && self.report.lost_batches > 0 && !self.config.accept_lost_log => {
-                Some(Status::Unrecovered)
-            }
+            Ok(()) if op.reads() && self.report.lost_batches > 0 && !self.config.accept_lost_log => Some(Status::Unrecovered),
             Ok(()) => None,
         };
         if let Some(status) = refused {
@@ -38,7 +36,7 @@ impl Store {
         }
         let span = op.span().unwrap_or(Span { offset: 0, len: 0 });
         match op {
-            HostOp::Read(_) => {
+            HostOp::Read(_) | HostOp::ReadSnapshot(..) => {
                 self.counters.host_reads += 1;
                 self.counters.host_read_blocks += span.len / BLOCK as u64;
             }
@@ -66,7 +64,8 @@ impl Store {
         match job.op {
             HostOp::Read(_) | HostOp::Flush if is_member => self.prove(id),
             HostOp::Flush => self.finish_job(id, Status::Ok, mem, fx),
-            HostOp::Read(_) => {
+            // What a snapshot holds nobody changes, whoever leads.
+            HostOp::Read(_) | HostOp::ReadSnapshot(..) => {
                 self.next_read_chunk(id);
                 self.issue_reads(id, mem, fx);
             }
@@ -78,7 +77,7 @@ impl Store {
     }
 
     pub(crate) fn check_host(&self, replica: ReplicaNo, op: HostOp) -> Result<(), Status> {
-        let writes = !matches!(op, HostOp::Read(_) | HostOp::Reserve(Reserve::Report { .. }));
+        let writes = !op.reads() && !matches!(op, HostOp::Reserve(Reserve::Report { .. }));
         match self.stage {
             Stage::Serving => {}
             Stage::Fenced(_) if !writes => {}
@@ -92,6 +91,10 @@ impl Store {
             return Err(Status::NotReady);
         }
         let Some(span) = op.span() else { return Ok(()) };
+        let blocks = match op {
+            HostOp::ReadSnapshot(layer, _) => replica.frozen(layer).ok_or(Status::NotReady)?.blocks,
+            _ => replica.limit_blocks,
+        };
         let logical = u64::from(replica.shape.logical_block);
         if span.len == 0 || span.offset % logical != 0 || span.len % logical != 0 {
             return Err(Status::Invalid);
@@ -102,7 +105,7 @@ impl Store {
             return Err(Status::Invalid);
         }
         match span.end() {
-            Some(end) if end <= replica.limit_blocks * BLOCK as u64 => Ok(()),
+            Some(end) if end <= blocks * BLOCK as u64 => Ok(()),
             _ => Err(Status::OutOfRange),
         }
     }
@@ -219,7 +222,8 @@ impl Store {
             return true;
         }
         if zero && chunk.is_aligned() {
-            self.propose(id, What::Zero);
+            let Some(promises) = self.promise_zeros(replica, chunk.first, chunk.end()) else { return self.no_space(id, None, mem, fx) };
+            self.propose(id, What::Zero, promises);
             return true;
         }
         let direct = !compare && chunk.is_aligned() && done.is_multiple_of(BLOCK as u64) && !zero && mem.host_direct(io);
@@ -237,7 +241,7 @@ impl Store {
             }
         };
         if direct {
-            self.propose(id, What::Write { source: Source::Host { offset: done as u32 }, promises });
+            self.propose(id, What::Write { source: Source::Host { offset: done as u32 } }, promises);
             return true;
         }
         let buf = buf.expect("allocated above");
@@ -245,7 +249,7 @@ impl Store {
         if chunk.is_aligned() && !compare {
             mem.host_to_buf(io, done as u32, buf, 0, chunk.bytes as u32);
             self.counters.copied_blocks += chunk.blocks;
-            self.propose(id, What::Write { source: Source::Buf { buf }, promises });
+            self.propose(id, What::Write { source: Source::Buf { buf } }, promises);
             return true;
         }
         // A merge keeps no promise while it waits: it takes it again when it knows what to write.
@@ -275,16 +279,19 @@ impl Store {
     }
 
     pub(crate) fn promise_extents(&mut self, replica: ReplicaNo, extents: RangeInclusive<u64>) -> Result<u32, Option<PageKey>> {
+        let layer = self.map.live_layer(replica);
+        // Behind a marker that is on its way none of the places counts.
+        let freezing = self.map.get(replica).is_some_and(|replica| replica.freezing > 0);
         let mut promises = 0;
         for extent in extents {
-            let known = self.map.known(replica, extent as u32);
+            let known = if freezing { Known::Nothing } else { self.map.known(layer, extent as u32) };
             if matches!(known, Known::Entry(entry) if entry.place != UNALLOCATED) {
                 continue;
             }
             let unloaded = known == Known::NotLoaded;
             if !self.space.promise() {
                 self.give_up_promises(promises);
-                return Err(unloaded.then(|| PageKey::of(replica, extent as u32).0));
+                return Err(unloaded.then(|| PageKey::of(layer, extent as u32).0));
             }
             promises += 1;
         }
@@ -337,11 +344,12 @@ impl Store {
 
     /// Whether something on its way may count on an extent's place staying where it is.
     pub(crate) fn touches(&self, key: GroupKey) -> bool {
+        let no = key.layer.replica;
         let first = u64::from(key.extent) * EXTENT_BLOCKS;
         let end = first + EXTENT_BLOCKS;
-        self.host.locks_any(key.replica, first, end)
-            || self.is_out(key.replica, first, end)
-            || self.member(key.replica).is_some() && self.log_touches(key.replica, first, end)
+        self.host.locks_any(no, first, end)
+            || self.is_out(no, first, end)
+            || self.member(no).is_some() && self.log_touches(no, first, end)
             || self.copies_touch(key)
     }
 
@@ -370,7 +378,7 @@ impl Store {
         self.counters.copied_blocks += chunk.blocks;
         match self.promise_space(no, chunk) {
             Ok(promises) => {
-                self.propose(id, What::Write { source: Source::Buf { buf }, promises });
+                self.propose(id, What::Write { source: Source::Buf { buf } }, promises);
                 self.unlock(id);
                 self.retry_waiters(mem, fx);
             }
@@ -383,7 +391,7 @@ impl Store {
         self.host.locks.retain(|lock| lock.job != id);
     }
 
-    fn propose(&mut self, id: JobId, what: What) {
+    fn propose(&mut self, id: JobId, what: What, promises: u32) {
         let job = self.host.job(id);
         job.stage = JobStage::Proposed;
         let op = Proposed {
@@ -394,6 +402,7 @@ impl Store {
             block: job.chunk.first,
             blocks: job.chunk.blocks,
             what,
+            promises,
             index: RaftIndex(0),
         };
         self.make_ready(op);
@@ -448,6 +457,11 @@ impl Store {
     pub(crate) fn op_done<M: Memory>(&mut self, op: Proposed, status: Status, mem: &mut M, fx: &mut Effects) {
         if let Some(member) = self.member_mut(op.replica) {
             member.out_blocks -= u64::from(op.payload_blocks());
+        }
+        if op.ends_entry()
+            && let Some(replica) = self.map.get_mut(op.replica)
+        {
+            replica.freezing -= 1;
         }
         if let Some(order) = op.order {
             self.order_out = None;
@@ -508,9 +522,7 @@ impl Store {
 
     pub(crate) fn fail_ops<M: Memory>(&mut self, ops: Vec<Proposed>, status: Status, mem: &mut M, fx: &mut Effects) {
         for op in ops {
-            if let What::Write { promises, .. } = op.what {
-                self.give_up_promises(promises);
-            }
+            self.give_up_promises(op.promises);
             self.op_done(op, status, mem, fx);
         }
     }

@@ -5,6 +5,7 @@ mod faults;
 mod forged;
 mod group;
 mod reserve;
+mod snapshots;
 
 use bench::{Bench, SEGMENT, pattern};
 use penstock_engine::*;

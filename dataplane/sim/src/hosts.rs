@@ -71,12 +71,14 @@ impl World {
         if v.doomed && v.pending.is_none() && !v.created {
             return;
         }
-        if self.plan.host.orders && self.alive {
+        if self.alive {
             self.order_something(volume);
         }
         self.retry_orders(volume);
-        let Some(v) = self.volumes.get(&volume) else { return };
-        if !self.alive || v.pending.is_some() || !v.created || v.doomed {
+        let Some(pending) = self.volumes.get(&volume).map(|v| v.pending) else { return };
+        let goes_on = self.may_go_on(pending);
+        let v = &self.volumes[&volume];
+        if !self.alive || !goes_on || !v.created || v.doomed {
             // A fence that nobody clears yet holds orders up for as long.
             if self.shards[shard].fence.is_some() {
                 self.commands_left -= 1;
@@ -102,13 +104,21 @@ impl World {
 
     fn send_one(&mut self, volume: u32) {
         self.commands_left -= 1;
+        if self.plan.host.snapshot_one_in > 0
+            && self.rng.one_in(6)
+            && let Some((no, op)) = self.read_of_snapshot(volume)
+        {
+            self.send(no, op, false);
+            return;
+        }
         let Some((op, bad)) = self.choose(volume) else { return };
         self.send(volume, op, bad);
     }
 
     /// Sends a command. `bad` ones must be refused and are not told to the oracle.
     pub fn send(&mut self, volume: u32, op: HostOp, bad: bool) {
-        let v = &self.volumes[&volume];
+        let of = self.snapshots.get(&volume).map_or(volume, |snapshot| snapshot.of);
+        let v = &self.volumes[&of];
         let shard = v.shard;
         let replica = v.number.expect("a volume that was created was told");
         let serial = self.next_serial;
@@ -124,7 +134,7 @@ impl World {
         let mut other = None;
         let payload = match op {
             _ if bad => vec![0; 2 * BLOCK],
-            HostOp::Read(span) => vec![0xcd; span.len as usize],
+            HostOp::Read(span) | HostOp::ReadSnapshot(_, span) => vec![0xcd; span.len as usize],
             HostOp::Write(span) => {
                 if meddles {
                     command.other = Some(command.id + 1);
@@ -155,7 +165,7 @@ impl World {
         if bad {
             self.bad_serials.insert(serial);
         }
-        self.volumes.get_mut(&volume).expect("there").out += 1;
+        self.volumes.get_mut(&of).expect("there").out += 1;
         self.tally.did("host commands", 1);
         self.feed(shard, Event::Host { io: IoId(io), replica, host: HostId::default(), op });
     }
@@ -249,7 +259,8 @@ impl World {
         let command = s.ios.remove(&io.0).unwrap_or_else(|| panic!("shard {shard} answers {io:?}, which is not out"));
         let payload = s.mem.take(io);
         s.free_ios.push(io.0);
-        if let Some(v) = self.volumes.get_mut(&command.volume) {
+        let of = self.snapshots.get(&command.volume).map_or(command.volume, |snapshot| snapshot.of);
+        if let Some(v) = self.volumes.get_mut(&of) {
             v.out = v.out.saturating_sub(1);
         }
         if self.bad_serials.remove(&command.serial) {
@@ -292,7 +303,8 @@ impl World {
                 assert!(s.fence.is_some() || s.command_failed, "{:?} was answered Fenced, and no command of the drive failed", command.op)
             }
             Status::NotReady => {
-                let v = self.volumes.get(&command.volume);
+                let of = self.snapshots.get(&command.volume).map_or(command.volume, |snapshot| snapshot.of);
+                let v = self.volumes.get(&of);
                 let settled = s.standing == Standing::Serving && v.is_some_and(|v| v.replica.is_some() && !v.doomed);
                 assert!(!settled || command.serial < s.serves_since, "{:?} was answered NotReady by a store that serves", command.op);
             }

@@ -3,15 +3,18 @@
 //! Numbers in the tally are those of FAULTS's invariants. To add one: a function here, a call where the moment is, a count
 //! in the tally, and a canary that makes it fail. Not here: histories of blocks (`register`) and memory (`memory`).
 
-use penstock_engine::{FenceReason, HostOp, RecoveryReport, ReplicaNo, Stage, Status, StoreConfig};
+use std::collections::BTreeSet;
+
+use penstock_engine::{FenceReason, HostOp, LayerNo, RecoveryReport, ReplicaNo, Stage, Status, StoreConfig};
 
 use penstock_wire::label::Label;
 
 use crate::drive::{Cut, Drive};
 use crate::faults::rot;
 use crate::oracle::Command;
-use crate::orders::volume_of;
+use crate::orders::{Pending, volume_of};
 use crate::probe::Probe;
+use crate::snapshots::layer_in;
 use crate::stamp::{BLOCK, Image, SECTOR, ZEROS, sector_of};
 use crate::world::{Standing, World};
 
@@ -24,6 +27,7 @@ const OLD_PROMISE_BLOCKS: usize = 24;
 struct Shown {
     volume: u32,
     replica: ReplicaNo,
+    layer: Option<LayerNo>,
     block: u64,
     image: Image,
 }
@@ -76,6 +80,11 @@ impl World {
         }
         let clouded = s.clouded;
         for v in self.volumes.values().filter(|v| v.shard == shard && v.created && !v.doomed) {
+            let store = self.shards[shard].store.as_ref().expect("it serves");
+            for (no, layer, _) in self.taken(v.no) {
+                let found = v.replica.and_then(|replica| layer_in(store, replica, no));
+                assert!(found == Some(layer) || clouded, "snapshot {no} of volume {} is layer {found:?} and was {layer:?}", v.no);
+            }
             assert!(v.replica.is_some() || clouded, "volume {} was acknowledged, and shard {shard} has recovered without it", v.no);
         }
         self.tally.check("volumes there after recovery (1)");
@@ -107,14 +116,14 @@ impl World {
         let (first, last) = (span.offset / BLOCK as u64, (span.offset + span.len - 1) / BLOCK as u64);
         for _ in 0..PROMISE_BLOCKS.min((last - first + 1) as usize) {
             let block = self.rng.within(first, last);
-            self.check_block(&mut probe, command.volume, replica, block, "after an acknowledgement and a power cut");
+            self.check_block(&mut probe, command.volume, replica, None, block, "after an acknowledgement and a power cut");
         }
         // Older promises stand too: of the blocks that were ever touched, some.
         let (touched, size) = (self.oracle.touched(command.volume), self.volumes[&command.volume].shape.blocks);
         for _ in 0..OLD_PROMISE_BLOCKS.min(touched.len()) {
             let block = self.rng.pick(&touched);
             if block < size {
-                self.check_block(&mut probe, command.volume, replica, block, "after another acknowledgement and a power cut");
+                self.check_block(&mut probe, command.volume, replica, None, block, "after another acknowledgement and a power cut");
             }
         }
         self.tally.check("promises on a copy of the media (9)");
@@ -176,8 +185,9 @@ impl World {
         drive.power_cut(rng.pick(&[Cut::AllLost, Cut::AllLost, Cut::PerBlock]), rng);
         let Some(mut next) = self.life_on(shard, drive, config, "when the power goes as soon as a store serves") else { return };
         for s in shown {
-            let (status, bytes) = next.read(s.replica, s.block).unwrap_or_else(|stuck| panic!("{when}, then a power cut: {stuck}"));
-            let after = (status == Status::Ok).then(|| image_of(&bytes, s.volume, s.block));
+            let (status, bytes) =
+                next.read(s.replica, s.layer, s.block).unwrap_or_else(|stuck| panic!("{when}, then a power cut: {stuck}"));
+            let after = (status == Status::Ok).then(|| image_of(&bytes, &self.oracle.kin(s.volume), s.block));
             // A fenced store shows what is proven, and a power cut may take the proof.
             let same = after == Some(Ok(s.image)) || after.is_none() && fenced;
             assert!(
@@ -201,24 +211,40 @@ impl World {
                 assert!(clouded, "volume {no} is gone {when}");
                 continue;
             };
-            for block in self.oracle.touched(no).into_iter().filter(|b| *b < blocks) {
-                let image = self.check_block(probe, no, replica, block, when);
-                shown.extend(image.map(|image| Shown { volume: no, replica, block, image }));
+            let mut views = vec![(no, None, blocks)];
+            for (snapshot, layer, size) in self.taken(no) {
+                let found = layer_in(probe.store(), replica, snapshot);
+                assert!(found == Some(layer) || clouded, "snapshot {snapshot} of volume {no} is layer {found:?} and was {layer:?} {when}");
+                views.extend(found.map(|layer| (snapshot, Some(layer), size)));
+            }
+            for (no, layer, blocks) in views {
+                for block in self.oracle.touched(no).into_iter().filter(|b| *b < blocks) {
+                    let image = self.check_block(probe, no, replica, layer, block, when);
+                    shown.extend(image.map(|image| Shown { volume: no, replica, layer, block, image }));
+                }
             }
         }
         shown
     }
 
-    fn check_block(&mut self, probe: &mut Probe, volume: u32, replica: ReplicaNo, block: u64, when: &str) -> Option<Image> {
-        if self.volumes[&volume].pending.is_some() {
+    fn check_block(
+        &mut self,
+        probe: &mut Probe,
+        volume: u32,
+        replica: ReplicaNo,
+        layer: Option<LayerNo>,
+        block: u64,
+        when: &str,
+    ) -> Option<Image> {
+        if self.volumes.get(&volume).is_some_and(|v| matches!(v.pending, Some(Pending::Resize { .. }))) {
             // A shrink may or may not have taken hold.
             return None;
         }
         let possible = self.oracle.possible(volume, block).unwrap_or_else(|wrong| panic!("{wrong}"));
-        let (status, bytes) = probe.read(replica, block).unwrap_or_else(|stuck| panic!("{when}: {stuck}"));
+        let (status, bytes) = probe.read(replica, layer, block).unwrap_or_else(|stuck| panic!("{when}: {stuck}"));
         self.tally.check("blocks read in a second life");
         match status {
-            Status::Ok => match image_of(&bytes, volume, block) {
+            Status::Ok => match image_of(&bytes, &self.oracle.kin(volume), block) {
                 Ok(image) if possible.contains(&image) => return Some(image),
                 Ok(image) => panic!("{when}: volume {volume} block {block} would hold {image:?}; it may hold {possible:?}"),
                 Err(wrong) => panic!("{when}: volume {volume} block {block}: {wrong}"),
@@ -328,11 +354,12 @@ impl World {
             panic!("{:?} was answered NoSpace", command.op);
         };
         let whole = (span.offset | span.len).is_multiple_of(BLOCK as u64);
-        assert!(!(whole && matches!(command.op, HostOp::Zero(_))), "giving space back was answered NoSpace");
+        // Over a snapshot zeros take pages of the map.
+        let kept = self.snapshots.values().any(|s| s.of == command.volume);
+        assert!(!(whole && matches!(command.op, HostOp::Zero(_))) || kept, "giving space back was answered NoSpace");
         // What the command may need, what others out may need, and what is held back for checkpoints.
         let extents = |len: u64| len / (16 * BLOCK as u64) + 2;
-        let others: u64 =
-            s.ios.values().map(|c| if let HostOp::Write(s) | HostOp::CompareWrite(s) = c.op { extents(s.len) } else { 0 }).sum();
+        let others: u64 = s.ios.values().map(|c| if c.op.reads() { 0 } else { c.op.span().map_or(0, |s| extents(s.len)) }).sum();
         let need = extents(span.len) + others + view.undrained_extents;
         let reserve = 16 + view.extents / 8;
         assert!(
@@ -347,12 +374,12 @@ impl World {
     }
 }
 
-fn image_of(bytes: &[u8], volume: u32, block: u64) -> Result<Image, String> {
+fn image_of(bytes: &[u8], kin: &BTreeSet<u32>, block: u64) -> Result<Image, String> {
     let mut image = ZEROS;
     for (s, sector) in bytes.chunks_exact(SECTOR).enumerate() {
         let (id, told) = sector_of(sector).ok_or_else(|| format!("sector {s} is no host's data: {:02x?}", &sector[..32]))?;
         if let Some((place, at)) = told
-            && (place.volume != volume || place.block != block || at != s)
+            && (!kin.contains(&place.volume) || place.block != block || at != s)
         {
             return Err(format!("sector {s} belongs to {place:?} sector {at}"));
         }

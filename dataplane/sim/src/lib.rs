@@ -31,6 +31,7 @@ pub mod register;
 pub mod report;
 pub mod rng;
 pub mod run;
+pub mod snapshots;
 pub mod stamp;
 pub mod tally;
 pub mod world;

@@ -53,6 +53,10 @@ struct Volume {
     size_blocks: u64,
     /// Every write that was ever sent, so that a stamp from nowhere is known as such at once.
     writes: BTreeSet<WriteId>,
+    /// Volumes whose stamps may be seen here: its own, and what it was taken of.
+    kin: BTreeSet<u32>,
+    /// Snapshots of it that are on their way.
+    snapshots: Vec<u32>,
 }
 
 /// What is wrong, in words.
@@ -71,13 +75,33 @@ pub struct Oracle {
 
 impl Oracle {
     pub fn add_volume(&mut self, volume: u32, size_blocks: u64) {
-        let fresh = self.volumes.insert(volume, Volume { size_blocks, ..Volume::default() }).is_none();
+        let fresh = self.volumes.insert(volume, Volume { size_blocks, kin: [volume].into(), ..Volume::default() }).is_none();
         assert!(fresh, "volume {volume} exists");
+    }
+
+    /// From now on until [`Self::end_snapshot`] the volume is kept, as another: what is done meanwhile may be in it.
+    pub fn begin_snapshot(&mut self, volume: u32, snapshot: u32) {
+        let v = self.volumes.get_mut(&volume).expect("known");
+        v.snapshots.push(snapshot);
+        let (blocks, writes, kin) = (v.blocks.clone(), v.writes.clone(), v.kin.clone());
+        let kept = Volume { blocks, size_blocks: v.size_blocks, writes, kin, snapshots: Vec::new() };
+        assert!(self.volumes.insert(snapshot, kept).is_none(), "volume {snapshot} exists");
+        if self.clouded.contains(&volume) {
+            self.clouded.insert(snapshot);
+        }
+    }
+
+    pub fn end_snapshot(&mut self, snapshot: u32) -> Result<(), Wrong> {
+        let now = self.tick();
+        self.volumes.values_mut().for_each(|v| v.snapshots.retain(|no| *no != snapshot));
+        let v = self.volumes.get_mut(&snapshot).expect("begun");
+        v.blocks.iter_mut().try_for_each(|(block, r)| r.cut_off(now).map_err(|c| at(snapshot, *block, c)))
     }
 
     /// The volume is gone, and nothing of it may be seen anywhere.
     pub fn drop_volume(&mut self, volume: u32) {
         self.volumes.remove(&volume);
+        self.volumes.values_mut().for_each(|v| v.snapshots.retain(|no| *no != volume));
     }
 
     pub fn size_blocks(&self, volume: u32) -> u64 {
@@ -96,12 +120,14 @@ impl Oracle {
 
     /// Any block of the volume may be reported lost from now on.
     pub fn cloud(&mut self, volume: u32) {
-        self.clouded.insert(volume);
+        let kept = self.volumes.iter().filter(|(_, v)| v.kin.contains(&volume)).map(|(no, _)| *no);
+        self.clouded.extend(kept.chain([volume]));
     }
 
     /// For looks at a copy: the cloud was over the copy alone.
     pub fn uncloud(&mut self, volume: u32) {
-        self.clouded.remove(&volume);
+        let kept: Vec<u32> = self.volumes.iter().filter(|(_, v)| v.kin.contains(&volume)).map(|(no, _)| *no).collect();
+        self.clouded.retain(|no| *no != volume && !kept.contains(no));
     }
 
     pub fn is_clouded(&self, volume: u32) -> bool {
@@ -110,7 +136,7 @@ impl Oracle {
 
     /// An injected fault destroyed a copy of this image.
     pub fn destroy(&mut self, place: Place, image: Image) {
-        if let Some(v) = self.volumes.get_mut(&place.volume) {
+        for v in self.volumes.values_mut().filter(|v| v.kin.contains(&place.volume)) {
             v.blocks.entry(place.block).or_default().destroy(image);
         }
     }
@@ -118,6 +144,11 @@ impl Oracle {
     /// Whether the block may be reported lost.
     pub fn may_be_lost(&self, volume: u32, block: u64) -> bool {
         self.clouded.contains(&volume) || self.volumes.get(&volume).and_then(|v| v.blocks.get(&block)).is_some_and(Register::has_destroyed)
+    }
+
+    /// Volumes whose stamps a volume's blocks may show.
+    pub fn kin(&self, volume: u32) -> BTreeSet<u32> {
+        self.volumes.get(&volume).map(|v| v.kin.clone()).unwrap_or_default()
     }
 
     /// Blocks that commands have touched.
@@ -129,7 +160,8 @@ impl Oracle {
     pub fn has_room(&self, volume: u32, span: Span) -> bool {
         let v = &self.volumes[&volume];
         let (first, last) = (span.offset / BLOCK as u64, (span.offset + span.len).div_ceil(BLOCK as u64));
-        v.blocks.range(first..last).all(|(_, r)| r.has_room())
+        let kept = v.snapshots.iter().map(|no| &self.volumes[no]);
+        kept.chain([v]).all(|v| v.blocks.range(first..last).all(|(_, r)| r.has_room()))
     }
 
     /// What the block may hold if the node died now.
@@ -147,13 +179,40 @@ impl Oracle {
 
     pub fn begin(&mut self, c: &Command) {
         let now = self.tick();
-        let v = self.volumes.get_mut(&c.volume).expect("known");
-        v.writes.extend([c.id].into_iter().chain(c.other).filter(|id| *id != 0));
-        let Some((span, acts)) = acts_of(c) else { return };
-        assert!(span.offset + span.len <= v.size_blocks * BLOCK as u64, "bad spans are not for the oracle");
-        for (block, act) in acts {
-            v.blocks.entry(block).or_default().begin(c.serial, now, act);
+        for no in self.also(c) {
+            let v = self.volumes.get_mut(&no).expect("known");
+            v.writes.extend([c.id].into_iter().chain(c.other).filter(|id| *id != 0));
+            let Some((span, acts)) = acts_of(c) else { return };
+            assert!(span.offset + span.len <= v.size_blocks * BLOCK as u64, "bad spans are not for the oracle");
+            for (block, act) in acts {
+                v.blocks.entry(block).or_default().begin(c.serial, now, act);
+            }
         }
+    }
+
+    /// The volume of a command, and the snapshots that it may get into.
+    fn also(&self, c: &Command) -> Vec<u32> {
+        let v = &self.volumes[&c.volume];
+        [c.volume].into_iter().chain(v.snapshots.iter().copied()).collect()
+    }
+
+    /// Of a snapshot that is on its way a command's answer tells nothing: it may be in it.
+    fn answered_meanwhile(&mut self, c: &Command, acts: &[(u64, Act)], status: Status, now: Clock) -> Result<(), Wrong> {
+        for no in self.volumes[&c.volume].snapshots.clone() {
+            let v = self.volumes.get_mut(&no).expect("on its way");
+            for (block, _) in acts {
+                let r = v.blocks.get_mut(block).expect("begun there too");
+                let judged = if c.op.reads() {
+                    r.withdrawn(c.serial)
+                } else if status == Status::Fenced {
+                    r.haunting(c.serial)
+                } else {
+                    r.uncertain(c.serial, now)
+                };
+                judged.map_err(|why| at(no, *block, why))?;
+            }
+        }
+        Ok(())
     }
 
     /// A command that began was answered. `payload` is what a read filled.
@@ -174,6 +233,7 @@ impl Oracle {
                 Err(format!("{c:?} was answered {status:?}"))
             };
         };
+        self.answered_meanwhile(c, &acts, status, now)?;
         let lone = acts.len() == 1;
         if status == Status::Unrecovered {
             let v = &self.volumes[&c.volume];
@@ -183,7 +243,7 @@ impl Oracle {
             self.lost_accepted += 1;
         }
         let seen = match (&c.op, status) {
-            (HostOp::Read(_), Status::Ok) => {
+            (HostOp::Read(_) | HostOp::ReadSnapshot(..), Status::Ok) => {
                 self.reads_judged += 1;
                 self.seen(c.volume, span, payload)?
             }
@@ -199,7 +259,7 @@ impl Oracle {
         for (i, (block, act)) in acts.into_iter().enumerate() {
             let r = v.blocks.get_mut(&block).expect("begun");
             let judged = match (&c.op, status) {
-                (HostOp::Read(_), Status::Ok) => r.answered(c.serial, now, Act::See(seen[i].1)),
+                (HostOp::Read(_) | HostOp::ReadSnapshot(..), Status::Ok) => r.answered(c.serial, now, Act::See(seen[i].1)),
                 (HostOp::Write(_) | HostOp::Zero(_) | HostOp::CompareWrite(_), Status::Ok) => r.answered(c.serial, now, act),
                 (HostOp::CompareWrite(_), Status::Miscompare { .. }) => {
                     let (bad_block, first) = differs.expect("a miscompare");
@@ -210,12 +270,11 @@ impl Oracle {
                         std::cmp::Ordering::Greater => r.withdrawn(c.serial),
                     }
                 }
-                (HostOp::Read(_) | HostOp::Write(_) | HostOp::CompareWrite(_) | HostOp::Zero(_), Status::Unrecovered)
-                    if lone && !clouded =>
-                {
-                    r.answered(c.serial, now, Act::SeeLost)
+                (HostOp::Flush, Status::Unrecovered) => return Err(format!("{c:?} was answered {status:?}")),
+                (_, Status::Unrecovered) if lone && !clouded => r.answered(c.serial, now, Act::SeeLost),
+                (HostOp::Read(_) | HostOp::ReadSnapshot(..), Status::Unrecovered | Status::NotReady | Status::Fenced) => {
+                    r.withdrawn(c.serial)
                 }
-                (HostOp::Read(_), Status::Unrecovered | Status::NotReady | Status::Fenced) => r.withdrawn(c.serial),
                 (_, Status::Unrecovered) => r.uncertain(c.serial, now),
                 // A command above 1 MiB goes piece by piece: some of it may be there.
                 (_, Status::NoSpace | Status::NotReady) if span.len > PIECE || matches!(c.op, HostOp::Zero(_)) => {
@@ -281,7 +340,8 @@ impl Oracle {
                 let sector = bytes.next().ok_or("a payload shorter than its span")?;
                 let (id, told) = sector_of(sector)
                     .ok_or_else(|| format!("{here:?} sector {s}: what was read is no host's data: {:02x?}", &sector[..32]))?;
-                if told.is_some_and(|t| t != (here, s)) {
+                let of = |place: Place| Place { volume: if v.kin.contains(&place.volume) { volume } else { place.volume }, ..place };
+                if told.is_some_and(|(place, sector)| (of(place), sector) != (here, s)) {
                     return Err(format!("{here:?} sector {s}: what was read belongs to {told:?}, write {id}"));
                 }
                 if id != 0 && !v.writes.contains(&id) {
@@ -302,7 +362,7 @@ fn at(volume: u32, block: u64, why: Contradiction) -> Wrong {
 fn acts_of(c: &Command) -> Option<(Span, Vec<(u64, Act)>)> {
     let acts = match c.op {
         HostOp::Flush | HostOp::Reserve(_) => return None,
-        HostOp::Read(span) => pieces_of(span, 0).into_iter().map(|(b, _)| (b, Act::Look)).collect(),
+        HostOp::Read(span) | HostOp::ReadSnapshot(_, span) => pieces_of(span, 0).into_iter().map(|(b, _)| (b, Act::Look)).collect(),
         HostOp::Zero(span) => pieces_of(span, 0).into_iter().map(|(b, p)| (b, Act::Put(vec![p]))).collect(),
         HostOp::Write(span) => {
             let mut acts: Vec<(u64, Act)> = pieces_of(span, c.id).into_iter().map(|(b, p)| (b, Act::Put(vec![p]))).collect();

@@ -17,12 +17,15 @@ pub enum Pending {
     Create { order: Option<u64> },
     Resize { order: Option<u64>, blocks: u64 },
     Delete { order: Option<u64> },
+    Snapshot { order: Option<u64>, no: u32 },
 }
 
 impl Pending {
     fn order(self) -> Option<u64> {
         match self {
-            Pending::Create { order } | Pending::Resize { order, .. } | Pending::Delete { order } => order,
+            Pending::Create { order } | Pending::Resize { order, .. } | Pending::Delete { order } | Pending::Snapshot { order, .. } => {
+                order
+            }
         }
     }
 }
@@ -82,7 +85,9 @@ impl World {
 
     /// Now and then: another size, an end, a new beginning, or an order that must be refused.
     pub fn order_something(&mut self, volume: u32) {
-        if !self.rng.one_in(self.plan.host.order_one_in) {
+        let snapshots = self.rng.one_in(self.plan.host.snapshot_one_in);
+        let orders = snapshots || self.plan.host.orders && self.rng.one_in(self.plan.host.order_one_in);
+        if !orders {
             return;
         }
         let v = &self.volumes[&volume];
@@ -93,6 +98,10 @@ impl World {
             || self.shards[shard].standing != Standing::Serving
             || self.shards[shard].fence.is_some()
         {
+            return;
+        }
+        if snapshots {
+            self.take_snapshot(volume);
             return;
         }
         match self.rng.below(8) {
@@ -133,6 +142,7 @@ impl World {
         v.doomed = true;
         v.pending = Some(Pending::Delete { order: None });
         self.oracle.drop_volume(volume);
+        self.forget_snapshots(|s| s.of == volume);
         self.tally.did("volumes deleted", 1);
     }
 
@@ -153,11 +163,14 @@ impl World {
             Pending::Create { .. } => Order::Create(shape),
             Pending::Resize { blocks, .. } => Order::Resize { segment, blocks },
             Pending::Delete { .. } => Order::Delete { segment },
+            Pending::Snapshot { no, .. } => self.snapshot_order(no),
         };
         let id = self.order(shard, order);
         let v = self.volumes.get_mut(&volume).expect("there");
         match v.pending.as_mut().expect("pending") {
-            Pending::Create { order } | Pending::Resize { order, .. } | Pending::Delete { order } => *order = Some(id),
+            Pending::Create { order } | Pending::Resize { order, .. } | Pending::Delete { order } | Pending::Snapshot { order, .. } => {
+                *order = Some(id)
+            }
         }
     }
 
@@ -193,6 +206,12 @@ impl World {
                 v.created = false;
                 v.replica = None;
             }
+            (Ok(()), Pending::Snapshot { no, .. }) => {
+                v.pending = None;
+                self.snapshot_taken(shard, no);
+            }
+            // What a shrink over a snapshot cuts off takes pages of the map.
+            (Err(OrderError::NoSpace), Pending::Resize { .. }) => v.pending = None,
             (Err(OrderError::NoSpace), Pending::Create { .. }) => {
                 // A full store takes no more volumes; this one is forgotten.
                 v.doomed = true;

@@ -101,6 +101,8 @@ pub struct HostPlan {
     pub orders: bool,
     /// One order in so many thoughts of a host.
     pub order_one_in: u32,
+    /// A volume is kept as it is once in so many thoughts of its host; 0 for never.
+    pub snapshot_one_in: u32,
     pub scrub: bool,
     /// Commands in all, over all volumes.
     pub commands: u64,
@@ -188,6 +190,7 @@ impl Plan {
             orders: rng.percent(if fill { 80 } else { 50 }),
             // A full store whose volumes come and go, and that dies meanwhile, lives off its last extents.
             order_one_in: if fill { rng.pick(&[10, 40]) } else { 120 },
+            snapshot_one_in: rng.pick(&[0, 0, 10, 40]),
             scrub: rng.percent(30),
             commands: match load {
                 Load::Fill | Load::Flood => rng.within(150, 600),

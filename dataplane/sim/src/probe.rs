@@ -6,8 +6,8 @@
 use std::collections::BTreeMap;
 
 use penstock_engine::{
-    DiskKind, Effect, Effects, Event, FenceReason, HostOp, IoId, Millis, Notice, OpenError, Order, OrderError, OrderId, RecoveryReport,
-    ReplicaNo, Span, Status, Store, StoreConfig,
+    DiskKind, Effect, Effects, Event, FenceReason, HostOp, IoId, LayerNo, Millis, Notice, OpenError, Order, OrderError, OrderId,
+    RecoveryReport, ReplicaNo, Span, Status, Store, StoreConfig,
 };
 use penstock_wire::label::Share;
 use penstock_wire::{HostId, ReplicaShape};
@@ -81,13 +81,14 @@ impl Probe {
         &self.store
     }
 
-    /// Reads one block.
-    pub fn read(&mut self, replica: ReplicaNo, block: u64) -> Result<(Status, Vec<u8>), String> {
+    /// Reads one block of a volume, or of the snapshot that froze a layer.
+    pub fn read(&mut self, replica: ReplicaNo, layer: Option<LayerNo>, block: u64) -> Result<(Status, Vec<u8>), String> {
         let io = IoId(0);
         let span = Span { offset: block * BLOCK as u64, len: BLOCK as u64 };
         let direct = self.rng.one_in(2);
         self.mem.put(io, vec![0xab; BLOCK], direct, None);
-        self.inbox.push(Event::Host { io, replica, host: HostId::default(), op: HostOp::Read(span) });
+        let op = layer.map_or(HostOp::Read(span), |layer| HostOp::ReadSnapshot(layer, span));
+        self.inbox.push(Event::Host { io, replica, host: HostId::default(), op });
         self.until("a read is answered", |p| p.replies.contains_key(&0))?;
         let status = self.replies.remove(&0).expect("waited for");
         Ok((status, self.mem.take(io)))

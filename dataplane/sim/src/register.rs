@@ -141,14 +141,19 @@ impl Register {
 
     /// Every open command is cut off by a crash.
     pub fn crashed(&mut self, now: Clock) -> Result<(), Contradiction> {
+        self.cut_off(now)?;
+        self.ghosts.clear();
+        Ok(())
+    }
+
+    /// What is open may have taken effect by now, and nothing will later.
+    pub fn cut_off(&mut self, now: Clock) -> Result<(), Contradiction> {
         self.entries.retain(|e| e.must || e.to != NEVER || !matches!(e.act, Act::Look));
         for entry in &mut self.entries {
             entry.to = entry.to.min(now);
         }
         self.open = 0;
-        self.rest()?;
-        self.ghosts.clear();
-        Ok(())
+        self.rest()
     }
 
     /// Everything that the block may hold if the node died at this moment.

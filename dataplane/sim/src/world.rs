@@ -26,6 +26,7 @@ use crate::plan::{Occasion, Plan};
 use crate::probe::barrier_of;
 use crate::rng::Rng;
 use crate::run::{Life, stuck};
+use crate::snapshots::Snapshot;
 use crate::tally::{Tally, Trace};
 
 /// Virtual time that the hosts' commands may take, faults and all.
@@ -118,6 +119,7 @@ pub struct World {
     pub drives: Vec<Drive>,
     pub shards: Vec<Shard>,
     pub volumes: BTreeMap<u32, Volume>,
+    pub snapshots: BTreeMap<u32, Snapshot>,
     pub oracle: Oracle,
     pub tally: Tally,
     pub trace: Trace,
@@ -235,6 +237,7 @@ impl World {
             drives,
             shards,
             volumes: BTreeMap::new(),
+            snapshots: BTreeMap::new(),
             oracle: Oracle::default(),
             tally: Tally::default(),
             trace: Trace::new(print),
@@ -513,7 +516,7 @@ impl World {
             Notice::Corrupt { replica, block, .. } => {
                 if let Some(volume) = s.replicas.get(replica).filter(|no| !self.volumes[no].doomed) {
                     assert!(
-                        self.oracle.may_be_lost(*volume, *block) || s.clouded,
+                        self.in_any_layer(*volume).any(|no| self.oracle.may_be_lost(no, *block)) || s.clouded,
                         "shard {shard} calls volume {volume} block {block} corrupt, and no fault was injected there"
                     );
                     self.tally.check("corruption reports true");
@@ -606,9 +609,10 @@ fn event_words(e: &Event) -> [u64; 4] {
 }
 
 fn op_word(op: &penstock_engine::HostOp) -> u64 {
-    use penstock_engine::HostOp::{CompareWrite, Flush, Read, Reserve, Write, Zero};
+    use penstock_engine::HostOp::{CompareWrite, Flush, Read, ReadSnapshot, Reserve, Write, Zero};
     let (kind, span) = match op {
         Read(s) => (1, Some(s)),
+        ReadSnapshot(layer, s) => (6 + u64::from(layer.0), Some(s)),
         Write(s) => (2, Some(s)),
         Zero(s) => (3, Some(s)),
         CompareWrite(s) => (4, Some(s)),

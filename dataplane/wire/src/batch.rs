@@ -4,13 +4,14 @@
 //! one rotten header does not hide what was in it. See docs/disk-format.md for how recovery judges what it finds.
 
 use crate::codec::{PREFIX, Put, Take, check_magic, seal, unseal_versions};
+use crate::layer::SnapshotShape;
 use crate::page::BlockState;
 use crate::peer::{self, EntryKind, MemberNo, Members, States};
 use crate::reservation::Reservations;
-use crate::{BLOCK, DecodeError, EXTENT_BLOCKS, Generation, Incarnation, Index, ReplicaShape, RingPos, Seq, Term};
+use crate::{BLOCK, DecodeError, EXTENT_BLOCKS, Generation, Incarnation, Index, ReplicaShape, RingPos, SegmentId, Seq, SnapshotId, Term};
 
 const MAGIC: &[u8; 8] = b"PENSLOG1";
-/// The version that is written. Read too are version 1, which has no ops of groups, and 2, which has no reservations.
+/// The version that is written. Read too are version 1, which has no ops of groups, and 2, which has no reservations and snapshots.
 const VERSION: u32 = 3;
 const WHAT: &str = "batch header";
 const WHAT_OPS: &str = "batch descriptors";
@@ -296,6 +297,9 @@ impl Section {
             Op::Whole { blocks } => self.whole(*blocks),
             Op::Copy(copy) => self.copy(copy),
             Op::Reserve(state) => self.reserve(state),
+            Op::Snapshot(shape) => self.snapshot(shape),
+            Op::Unsnapshot(id) => self.unsnapshot(*id),
+            Op::Origin { segment, snapshot } => self.origin(*segment, *snapshot),
         }
     }
 
@@ -379,6 +383,28 @@ impl Section {
         self.bytes.extend_from_slice(&state.encode());
     }
 
+    /// The volume as of here is a snapshot: the last op of its entry.
+    pub fn snapshot(&mut self, shape: &SnapshotShape) {
+        let len = shape.encoded_len();
+        self.op(OP_SNAPSHOT, len as u32, 0);
+        let at = self.bytes.len();
+        self.bytes.resize(at + len, 0);
+        shape.put(&mut Put::new(&mut self.bytes, at));
+    }
+
+    /// The snapshot is no more.
+    pub fn unsnapshot(&mut self, id: SnapshotId) {
+        self.op(OP_UNSNAPSHOT, 16, 0);
+        self.bytes.extend_from_slice(&id.0);
+    }
+
+    /// The replica, which has just begun, is a clone.
+    pub fn origin(&mut self, segment: SegmentId, snapshot: SnapshotId) {
+        self.op(OP_ORIGIN, 32, 0);
+        self.bytes.extend_from_slice(&segment.0);
+        self.bytes.extend_from_slice(&snapshot.0);
+    }
+
     /// A whole entry of ops that [`decode_ops`] took before.
     pub fn raw(&mut self, replica: u32, term: Term, index: Index, ops: &[u8]) {
         self.entry(replica, term, index);
@@ -437,6 +463,9 @@ const OP_RESOLVED: u8 = 9;
 const OP_INSTALL: u8 = 10;
 const OP_WHOLE: u8 = 11;
 const OP_COPY: u8 = 12;
+const OP_SNAPSHOT: u8 = 13;
+const OP_UNSNAPSHOT: u8 = 14;
+const OP_ORIGIN: u8 = 15;
 const OP_RESERVE: u8 = 16;
 
 /// A doubt of this replica is one of every replica that is a member of a group: there were too many to name.
@@ -487,6 +516,15 @@ pub enum Op {
     Copy(Box<CopyOp>),
     /// The volume's reservations from here on: all of them, whatever they were.
     Reserve(Box<Reservations>),
+    /// The volume as of here is kept. The last op of its entry, so that an entry's index tells which layer its ops belong to.
+    Snapshot(Box<SnapshotShape>),
+    /// The snapshot is no more.
+    Unsnapshot(SnapshotId),
+    /// The replica, which has just begun, is a clone of that snapshot of another of the same store.
+    Origin {
+        segment: SegmentId,
+        snapshot: SnapshotId,
+    },
 }
 
 /// An extent that was copied from another member.
@@ -574,9 +612,10 @@ impl Entry {
         let own = |op: &Op| match op {
             Op::Doubt { .. } => true,
             Op::Create(_) | Op::Members(_) | Op::Ballot { .. } | Op::Delete | Op::Resolved => self.replica != EVERY_MEMBER,
-            Op::Install { .. } | Op::Whole { .. } | Op::Copy(_) | Op::Reserve(_) => self.replica != EVERY_MEMBER,
-            Op::Write { .. } | Op::Zero { .. } | Op::Resize { .. } => false,
+            Op::Install { .. } | Op::Whole { .. } | Op::Copy(_) | Op::Reserve(_) | Op::Origin { .. } => self.replica != EVERY_MEMBER,
+            Op::Write { .. } | Op::Zero { .. } | Op::Resize { .. } | Op::Snapshot(_) | Op::Unsnapshot(_) => false,
         };
+        let marked = self.ops.iter().position(|op| matches!(op, Op::Snapshot(_)));
         let fits = match self.index.0 {
             0 => self.term.0 == 0 && self.ops.iter().all(own),
             _ => self.ops.iter().all(|op| match op {
@@ -585,6 +624,7 @@ impl Entry {
                 _ => true,
             }),
         };
+        let fits = fits && marked.is_none_or(|at| at + 1 == self.ops.len());
         if fits { Ok(()) } else { Err(DecodeError::Value { what: "index of an entry, by its term and ops", found: self.index.0 }) }
     }
 }
@@ -657,7 +697,9 @@ impl Iterator for RawOps<'_> {
         let (kind, count) = ((word & 0xff) as u8, word >> 8);
         let after = match kind {
             OP_WRITE => 4 * count as usize,
-            OP_CREATE | OP_MEMBERS | OP_BALLOT | OP_DOUBT | OP_INSTALL | OP_COPY | OP_RESERVE => count as usize,
+            OP_CREATE | OP_MEMBERS | OP_BALLOT | OP_DOUBT | OP_INSTALL | OP_COPY | OP_RESERVE | OP_SNAPSHOT | OP_UNSNAPSHOT | OP_ORIGIN => {
+                count as usize
+            }
             _ => 0,
         };
         self.0 = rest.get(OP_HEAD - 4 + after..).unwrap_or(&[]);
@@ -753,6 +795,20 @@ fn take_op(r: &mut Take<'_>) -> Result<Op, DecodeError> {
             zero_block(block)?;
             Op::Reserve(Box::new(Reservations::decode(r.bytes(count as usize)?)?))
         }
+        OP_SNAPSHOT => {
+            zero_block(block)?;
+            Op::Snapshot(Box::new(SnapshotShape::take(&mut Take::new(r.bytes(count as usize)?, 0, WHAT_OPS))?))
+        }
+        OP_UNSNAPSHOT => {
+            zero_block(block)?;
+            expect_len(count, 16)?;
+            Op::Unsnapshot(SnapshotId(r.id()?))
+        }
+        OP_ORIGIN => {
+            zero_block(block)?;
+            expect_len(count, 32)?;
+            Op::Origin { segment: SegmentId(r.id()?), snapshot: SnapshotId(r.id()?) }
+        }
         other => return Err(DecodeError::Value { what: "kind of an op", found: u64::from(other) }),
     })
 }
@@ -760,6 +816,10 @@ fn take_op(r: &mut Take<'_>) -> Result<Op, DecodeError> {
 /// The block number of an op that has no use for one.
 fn zero_block(block: u64) -> Result<(), DecodeError> {
     if block == 0 { Ok(()) } else { Err(DecodeError::Value { what: "block of an op without one", found: block }) }
+}
+
+fn expect_len(found: u32, len: u32) -> Result<(), DecodeError> {
+    if found == len { Ok(()) } else { Err(DecodeError::Value { what: "bytes of an op", found: found.into() }) }
 }
 
 fn check_range(block: u64, count: u32) -> Result<(), DecodeError> {

@@ -4,6 +4,7 @@
 //! number and the stream's checksum.
 
 use crate::codec::{PREFIX, Put, Take, seal, unseal_versions};
+use crate::layer::{FrozenRow, ROW_HEAD};
 use crate::page::EXTENTS_PER_PAGE;
 use crate::peer::{MemberNo, Members};
 use crate::reservation::Reservations;
@@ -11,7 +12,7 @@ use crate::{DecodeError, EXTENT, Incarnation, Index, ReplicaShape, Seq, Term};
 
 const MAGIC: &[u8; 8] = b"PENSDIR1";
 /// The version that is written. Read too are version 1, whose pages do not say how many extents they hold, 2, which knows no members of groups, and
-/// 3, which knows no reservations.
+/// 3, which knows no reservations, and whose replicas have one layer each.
 pub const VERSION: u32 = 4;
 const WHAT: &str = "directory part";
 const HEAD: usize = 64;
@@ -105,7 +106,15 @@ pub struct ReplicaRow {
     /// Highest index that was applied when the checkpoint was taken.
     pub applied: Index,
     pub shape: ReplicaShape,
+    /// Number of the live layer, and its pages.
+    pub layer: u32,
+    /// Entry of the newest snapshot's marker, 0 where there never was one.
+    pub since: Index,
     pub pages: Vec<PageRow>,
+    /// Layers beneath the live one, lowest first.
+    pub frozen: Vec<FrozenRow>,
+    /// Of a clone: the replica and its frozen layer that the lowest of these lies over.
+    pub origin: Option<(u32, u32)>,
     /// Of a member of a group of several.
     pub member: Option<MemberRow>,
     /// As of `applied`; none where no host ever registered.
@@ -146,9 +155,13 @@ impl Directory {
     /// The stream, in version [`VERSION`].
     pub fn encode(&self) -> Vec<u8> {
         let members = |row: &ReplicaRow| row.member.as_ref().map(|member| member.members.encode()).unwrap_or_default();
+        let pages = |pages: &[PageRow]| pages.len() * row_bytes(VERSION);
         let reserved = |row: &ReplicaRow| row.reservations.as_ref().map_or(0, |state| 4 + state.encoded_len());
-        let row_len =
-            |row: &ReplicaRow| 80 + row.shape.encoded_len() + members(row).len() + reserved(row) + row.pages.len() * row_bytes(VERSION);
+        let frozen = |row: &FrozenRow| ROW_HEAD + row.snapshot.encoded_len() + pages(&row.pages);
+        let row_len = |row: &ReplicaRow| {
+            let layers = pages(&row.pages) + row.frozen.iter().map(frozen).sum::<usize>();
+            104 + row.shape.encoded_len() + members(row).len() + reserved(row) + layers
+        };
         let rows: usize = self.replicas.iter().map(row_len).sum();
         let mut bytes = vec![0; 24 + rows + self.taken.len()];
         let mut w = Put::new(&mut bytes, 0);
@@ -166,13 +179,14 @@ impl Directory {
                     | flag(member.is_some_and(|member| member.stopped), STOPPED)
                     | flag(doubt.is_some(), DOUBTFUL)
                     | flag(rebuild.is_some(), REBUILT)
-                    | flag(replica.reservations.is_some(), RESERVED),
+                    | flag(replica.reservations.is_some(), RESERVED)
+                    | flag(replica.origin.is_some(), CLONE),
             );
             w.u64(replica.term.0);
             w.u64(member.map_or(0, |member| member.vote.0));
             w.u64(member.map_or(0, |member| member.applied_term.0));
             w.u64(replica.applied.0);
-            w.u32(0); // layers above the base, none until snapshots come
+            w.u32(replica.frozen.len() as u32);
             w.u32(replica.shape.encoded_len() as u32);
             replica.shape.put(&mut w);
             let members = members(replica);
@@ -189,13 +203,14 @@ impl Directory {
                 w.u32(state.encoded_len() as u32);
                 w.bytes(&state.encode());
             }
-            w.u32(replica.pages.len() as u32);
-            for page in &replica.pages {
-                w.u32(page.page_no);
-                w.u32(page.slot);
-                w.u32(page.crc);
-                w.bytes(&[page.extents.unwrap_or(NOT_COUNTED)]);
+            if let Some((origin, layer)) = replica.origin {
+                w.u32(origin);
+                w.u32(layer);
             }
+            w.u32(replica.layer);
+            w.u64(replica.since.0);
+            replica.frozen.iter().for_each(|row| row.put(&mut w));
+            put_pages(&mut w, &replica.pages);
         }
         w.u64(self.taken.len() as u64);
         w.bytes(&self.taken);
@@ -209,7 +224,6 @@ impl Directory {
     /// # Errors
     /// When the bytes are not the directory of a store of `extents`.
     pub fn decode(bytes: &[u8], version: u32, extents: u64) -> Result<Self, DecodeError> {
-        let row_bytes = row_bytes(version);
         let mut r = Take::new(bytes, 0, "directory");
         let next_replica = r.u32()?;
         let count = r.u32()? as usize;
@@ -236,39 +250,43 @@ impl Directory {
             let applied_term = Term(r.count("term of a replica's entry")?);
             let applied = Index(r.count("index of a replica")?);
             let layers = r.u32()?;
-            if layers != 0 {
+            if version < 4 && layers != 0 {
                 return Err(DecodeError::Value { what: "layers of a replica", found: u64::from(layers) });
             }
             let shape_len = r.u32()? as usize;
             let shape = ReplicaShape::take(&mut Take::new(r.bytes(shape_len)?, 0, "replica"))?;
-            let reserved = if version >= 4 { flags & RESERVED } else { 0 };
-            let member = take_member(&mut r, version, flags & !reserved, vote, applied_term)?;
-            let reservations = if reserved != 0 { Some(take_reservations(&mut r)?) } else { None };
-            let pages = r.u32()? as usize;
-            if pages > r.left() / row_bytes {
-                return Err(DecodeError::Short { what: "pages of a replica", need: pages.saturating_mul(row_bytes), left: r.left() });
+            let known = if version >= 4 { flags & (RESERVED | CLONE) } else { 0 };
+            let member = take_member(&mut r, version, flags & !known, vote, applied_term)?;
+            let reservations = if known & RESERVED != 0 { Some(take_reservations(&mut r)?) } else { None };
+            let origin = if known & CLONE != 0 { Some((r.u32()?, r.u32()?)) } else { None };
+            // Origins are older than their clones, so no layer lies over itself.
+            let stands = |(no, layer): &(u32, u32)| {
+                let origin = replicas.iter().find(|row| row.no == *no);
+                origin.is_some_and(|row| row.frozen.iter().any(|frozen| frozen.layer == *layer))
+            };
+            if let Some((no, _)) = origin.filter(|origin| !stands(origin)) {
+                return Err(DecodeError::Value { what: "origin of a clone", found: no.into() });
             }
-            let mut rows: Vec<PageRow> = Vec::with_capacity(pages);
-            for _ in 0..pages {
-                let (page_no, slot, crc) = (r.u32()?, r.u32()?, r.u32()?);
-                let extents_held = if version == 1 { NOT_COUNTED } else { r.bytes(1)?[0] };
-                if usize::from(extents_held) > EXTENTS_PER_PAGE && extents_held != NOT_COUNTED {
-                    return Err(DecodeError::Value { what: "extents of a map page", found: u64::from(extents_held) });
-                }
-                let row = PageRow { page_no, slot, crc, extents: (extents_held != NOT_COUNTED).then_some(extents_held) };
-                if u64::from(row.slot) >= extents * crate::EXTENT_BLOCKS || rows.last().is_some_and(|last| last.page_no >= row.page_no) {
-                    return Err(DecodeError::Value { what: "slot of a map page", found: u64::from(row.slot) });
-                }
-                if row.page_no > crate::page::PAGE_NO_MAX {
-                    return Err(DecodeError::Limit {
-                        what: "number of a map page",
-                        found: u64::from(row.page_no),
-                        limit: u64::from(crate::page::PAGE_NO_MAX),
-                    });
-                }
-                rows.push(row);
+            let (layer, since) = if version < 4 { (0, Index(0)) } else { (r.u32()?, Index(r.count("newest marker of a replica")?)) };
+            let frozen = FrozenRow::take_all(&mut r, layers, layer, version, extents)?;
+            if frozen.last().is_some_and(|newest| newest.at > since) {
+                return Err(DecodeError::Value { what: "newest marker of a replica", found: since.0 });
             }
-            replicas.push(ReplicaRow { no, deleting: flags & DELETING != 0, term, applied, shape, pages: rows, member, reservations });
+            let pages = take_pages(&mut r, version, extents)?;
+            replicas.push(ReplicaRow {
+                no,
+                deleting: flags & DELETING != 0,
+                term,
+                applied,
+                shape,
+                layer,
+                since,
+                pages,
+                frozen,
+                origin,
+                member,
+                reservations,
+            });
         }
         let len = r.u64()?;
         if len != extents.div_ceil(8) {
@@ -287,10 +305,50 @@ const STOPPED: u32 = 2;
 const DOUBTFUL: u32 = 4;
 const REBUILT: u32 = 8;
 const RESERVED: u32 = 16;
+const CLONE: u32 = 64;
 
 fn take_reservations(r: &mut Take<'_>) -> Result<Box<Reservations>, DecodeError> {
     let len = r.u32()? as usize;
     Ok(Box::new(Reservations::decode(r.bytes(len)?)?))
+}
+
+pub(crate) fn put_pages(w: &mut Put<'_>, pages: &[PageRow]) {
+    w.u32(pages.len() as u32);
+    for page in pages {
+        w.u32(page.page_no);
+        w.u32(page.slot);
+        w.u32(page.crc);
+        w.bytes(&[page.extents.unwrap_or(NOT_COUNTED)]);
+    }
+}
+
+pub(crate) fn take_pages(r: &mut Take<'_>, version: u32, extents: u64) -> Result<Vec<PageRow>, DecodeError> {
+    let row_bytes = row_bytes(version);
+    let pages = r.u32()? as usize;
+    if pages > r.left() / row_bytes {
+        return Err(DecodeError::Short { what: "pages of a replica", need: pages.saturating_mul(row_bytes), left: r.left() });
+    }
+    let mut rows: Vec<PageRow> = Vec::with_capacity(pages);
+    for _ in 0..pages {
+        let (page_no, slot, crc) = (r.u32()?, r.u32()?, r.u32()?);
+        let extents_held = if version == 1 { NOT_COUNTED } else { r.bytes(1)?[0] };
+        if usize::from(extents_held) > EXTENTS_PER_PAGE && extents_held != NOT_COUNTED {
+            return Err(DecodeError::Value { what: "extents of a map page", found: u64::from(extents_held) });
+        }
+        let row = PageRow { page_no, slot, crc, extents: (extents_held != NOT_COUNTED).then_some(extents_held) };
+        if u64::from(row.slot) >= extents * crate::EXTENT_BLOCKS || rows.last().is_some_and(|last| last.page_no >= row.page_no) {
+            return Err(DecodeError::Value { what: "slot of a map page", found: u64::from(row.slot) });
+        }
+        if row.page_no > crate::page::PAGE_NO_MAX {
+            return Err(DecodeError::Limit {
+                what: "number of a map page",
+                found: u64::from(row.page_no),
+                limit: u64::from(crate::page::PAGE_NO_MAX),
+            });
+        }
+        rows.push(row);
+    }
+    Ok(rows)
 }
 
 fn take_member(r: &mut Take<'_>, version: u32, flags: u32, vote: MemberNo, applied_term: Term) -> Result<Option<MemberRow>, DecodeError> {
@@ -320,12 +378,28 @@ fn take_member(r: &mut Take<'_>, version: u32, flags: u32, vote: MemberNo, appli
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sample::{DIRECTORY_EXTENTS, directory, part};
+    use crate::sample::{DIRECTORY_EXTENTS, directory, layered_directory, part};
     use proptest::prelude::*;
 
     #[test]
     fn directory_round_trips() {
-        assert_eq!(Directory::decode(&directory().encode(), VERSION, DIRECTORY_EXTENTS).unwrap(), directory());
+        for directory in [directory(), layered_directory()] {
+            assert_eq!(Directory::decode(&directory.encode(), VERSION, DIRECTORY_EXTENTS).unwrap(), directory);
+        }
+    }
+
+    #[test]
+    fn layers_out_of_order_and_clones_of_nothing_are_refused() {
+        let refused = |change: fn(&mut Directory)| {
+            let mut directory = layered_directory();
+            change(&mut directory);
+            assert!(matches!(Directory::decode(&directory.encode(), VERSION, DIRECTORY_EXTENTS), Err(DecodeError::Value { .. })));
+        };
+        refused(|directory| directory.replicas[1].frozen.reverse());
+        refused(|directory| directory.replicas[1].frozen[1].at = Index(0x0102));
+        refused(|directory| directory.replicas[1].layer = 0x0102);
+        refused(|directory| directory.replicas[2].origin = Some((3, 1)));
+        refused(|directory| directory.replicas[0].origin = Some((3, 0)));
     }
 
     #[test]
@@ -360,7 +434,7 @@ mod tests {
     proptest! {
         #[test]
         fn mutated_directory_decodes_or_fails_cleanly(at: u16, byte: u8, cut: u16) {
-            let mut bytes = directory().encode();
+            let mut bytes = layered_directory().encode();
             let at = usize::from(at) % bytes.len();
             bytes[at] = byte;
             bytes.truncate(bytes.len() - usize::from(cut) % 8);

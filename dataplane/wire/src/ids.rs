@@ -40,4 +40,5 @@ id! {
     ReplicaId,
     /// A host, as it names itself when it connects; zeros for one that does not.
     HostId,
+    SnapshotId,
 }

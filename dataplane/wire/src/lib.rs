@@ -14,6 +14,7 @@ mod codec;
 pub mod directory;
 mod ids;
 pub mod label;
+pub mod layer;
 pub mod page;
 pub mod peer;
 pub mod reservation;
@@ -27,7 +28,7 @@ extern crate self as penstock_wire;
 pub mod sample;
 
 pub use codec::{DecodeError, crc32c};
-pub use ids::{ClusterId, DriveId, HostId, Incarnation, NodeId, ReplicaId, SegmentId, VolumeId};
+pub use ids::{ClusterId, DriveId, HostId, Incarnation, NodeId, ReplicaId, SegmentId, SnapshotId, VolumeId};
 
 /// Bytes of a block, the unit of everything inside.
 pub const BLOCK: usize = 4096;

@@ -87,6 +87,7 @@ fn batch_v3_of_each_kind_and_both_sizes() {
         ("batch-v3-group.bin", sample::group_batch()),
         ("batch-v3-copy.bin", sample::copy_batch()),
         ("batch-v3-reserved.bin", sample::reserved_batch()),
+        ("batch-v3-snapshot.bin", sample::snapshot_batch()),
         ("batch-v3-data-two-blocks.bin", sample::long_batch()),
         ("batch-v3-seal.bin", sample::seal()),
         ("batch-v3-open.bin", sample::open()),
@@ -119,6 +120,11 @@ fn batch_v3_of_each_kind_and_both_sizes() {
     let reserve = Op::Reserve(Box::new(sample::reservations()));
     assert_eq!((&entries[0].ops[1], &entries[1].ops[1]), (&reserve, &reserve));
     assert_eq!(entries[1].logged().unwrap().ops(), Ok(entries[1].ops.clone()));
+    let entries = decode_section(sample::snapshot_batch().own.bytes(), 1).unwrap();
+    assert_eq!(entries[0].ops[1], Op::Snapshot(Box::new(sample::snapshot(0xb0))));
+    assert_eq!(entries[1].ops, [Op::Unsnapshot(sample::snapshot(0xc0).id)]);
+    let segment = SegmentId(sample::snapshot(0xd0).id.0);
+    assert_eq!(entries[2].ops[1], Op::Origin { segment, snapshot: sample::snapshot(0xe0).id });
 }
 
 #[test]
@@ -155,7 +161,7 @@ fn directory_v3_and_its_part_is_still_read() {
 
 #[test]
 fn directory_v4_and_its_part() {
-    let directory = sample::directory();
+    let directory = sample::layered_directory();
     let stream = directory.encode();
     let part = sample::part(&stream);
     let mut encoded = vec![0; EXTENT];

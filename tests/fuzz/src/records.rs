@@ -140,16 +140,17 @@ pub fn seeds() -> Vec<Vec<u8>> {
         superblock.encode_into(&mut block);
         seed(1, &block);
     }
-    for batch in [sample::batch(), sample::group_batch(), sample::seal(), sample::open()] {
+    for batch in [sample::batch(), sample::group_batch(), sample::snapshot_batch(), sample::seal(), sample::open()] {
         seed(2, &batch.encode());
     }
     seed(3, &sample::long_batch().encode());
     page::encode_into(&mut block, &sample::page_name(), 6, &sample::page());
     seed(4, &block);
-    let stream = sample::directory().encode();
+    let stream = sample::layered_directory().encode();
     seed(6, &stream);
     seed(6, sample::batch().own.bytes());
     seed(6, sample::group_batch().own.bytes());
+    seed(6, sample::snapshot_batch().own.bytes());
     let mut extent = vec![0; EXTENT];
     sample::part(&stream).encode_into(&mut extent, &stream);
     seed(5, &extent);

@@ -208,7 +208,7 @@ impl Store {
         let mut promises = copy.promises;
         if self.map.live(no).is_some() {
             self.apply_copy(no, &copy.op, seq, at, &[]);
-            let key = GroupKey { replica: no, extent: copy.op.extent };
+            let key = GroupKey { layer: self.map.live_layer(no), extent: copy.op.extent };
             let takes = promises > 0 && !self.has_place(key);
             if let Some(id) = self.index.find(key).filter(|id| takes && !self.index.group(*id).promised) {
                 self.index.group_mut(id).promised = true;
@@ -224,6 +224,7 @@ impl Store {
 
     /// Sets the blocks of a copy that count. `bad`: blocks of its payload that are lost.
     pub(crate) fn apply_copy(&mut self, no: ReplicaNo, op: &CopyOp, seq: Seq, at: u32, bad: &[u32]) {
+        let layer = self.map.live_layer(no);
         for (block, state, of) in op.blocks() {
             let version = match state {
                 BlockState::Data if bad.contains(&(of as u32)) => Version::Lost,
@@ -231,7 +232,7 @@ impl Store {
                 BlockState::Lost => Version::Lost,
                 BlockState::Zero | BlockState::Inherit => Version::Zero,
             };
-            self.put_slot(no, block, Slot { seq, version }, op.changed);
+            self.put_slot(layer, block, Slot { seq, version }, op.changed);
         }
     }
 
@@ -241,7 +242,7 @@ impl Store {
             Op::Copy(copy) => {
                 self.apply_copy(no, copy, seq, at, bad);
                 if copy.blocks().any(|(_, state, _)| state == BlockState::Data)
-                    && let Some(id) = self.index.find(GroupKey { replica: no, extent: copy.extent })
+                    && let Some(id) = self.index.find(GroupKey { layer: self.map.live_layer(no), extent: copy.extent })
                     && !std::mem::replace(&mut self.index.group_mut(id).promised, true)
                 {
                     self.space.promise_again();
@@ -320,7 +321,7 @@ impl Store {
     /// Extents that copies on their way count on, and promises that they hold.
     pub(crate) fn copies_touch(&self, key: GroupKey) -> bool {
         let of = |item: &Own| matches!(item, Own::Copy(copy) if copy.op.extent == key.extent);
-        self.member(key.replica).is_some_and(|member| member.rebuild.is_some()) && self.groups.own.values().any(of)
+        self.member(key.layer.replica).is_some_and(|member| member.rebuild.is_some()) && self.groups.own.values().any(of)
     }
 
     pub(crate) fn copy_promises(&self) -> u64 {

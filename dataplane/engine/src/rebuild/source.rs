@@ -212,8 +212,9 @@ impl Store {
     /// Pages of a volume that there is anything on, in order.
     pub(super) fn pages_with_something(&self, no: ReplicaNo) -> Vec<u64> {
         let Some(replica) = self.map.get(no) else { return Vec::new() };
-        let grouped = self.index.iter().filter(|group| group.key.replica == no).map(|group| u64::from(group.key.extent) / PAGE);
-        let mut pages: Vec<u64> = replica.pages.keys().map(|page| u64::from(*page)).chain(grouped).collect();
+        let live = self.map.live_layer(no);
+        let grouped = self.index.iter().filter(|group| group.key.layer == live).map(|group| u64::from(group.key.extent) / PAGE);
+        let mut pages: Vec<u64> = replica.live.pages.keys().map(|page| u64::from(*page)).chain(grouped).collect();
         pages.sort_unstable();
         pages.dedup();
         pages
@@ -221,12 +222,13 @@ impl Store {
 
     /// Entry that changed an extent last, 0 where there is nothing, and whether blocks of it are lost; `None` until its page is loaded.
     pub(super) fn changed_of<M: Memory>(&mut self, no: ReplicaNo, extent: u64, mem: &mut M, fx: &mut Effects) -> Option<(u64, bool)> {
-        let key = GroupKey { replica: no, extent: extent as u32 };
-        let (mut changed, mut damaged) = match self.map.known(no, key.extent) {
+        let layer = self.map.live_layer(no);
+        let key = GroupKey { layer, extent: extent as u32 };
+        let (mut changed, mut damaged) = match self.map.known(layer, key.extent) {
             Known::Nothing => (0, false),
             Known::Entry(entry) => (entry.changed, (0..BLOCKS).any(|at| entry.state(at) == BlockState::Lost)),
             Known::NotLoaded => {
-                self.load_page(PageKey::of(no, key.extent).0, mem, fx);
+                self.load_page(PageKey::of(layer, key.extent).0, mem, fx);
                 return None;
             }
         };
@@ -243,7 +245,7 @@ impl Store {
         let first = reading.extent * EXTENT_BLOCKS;
         let mut places = [Place::Zero; BLOCKS];
         for (at, place) in places.iter_mut().enumerate() {
-            match self.place_of(no, first + at as u64) {
+            match self.place_of(self.map.live_layer(no), first + at as u64) {
                 Ok(found) => *place = found,
                 Err(_) => return,
             }
@@ -307,9 +309,9 @@ impl Store {
         reading.stage = Stage::Wanted;
         let Some(no) = no else { return };
         // The drain may have overwritten it in place meanwhile: look again.
-        let key = GroupKey { replica: no, extent: extent as u32 };
-        let moving = self.index.find(key).is_some_and(|group| self.index.group(group).draining);
-        let stands = |at: &usize| self.place_of(no, extent * EXTENT_BLOCKS + *at as u64) == Ok(places[*at]);
+        let layer = self.map.live_layer(no);
+        let moving = self.is_moving(layer, extent);
+        let stands = |at: &usize| self.place_of(layer, extent * EXTENT_BLOCKS + *at as u64) == Ok(places[*at]);
         if moving && !failed || !bad.iter().all(stands) {
             return;
         }

@@ -74,7 +74,7 @@ impl Store {
             self.host.job(id).stage = JobStage::Parked;
             return false;
         }
-        let may = matches!(op, HostOp::Reserve(_)) || permits(&guard.state, host, !matches!(op, HostOp::Read(_)));
+        let may = matches!(op, HostOp::Reserve(_)) || permits(&guard.state, host, !op.reads());
         if !may {
             self.counters.host_conflicts += 1;
             self.tell(id, Status::Conflict, mem, fx);
@@ -105,7 +105,17 @@ impl Store {
                 self.host.job(id).stage = JobStage::Proposed;
                 let what = What::Reserve(Box::new(state));
                 let index = RaftIndex(0);
-                self.make_ready(Proposed { job: Some(id), io: Some(io), order: None, replica: no, block: 0, blocks: 0, what, index });
+                self.make_ready(Proposed {
+                    job: Some(id),
+                    io: Some(io),
+                    order: None,
+                    replica: no,
+                    block: 0,
+                    blocks: 0,
+                    what,
+                    promises: 0,
+                    index,
+                });
             }
             (Ok(None), Reserve::Report { .. }) if self.member(no).is_none() => self.report_reservations(id, mem, fx),
             (Ok(None), Reserve::Report { .. }) => self.prove(id),

@@ -146,7 +146,7 @@ impl Core {
         }
         let (class, bytes) = OpClass::of(op);
         let len = match op {
-            HostOp::Read(span) | HostOp::Write(span) => span.len,
+            HostOp::Read(span) | HostOp::ReadSnapshot(_, span) | HostOp::Write(span) => span.len,
             HostOp::CompareWrite(span) => 2 * span.len,
             HostOp::Zero(_) | HostOp::Flush | HostOp::Reserve(_) => 0,
         };

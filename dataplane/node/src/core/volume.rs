@@ -19,7 +19,7 @@ pub enum OpClass {
 impl OpClass {
     pub fn of(op: HostOp) -> (Self, u64) {
         match op {
-            HostOp::Read(Span { len, .. }) => (Self::Read, len),
+            HostOp::Read(Span { len, .. }) | HostOp::ReadSnapshot(_, Span { len, .. }) => (Self::Read, len),
             HostOp::Write(Span { len, .. }) | HostOp::CompareWrite(Span { len, .. }) => (Self::Write, len),
             HostOp::Zero(_) => (Self::Zero, 0),
             HostOp::Flush => (Self::Flush, 0),

@@ -115,6 +115,16 @@ pub(super) fn order_error(doing: &str, error: OrderError) -> RpcError {
             format!("{doing}: no space is left on the drive"),
             "delete volumes or discard data, or use another drive",
         ),
+        OrderError::OtherSnapshot(name) => fail(
+            ErrorCode::Conflict,
+            format!("{doing}: that id is snapshot {name:?}, which stands under another name"),
+            "use the name it has, or another id",
+        ),
+        OrderError::NoSuchSnapshot => fail(
+            ErrorCode::NotFound,
+            format!("{doing}: the volume has no such snapshot here"),
+            "check the id against the volume's snapshots",
+        ),
         OrderError::Invalid(why) => fail(ErrorCode::Invalid, format!("{doing}: {why}"), "correct it"),
     }
 }

@@ -137,7 +137,7 @@ impl World {
         }
         let other = command.other.map(|id| payload_of(volume, span, id));
         let payload = match command.op {
-            HostOp::Read(span) => vec![0xcd; span.len as usize],
+            HostOp::Read(span) | HostOp::ReadSnapshot(_, span) => vec![0xcd; span.len as usize],
             HostOp::Write(span) => payload_of(volume, span, command.id),
             HostOp::CompareWrite(span) => {
                 let mut both = bytes_of(volume, &command.expect);

@@ -7,6 +7,7 @@ pub mod peer;
 use penstock_wire::batch::{Header, Kind, Prev, Section, header_blocks};
 use penstock_wire::directory::{Directory, MemberRow, PageRow, Part, ReplicaRow};
 use penstock_wire::label::{Label, Share};
+use penstock_wire::layer::{FrozenRow, SnapshotShape};
 use penstock_wire::page::{BlockState, Page, PageName};
 use penstock_wire::peer::{MemberNo, States};
 use penstock_wire::reservation::{Registrant, ReservationKind, Reservations};
@@ -198,6 +199,24 @@ pub fn copy() -> batch::CopyOp {
     batch::CopyOp { extent: 0x0102_0304, changed: 0x0505, states, mask: 0x8013, crcs: vec![0x1111_1111, 0x2222_2222] }
 }
 
+pub fn snapshot(first: u8) -> SnapshotShape {
+    SnapshotShape { id: SnapshotId(id(first)), name: "früh".into() }
+}
+
+/// What stores write of snapshots and clones; 1 payload block.
+pub fn snapshot_batch() -> SampleBatch {
+    let mut own = Section::default();
+    own.entry(4, Term(1), Index(10));
+    own.write(0x0102_0304, &[0x1111_1111]);
+    own.snapshot(&snapshot(0xb0));
+    own.entry(5, Term(1), Index(7));
+    own.unsnapshot(SnapshotId(id(0xc0)));
+    own.entry(6, Term(1), Index(1));
+    own.create(&shape());
+    own.origin(SegmentId(id(0xd0)), SnapshotId(id(0xe0)));
+    SampleBatch { header: header(Kind::Data, 1, before()), own, prev: section_before() }
+}
+
 /// Descriptors that take a second header block.
 pub fn long_batch() -> SampleBatch {
     let mut own = Section::default();
@@ -248,9 +267,19 @@ pub const DIRECTORY_EXTENTS: u64 = 40;
 
 pub fn directory() -> Directory {
     let page = |page_no, slot, crc, extents| PageRow { page_no, slot, crc, extents };
-    let row = |no, deleting, pages| {
-        let (member, reservations) = (None, None);
-        ReplicaRow { no, deleting, term: Term(1), applied: Index(0x0506), shape: shape(), pages, member, reservations }
+    let row = |no, deleting, pages| ReplicaRow {
+        no,
+        deleting,
+        term: Term(1),
+        applied: Index(0x0506),
+        shape: shape(),
+        layer: 0,
+        since: Index(0),
+        pages,
+        frozen: vec![],
+        origin: None,
+        member: None,
+        reservations: None,
     };
     let member = MemberRow {
         vote: MemberNo(0x0a0b),
@@ -282,6 +311,24 @@ pub fn unreserved_directory() -> Directory {
     let mut directory = directory();
     directory.replicas.retain(|replica| replica.member.is_some() || replica.reservations.is_none());
     directory.replicas.iter_mut().for_each(|replica| replica.reservations = None);
+    directory
+}
+
+/// As version 4 can say it: replicas with snapshots, and a clone of one of these.
+pub fn layered_directory() -> Directory {
+    let mut directory = directory();
+    let page = |page_no, slot, crc| PageRow { page_no, slot, crc, extents: Some(3) };
+    let frozen = |layer, first, removed, at, pages| {
+        let blocks = 0x0001_0000 + u64::from(layer);
+        FrozenRow { layer, snapshot: snapshot(first), removed, at: Index(at), blocks, pages }
+    };
+    let with = &mut directory.replicas[1];
+    (with.layer, with.since) = (0x0203, Index(0x0405));
+    with.frozen = vec![
+        frozen(0, 0xb0, true, 0x0102, vec![page(2, 20, 0x4444_0000)]),
+        frozen(0x0102, 0xc0, false, 0x0304, vec![page(1, 21, 0x5555_0000), page(7, 22, 0x6666_0000)]),
+    ];
+    directory.replicas[2].origin = Some((3, 0x0102));
     directory
 }
 

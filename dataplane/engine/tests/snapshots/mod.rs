@@ -1,0 +1,222 @@
+//! Snapshots over a well-behaved drive: what they hold, what they cost, and what comes back.
+
+use crate::bench::{Bench, SEGMENT, pattern};
+use penstock_engine::*;
+use penstock_wire::layer::SnapshotShape;
+use penstock_wire::*;
+
+const B: u64 = BLOCK as u64;
+
+fn shape(no: u8) -> SnapshotShape {
+    SnapshotShape { id: SnapshotId([no; 16]), name: format!("s{no}") }
+}
+
+impl Bench {
+    fn snapshot(&mut self, no: u8) -> LayerNo {
+        self.order(Order::Snapshot { segment: SEGMENT, snapshot: Box::new(shape(no)) }).unwrap();
+        self.layer(no).expect("it was taken")
+    }
+
+    fn layer(&self, no: u8) -> Option<LayerNo> {
+        let snapshots = self.store.snapshots(self.store.replica_of(SEGMENT).unwrap());
+        snapshots.iter().find(|view| view.snapshot == shape(no)).map(|view| view.layer)
+    }
+
+    fn read_snapshot(&mut self, no: u8, offset: u64, len: u64) -> Vec<u8> {
+        let layer = self.layer(no).expect("it stands");
+        let (status, bytes) = self.host(HostOp::ReadSnapshot(layer, Span { offset, len }), vec![0xcc; len as usize]);
+        assert_eq!(status, Status::Ok);
+        bytes
+    }
+
+    fn zero(&mut self, offset: u64, len: u64) {
+        assert_eq!(self.host(HostOp::Zero(Span { offset, len }), Vec::new()).0, Status::Ok);
+    }
+}
+
+#[test]
+fn snapshot_keeps_what_was_written_before_it_in_the_log_in_extents_and_after_reopening() {
+    for drained_first in [false, true] {
+        let mut bench = Bench::new();
+        bench.create(1000);
+        bench.write(0, &pattern(1, 20 * BLOCK));
+        if drained_first {
+            bench.order(Order::Drain).unwrap();
+        }
+        bench.snapshot(1);
+        bench.write(5 * B, &pattern(2, 2 * BLOCK));
+        bench.write(900 * B, &pattern(3, BLOCK));
+        let mut live = pattern(1, 20 * BLOCK);
+        live[5 * BLOCK..7 * BLOCK].copy_from_slice(&pattern(2, 2 * BLOCK));
+        let judge = |bench: &mut Bench| {
+            assert_eq!(bench.read_snapshot(1, 0, 20 * B), pattern(1, 20 * BLOCK));
+            assert_eq!(bench.read_snapshot(1, 900 * B, B), vec![0; BLOCK]);
+            assert_eq!(bench.read(0, 20 * B), live);
+            assert_eq!(bench.read(900 * B, B), pattern(3, BLOCK));
+        };
+        judge(&mut bench);
+        bench.reopen();
+        judge(&mut bench);
+        bench.order(Order::Drain).unwrap();
+        judge(&mut bench);
+        bench.audit();
+        bench.reopen();
+        judge(&mut bench);
+        bench.audit();
+    }
+}
+
+#[test]
+fn discard_over_a_snapshot_reads_zeros_and_leaves_the_snapshot_its_blocks() {
+    let mut bench = Bench::new();
+    bench.create(1000);
+    bench.write(0, &pattern(1, 64 * BLOCK));
+    bench.snapshot(1);
+    bench.zero(8 * B, 40 * B);
+    for round in 0..3 {
+        let mut live = pattern(1, 64 * BLOCK);
+        live[8 * BLOCK..48 * BLOCK].fill(0);
+        assert_eq!(bench.read(0, 64 * B), live, "round {round}");
+        assert_eq!(bench.read_snapshot(1, 0, 64 * B), pattern(1, 64 * BLOCK), "round {round}");
+        match round {
+            0 => bench.order(Order::Drain).unwrap(),
+            _ => bench.reopen(),
+        }
+        bench.audit();
+    }
+    // What reads as zeros already takes no more of the map.
+    bench.read(8 * B, B);
+    let pages = bench.store.view().counters.checkpoint_pages;
+    bench.zero(8 * B, 40 * B);
+    bench.order(Order::Drain).unwrap();
+    assert_eq!(bench.store.view().counters.checkpoint_pages, pages);
+}
+
+#[test]
+fn shrink_over_a_snapshot_keeps_it_and_what_grows_back_is_zeros() {
+    let mut bench = Bench::new();
+    bench.create(1000);
+    bench.write(600 * B, &pattern(1, 30 * BLOCK));
+    bench.snapshot(1);
+    for blocks in [610, 1000] {
+        bench.order(Order::Resize { segment: SEGMENT, blocks }).unwrap();
+    }
+    bench.snapshot(2);
+    for _ in 0..2 {
+        assert_eq!(bench.read_snapshot(1, 600 * B, 30 * B), pattern(1, 30 * BLOCK));
+        let mut live = pattern(1, 30 * BLOCK);
+        live[10 * BLOCK..].fill(0);
+        assert_eq!(bench.read(600 * B, 30 * B), live);
+        assert_eq!(bench.read_snapshot(2, 600 * B, 30 * B), live);
+        bench.order(Order::Drain).unwrap();
+        bench.audit();
+        bench.reopen();
+    }
+    let layer = bench.layer(1).unwrap();
+    let beyond = HostOp::ReadSnapshot(layer, Span { offset: 1000 * B, len: B });
+    assert_eq!(bench.host(beyond, vec![0; BLOCK]).0, Status::OutOfRange);
+}
+
+#[test]
+fn snapshot_costs_no_extent_before_something_is_written_over_it() {
+    let mut bench = Bench::new();
+    bench.create(5000);
+    bench.write(0, &pattern(1, 200 * BLOCK));
+    bench.order(Order::Drain).unwrap();
+    let usage = |bench: &Bench| bench.store.usage(bench.store.replica_of(SEGMENT).unwrap());
+    let before = usage(&bench).allocated_extents;
+    for no in 1..=9 {
+        bench.snapshot(no);
+    }
+    bench.order(Order::Drain).unwrap();
+    assert_eq!(usage(&bench).allocated_extents, before);
+    assert_eq!(usage(&bench).snapshot_extents, before);
+    bench.write(3 * B, &pattern(2, BLOCK));
+    bench.order(Order::Drain).unwrap();
+    assert_eq!(usage(&bench).allocated_extents, before + 1);
+    for no in 1..=9 {
+        assert_eq!(bench.read_snapshot(no, 0, 200 * B), pattern(1, 200 * BLOCK));
+    }
+}
+
+#[test]
+fn snapshot_ordered_again_is_the_same_and_another_of_its_id_is_refused() {
+    let mut bench = Bench::new();
+    bench.create(100);
+    let layer = bench.snapshot(1);
+    bench.write(0, &pattern(1, BLOCK));
+    assert_eq!(bench.snapshot(1), layer);
+    assert_eq!(bench.read_snapshot(1, 0, B), vec![0; BLOCK]);
+    let other = SnapshotShape { name: "another".into(), ..shape(1) };
+    let refused = bench.order(Order::Snapshot { segment: SEGMENT, snapshot: Box::new(other) });
+    assert_eq!(refused, Err(OrderError::OtherSnapshot("s1".into())));
+    let refused = bench.order(Order::Snapshot { segment: SegmentId([77; 16]), snapshot: Box::new(shape(1)) });
+    assert_eq!(refused, Err(OrderError::NoSuchSegment));
+    let gone = HostOp::ReadSnapshot(LayerNo(5), Span { offset: 0, len: B });
+    assert_eq!(bench.host(gone, vec![0; BLOCK]).0, Status::NotReady);
+}
+
+#[test]
+fn writes_sent_with_the_marker_are_on_one_side_of_it_and_none_lacks_space() {
+    let mut bench = Bench::new();
+    bench.create(2000);
+    for at in 0..30u64 {
+        bench.write(at * 16 * B, &pattern(1, BLOCK));
+    }
+    bench.order(Order::Drain).unwrap();
+    // All of these have their extents, until the marker takes them away.
+    let before: Vec<u32> = (0..10).map(|at| bench.begin(HostOp::Write(Span { offset: at * 16 * B, len: B }), pattern(2, BLOCK))).collect();
+    let order = Order::Snapshot { segment: SEGMENT, snapshot: Box::new(shape(1)) };
+    bench.store.apply(Event::Order { id: OrderId(99), order }, &mut bench.mem, &mut bench.fx);
+    bench.turns(1);
+    let after: Vec<u32> = (10..20).map(|at| bench.begin(HostOp::Write(Span { offset: at * 16 * B, len: B }), pattern(3, BLOCK))).collect();
+    bench.run();
+    assert!(before.iter().chain(&after).all(|io| bench.replies[io] == Status::Ok));
+    assert_eq!(bench.orders[&99], Ok(()));
+    for _ in 0..2 {
+        for at in 0..30 {
+            let (old, new) = (pattern(1, BLOCK), if at < 10 { pattern(2, BLOCK) } else { pattern(3, BLOCK) });
+            let live = if at < 20 { new.clone() } else { old.clone() };
+            assert_eq!(bench.read(at * 16 * B, B), live, "block {at}");
+            let kept = bench.read_snapshot(1, at * 16 * B, B);
+            assert!(kept == old || at < 10 && kept == new, "block {at}");
+        }
+        bench.order(Order::Drain).unwrap();
+        bench.audit();
+        bench.reopen();
+    }
+}
+
+#[test]
+fn discard_of_a_whole_volume_over_a_snapshot_is_refused_where_the_map_has_no_space_for_it() {
+    let mut bench = Bench::new();
+    bench.create(1_000_000);
+    // An extent a page, until nothing fits.
+    let mut pages = 0;
+    while bench.write(pages * 768 * B, &pattern(1, BLOCK)) == Status::Ok {
+        pages += 1;
+    }
+    bench.snapshot(1);
+    let all = Span { offset: 0, len: 1_000_000 * B };
+    assert_eq!(bench.host(HostOp::Zero(all), Vec::new()).0, Status::NoSpace);
+    for page in 0..pages {
+        assert_eq!(bench.read_snapshot(1, page * 768 * B, B), pattern(1, BLOCK));
+    }
+    bench.order(Order::Drain).unwrap();
+    bench.audit();
+}
+
+#[test]
+fn scrub_reads_what_snapshots_hold() {
+    let mut bench = Bench::new();
+    bench.create(1000);
+    bench.write(0, &pattern(1, 20 * BLOCK));
+    bench.snapshot(1);
+    bench.write(0, &pattern(2, 20 * BLOCK));
+    bench.order(Order::Drain).unwrap();
+    bench.order(Order::ScrubStart).unwrap();
+    for _ in 0..50 {
+        bench.tick(10);
+    }
+    assert!(bench.notices.contains(&Notice::ScrubDone { blocks: 40, corrupt: 0 }), "{:?}", bench.notices);
+}
