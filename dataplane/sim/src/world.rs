@@ -514,9 +514,10 @@ impl World {
                 }
             }
             Notice::Corrupt { replica, block, .. } => {
-                if let Some(volume) = s.replicas.get(replica).filter(|no| !self.volumes[no].doomed) {
+                if let Some(volume) = s.replicas.get(replica).copied().filter(|no| !self.volumes[no].doomed) {
+                    let clouded = s.clouded;
                     assert!(
-                        self.in_any_layer(*volume).any(|no| self.oracle.may_be_lost(no, *block)) || s.clouded,
+                        clouded || self.in_any_layer(volume).any(|no| self.oracle.may_be_lost(no, *block)),
                         "shard {shard} calls volume {volume} block {block} corrupt, and no fault was injected there"
                     );
                     self.tally.check("corruption reports true");
