@@ -9,6 +9,7 @@ use penstock::process::fleet::{Fleet, Plan};
 use penstock::process::hostile::{self, Place};
 use penstock::process::house::LIMIT;
 use penstock::process::ledger::{End, Ledger};
+use penstock::process::paths::{Registers, Tally};
 use penstock_api::rpc::{Empty, MetricPoints, MetricsGet, NodeGet, PeerAddress, PeerInfo, PeersSet, PeersSetParams};
 use penstock_wire::peer::{Beat, Body, Header, Hello, Kind, PROTOCOL};
 use penstock_wire::{ClusterId, Incarnation, NodeId};
@@ -224,6 +225,47 @@ fn volume_of_three_replicas_keeps_what_it_acknowledged_when_its_leader_is_killed
     assert_ne!(next, leader);
     let verified = ledger.expect_good(doors[next].address, &doors[next].nqn).unwrap();
     println!("{acknowledged} acknowledged by node {}, {verified:?} at node {}", leader + 1, next + 1);
+}
+
+/// How often leaders on a node handed over since their drives were slow.
+fn stepped_aside(fleet: &Fleet, at: usize) -> u64 {
+    let metrics = fleet.rpc::<MetricsGet>(at, &Empty {}).unwrap();
+    let family = metrics.families.iter().find(|family| family.name == "penstock_store_stepped_aside").expect("stores are measured");
+    let MetricPoints::Counter(points) = &family.points else { panic!("a counter") };
+    points.iter().map(|point| point.value).sum()
+}
+
+#[test]
+fn leader_whose_drive_becomes_slow_hands_over_and_hosts_go_on_at_the_next_one() {
+    const SLOW: usize = 0;
+    let mut dice = dice("a leader's drive becomes slow");
+    let plan = Plan { delayed: Some(SLOW), memory: 1024, ..Plan::default() };
+    let mut registers = Registers::new(dice.roll(), plan.volume.bytes(), 4);
+    let fleet = Fleet::new(plan).unwrap();
+    fleet.transfer(SLOW).unwrap();
+    let (doors, tally) = (fleet.doors(), Tally::default());
+    let more = |count: u64| {
+        let before = tally.answered();
+        wait_for("answers", LIMIT, || Ok((tally.answered() >= before + count).then_some(())))
+    };
+    let worked = registers.work_while(&doors, &tally, |_| {
+        more(300)?;
+        assert_eq!((fleet.leader(), stepped_aside(&fleet, SLOW)), (Some(SLOW), 0), "its drive is well yet");
+        fleet.delay(Duration::from_millis(40))?;
+        let next = wait_for("another to lead", LIMIT, || Ok(fleet.leader().filter(|at| *at != SLOW)))?;
+        more(1000)?;
+        assert_ne!(fleet.leader(), Some(SLOW), "it is not given back");
+        Ok(next)
+    });
+    let next = worked.unwrap_or_else(|e| panic!("{e}\n{}", fleet.last_words()));
+    println!("node {} led after node {}", next + 1, SLOW + 1);
+    assert_eq!(stepped_aside(&fleet, SLOW), 1, "{}", fleet.last_words());
+    fleet.delay(Duration::ZERO).unwrap();
+    fleet.wait_until_equal().unwrap();
+    for (at, door) in doors.iter().enumerate() {
+        fleet.transfer(at).unwrap();
+        registers.verify(door).unwrap_or_else(|e| panic!("node {}: {e}\n{}", at + 1, fleet.last_words()));
+    }
 }
 
 #[test]

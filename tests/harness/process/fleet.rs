@@ -7,6 +7,7 @@ use super::house::{LIMIT, TcpDoor, try_rpc};
 use super::program::{built, words};
 use super::turn::Turn;
 use super::{Result, failed};
+use crate::guest::rpc::call_json;
 use crate::guest::target::{Daemon, free_port};
 use crate::guest::wait::wait_for;
 use penstock_api::id::{ClusterTag, Id, IdParts, Incarnation, NodeNumber, Sequence};
@@ -16,9 +17,11 @@ use penstock_api::rpc::{
     PeerAddress, PeersSet, PeersSetParams, RpcError, VolumeInfo, VolumeList, VolumeState,
 };
 use penstock_api::{ByteSize, ClusterId, DriveId, NodeId, ReplicaId, SegmentId, VolumeId};
+use serde_json::json;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 /// How a fleet is built.
 #[derive(Debug, Clone)]
@@ -32,12 +35,14 @@ pub struct Plan {
     pub namespaces: Option<String>,
     /// Memory of each node in MiB.
     pub memory: u32,
+    /// The node whose drive is memory behind SPDK's delay, gone with its process: see [`Fleet::delay`].
+    pub delayed: Option<usize>,
 }
 
 impl Default for Plan {
     fn default() -> Self {
         let (oplog, volume) = (ByteSize::mib(16), ByteSize::mib(32));
-        Plan { nodes: 3, drive: "256MiB", oplog, volume, block: BlockSize::B512, namespaces: None, memory: 512 }
+        Plan { nodes: 3, drive: "256MiB", oplog, volume, block: BlockSize::B512, namespaces: None, memory: 512, delayed: None }
     }
 }
 
@@ -65,6 +70,10 @@ fn id(sequence: u64) -> Id {
     let (node, sequence) = (NodeNumber::new(0).expect("12 bits"), Sequence::new(sequence).expect("48 bits"));
     Id::from_parts(IdParts { cluster: cluster(), node, incarnation: Incarnation::FIRST, sequence })
 }
+
+const DELAYED: &str = "Delayed";
+/// As SPDK names what it delays.
+const LATENCIES: [&str; 4] = ["p99_read", "p99_write", "avg_read", "avg_write"];
 
 const VOLUME: u64 = 1;
 const SEGMENT: u64 = 2;
@@ -110,7 +119,11 @@ impl Fleet {
             let (cluster_id, node_id, drive_id) = (ClusterId::of(cluster()), node.id, DriveId(id(DRIVES + at as u64)));
             self.call::<NodeClaim>(at, &NodeClaimParams { cluster_id, node_id })?;
             self.call::<PeersSet>(at, &PeersSetParams { peers: peers.clone() })?;
-            let spec = format!("file:{}?size={}", self.image(at).display(), self.plan.drive);
+            let spec = if self.plan.delayed == Some(at) {
+                self.make_delayed(at)?
+            } else {
+                format!("file:{}?size={}", self.image(at).display(), self.plan.drive)
+            };
             let spec = spec.parse().map_err(|e| failed(spec, format!("{e}")))?;
             let oplog_bytes = Some(self.plan.oplog);
             let drive =
@@ -133,6 +146,32 @@ impl Fleet {
             self.call::<ExportAdd>(at, &ExportAddParams { volume_id: Self::volume_id(), door, controllers })?;
         }
         Ok(())
+    }
+
+    /// Makes the drive that can be delayed, and answers its spec.
+    fn make_delayed(&self, at: usize) -> Result<String> {
+        let bytes: ByteSize = self.plan.drive.parse().map_err(|e| failed(self.plan.drive, format!("{e}")))?;
+        let name = "Memory";
+        self.spdk(at, "bdev_malloc_create", json!({"name": name, "num_blocks": bytes.0 / 4096, "block_size": 4096}))?;
+        let kinds = LATENCIES.map(|kind| (format!("{kind}_latency"), json!(0)));
+        let mut delay = serde_json::Map::from_iter(kinds);
+        delay.extend([("base_bdev_name".into(), json!(name)), ("name".into(), json!(DELAYED))]);
+        self.spdk(at, "bdev_delay_create", delay.into())?;
+        Ok(format!("bdev:{DELAYED}?power_safe=true"))
+    }
+
+    /// The drive of [`Plan::delayed`] answers so much later from here on.
+    pub fn delay(&self, by: Duration) -> Result<()> {
+        let at = self.plan.delayed.ok_or_else(|| failed("a delay", "no node's drive can be delayed"))?;
+        LATENCIES.into_iter().try_for_each(|kind| {
+            let params = json!({"delay_bdev_name": DELAYED, "latency_type": kind, "latency_us": by.as_micros() as u64});
+            self.spdk(at, "bdev_delay_update_latency", params)
+        })
+    }
+
+    /// Calls a method of SPDK's own.
+    fn spdk(&self, at: usize, method: &str, params: serde_json::Value) -> Result<()> {
+        call_json(&self.nodes[at].root.join("run/penstockd.sock"), method, params, LIMIT).map(drop)
     }
 
     fn call<M: Method>(&self, at: usize, params: &M::Params) -> Result<M::Result> {
