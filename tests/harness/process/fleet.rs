@@ -12,9 +12,10 @@ use crate::guest::target::{Daemon, free_port};
 use crate::guest::wait::wait_for;
 use penstock_api::id::{ClusterTag, Id, IdParts, Incarnation, NodeNumber, Sequence};
 use penstock_api::rpc::{
-    BlockSize, ControllerRange, Door, DriveAdd, DriveAddParams, Empty, ExportAdd, ExportAddParams, GroupInfo, GroupMember, GroupMembers,
-    GroupTransfer, GroupTransferParams, MemberCreate, MemberCreateParams, MemberRole, Method, NodeClaim, NodeClaimParams, NodeGet,
-    PeerAddress, PeersSet, PeersSetParams, RpcError, VolumeInfo, VolumeList, VolumeState,
+    BlockSize, ControllerRange, Door, DriveAdd, DriveAddParams, DriveClearFence, DriveClearFenceParams, DriveList, DriveState, Empty,
+    ExportAdd, ExportAddParams, GroupInfo, GroupMember, GroupMembers, GroupTransfer, GroupTransferParams, MemberCreate, MemberCreateParams,
+    MemberRole, Method, NodeClaim, NodeClaimParams, NodeGet, PeerAddress, PeersSet, PeersSetParams, RpcError, VolumeInfo, VolumeList,
+    VolumeState,
 };
 use penstock_api::{ByteSize, ClusterId, DriveId, NodeId, ReplicaId, SegmentId, VolumeId};
 use serde_json::json;
@@ -254,6 +255,33 @@ impl Fleet {
         run("ip", &["-n", &space, "route", if still { "replace" } else { "del" }, "blackhole", &route])
     }
 
+    /// What a node sends crawls from here on (`true`), to whomever: some hundred blocks a second, and what waits longer than a third of one is lost.
+    pub fn slow_link(&self, at: usize, slow: bool) -> Result<()> {
+        let prefix = self.plan.namespaces.as_ref().ok_or_else(|| failed("a slow link", "the nodes share one network"))?;
+        let space = format!("{prefix}-{}", at + 1);
+        let queue = format!("netns exec {space} tc qdisc {} dev eth0 root", if slow { "replace" } else { "del" });
+        let rate = if slow { " tbf rate 4mbit burst 64kb latency 300ms" } else { "" };
+        let arguments = words(&(queue + rate));
+        run("ip", &arguments.iter().map(String::as_str).collect::<Vec<_>>())
+    }
+
+    /// A node's drive refuses every write but to its first 4 MiB from here on (`true`), or takes them again.
+    pub fn refuse_writes(&self, at: usize, refused: bool) -> Result<()> {
+        let Some(pid) = self.nodes[at].daemon.id() else { return Ok(()) };
+        let limit = if refused { "--fsize=4194304:" } else { "--fsize=unlimited:" };
+        run("prlimit", &["--pid", &pid.to_string(), limit])
+    }
+
+    /// The drive of a node is well again, says an operator: whether it had been fenced. Waits until its member is back.
+    pub fn clear_fence(&self, at: usize) -> Result<bool> {
+        let drives = self.call::<DriveList>(at, &Empty {})?;
+        let Some(fenced) = drives.iter().find(|drive| drive.state == DriveState::Fenced) else { return Ok(false) };
+        self.call::<DriveClearFence>(at, &DriveClearFenceParams { drive_id: fenced.drive_id })?;
+        let back = wait_for("the member on a drive that was fenced", LIMIT, || Ok(self.group(at).map(drop)));
+        back.map_err(|e| failed(e.to_string(), self.last_words()))?;
+        Ok(true)
+    }
+
     pub fn volume(&self, at: usize) -> Result<VolumeInfo> {
         let volumes = self.call::<VolumeList>(at, &Empty {})?;
         volumes.into_iter().find(|volume| volume.volume_id == Self::volume_id()).ok_or_else(|| failed("volume", "not there (yet)"))
@@ -296,10 +324,15 @@ impl Fleet {
                 return Ok(Some(()));
             }
             // Refused while the leader changes: asked again.
-            let _ = self.rpc::<GroupTransfer>(leader, &GroupTransferParams { volume_id: Self::volume_id(), to: self.nodes[to].id });
+            let _ = self.ask_transfer(leader, to);
             Ok(None)
         })
         .map_err(|e| failed(e.to_string(), self.last_words()))
+    }
+
+    /// Asks the member of `leader` once to hand over to that of `to`.
+    pub fn ask_transfer(&self, leader: usize, to: usize) -> std::result::Result<(), RpcError> {
+        self.rpc::<GroupTransfer>(leader, &GroupTransferParams { volume_id: Self::volume_id(), to: self.nodes[to].id }).map(drop)
     }
 
     /// The volume's doors, one a node.
@@ -335,7 +368,10 @@ fn node(plan: &Plan, dir: &Path, key: &Path, at: usize) -> Result<Node> {
         at % 2,
         key.display()
     );
-    let (mut program, mut arguments) = (built("penstockd")?, words(&flags));
+    // The signal of a file limit (see `refuse_writes`) ends a process unless it is ignored, and exec hands that on.
+    let ignoring = ["-c", "trap '' XFSZ; exec \"$0\" \"$@\""].map(str::to_owned);
+    let (mut program, flags) = (PathBuf::from("/bin/sh"), words(&flags));
+    let mut arguments: Vec<_> = ignoring.into_iter().chain([built("penstockd")?.display().to_string()]).chain(flags).collect();
     if let Some(prefix) = &plan.namespaces {
         // It executes the program in its own place, so that the process is penstockd.
         let command = ["netns".into(), "exec".into(), format!("{prefix}-{number}"), program.display().to_string()];
