@@ -1,16 +1,19 @@
 #!/usr/bin/env bash
-# Three real nodes under faults for MINUTES, each in a network namespace of its own, so that links between them can be cut one way too.
+# Three real nodes, or more, under faults for MINUTES, each in a network namespace of its own, so that links between them can be cut one way too.
 #
 #   scripts/chaos.sh [MINUTES]        default 10; PENSTOCK_SEED repeats what a run drew;
 #                                     PENSTOCK_CHAOS_ONLY=SIGSTOP,partition strikes with those alone;
 #                                     PENSTOCK_CHAOS_OPLOG_MIB=768 gives drives an oplog in which nobody falls behind (default 16: rebuilds are met)
+#                                     PENSTOCK_CHAOS_NODES=5 makes it five nodes: kills in pairs leave a majority then
 #
 # Wants root for the namespaces; without, the faults of the network are left out, and that is said.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 minutes=${1:-10}
 [[ $minutes =~ ^[0-9]+(\.[0-9]+)?$ ]] || { printf 'chaos: "%s" is not a number of minutes; write for example: make chaos MINUTES=10\n' "$minutes" >&2; exit 2; }
-nodes=3
+export PENSTOCK_CHAOS_NODES=${PENSTOCK_CHAOS_NODES:-3}
+nodes=$PENSTOCK_CHAOS_NODES
+[[ $nodes =~ ^[35]$ ]] || { printf 'chaos: PENSTOCK_CHAOS_NODES=%s; 3 or 5 nodes can be had\n' "$nodes" >&2; exit 2; }
 prefix=penstock-$$
 
 # Built outside of the namespaces, which reach nothing.
