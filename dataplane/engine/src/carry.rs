@@ -10,7 +10,8 @@ use crate::port::*;
 use crate::replica::{Ballot, Mark, Persist};
 use crate::store::Store;
 use crate::stream::{BATCH_BLOCKS_MAX, Load};
-use penstock_wire::batch::{BALLOT_LEN, Kind, RESOLVED_LEN, Section, logged_len};
+use penstock_wire::batch::{BALLOT_LEN, Kind, RESOLVED_LEN, SEEN_LEN, Section, logged_len};
+use penstock_wire::peer::MemberNo;
 use penstock_wire::{Index, Seq, Term};
 
 /// What an item puts into the log.
@@ -32,6 +33,8 @@ pub(crate) enum Carries {
         blocks: u32,
         bytes: u32,
     },
+    /// What is known of another member's openings.
+    Seen(MemberNo),
     /// An entry that was replaced before it got anywhere.
     Nothing,
 }
@@ -58,6 +61,7 @@ impl Item {
             Carries::Ballot(_) => BALLOT_LEN,
             Carries::Entry { bytes, .. } | Carries::Own { bytes, .. } => bytes as usize,
             Carries::Resolved => RESOLVED_LEN,
+            Carries::Seen(_) => SEEN_LEN,
             Carries::Nothing => 0,
         }
     }
@@ -134,15 +138,19 @@ impl Store {
         let mut left = blocks;
         self.groups.queue.iter().any(|item| {
             left = left.saturating_sub(item.blocks());
-            left == 0 || matches!(item.carries, Carries::Ballot(_) | Carries::Own { blocks: 0, .. })
+            left == 0 || matches!(item.carries, Carries::Ballot(_) | Carries::Seen(_) | Carries::Own { blocks: 0, .. })
         })
     }
 
     /// How far a batch of groups' items alone may fill the ring: entries were admitted under the hosts' limit, what is small and lets a group
     /// commit and the log be trimmed may go beyond it, and a ballot anywhere.
     pub(crate) fn items_limit(&self, items: usize) -> u64 {
-        let ballot =
-            self.groups.queue.iter().take(items).any(|item| matches!(item.carries, Carries::Ballot(_) | Carries::Own { blocks: 0, .. }));
+        let ballot = self
+            .groups
+            .queue
+            .iter()
+            .take(items)
+            .any(|item| matches!(item.carries, Carries::Ballot(_) | Carries::Seen(_) | Carries::Own { blocks: 0, .. }));
         if ballot { self.stream.ring_blocks() } else { self.stream.ring_blocks() - BATCH_BLOCKS_MAX - 64 }
     }
 
@@ -161,6 +169,14 @@ impl Store {
                 Carries::Resolved => {
                     section.entry(item.replica.0, Term(0), Index(0));
                     section.resolved();
+                }
+                Carries::Seen(of) => {
+                    // Nothing where that member was removed meanwhile.
+                    if let Some(known) = self.member(item.replica).and_then(|member| member.known.iter().find(|known| known.seen.no == of))
+                    {
+                        section.entry(item.replica.0, Term(0), Index(0));
+                        section.seen(&known.seen);
+                    }
                 }
                 Carries::Own { id, .. } => self.describe_own(item.replica, id, section),
                 Carries::Nothing => {}
@@ -203,6 +219,12 @@ impl Store {
                 self.carry_own(item.replica, id);
                 let (index, term) = (Index(0), Term(0));
                 carried.push(Carried { replica: item.replica, index, term, blocks, buf: None, own: Some(id) });
+            }
+            if let Carries::Seen(of) = item.carries
+                && let Some(member) = self.member_mut(item.replica)
+                && let Some(known) = member.known.iter_mut().find(|known| known.seen.no == of)
+            {
+                known.batch = Some(seq);
             }
             self.mark(item, seq);
         }
@@ -293,14 +315,14 @@ impl Store {
         }
     }
 
-    /// A ballot counts when a later record says that it is durable: writes that record, unless one that says so is out.
-    pub(crate) fn seal_ballots<M: Memory>(&mut self, mem: &mut M, fx: &mut Effects) {
+    /// A ballot, or what is recorded of openings, counts when a later record says that it is durable: writes that record, unless one that says so
+    /// is out.
+    pub(crate) fn seal_awaited<M: Memory>(&mut self, mem: &mut M, fx: &mut Effects) {
         let (persisted, said) = (self.stream.persisted(), self.stream.durable_said());
-        let waits = |no: &ReplicaNo| {
-            let front = self.member(*no)?.marks.front()?;
-            (front.ballot && front.seq <= persisted && front.seq > said).then_some(())
-        };
-        if self.stream.out_count() < BATCHES_OUT_MAX as usize && self.groups.marked.iter().filter_map(waits).next().is_some() {
+        let waits = |seq: Seq| seq <= persisted && seq > said;
+        let ballot = |no: &ReplicaNo| self.member(*no)?.marks.front().filter(|front| front.ballot).map(|front| front.seq);
+        let awaited = self.groups.marked.iter().filter_map(ballot).chain(self.seals_awaited()).any(waits);
+        if self.stream.out_count() < BATCHES_OUT_MAX as usize && awaited {
             self.stream.clear_section();
             self.write_batch(Load::bare(Kind::Seal), mem, fx);
         }

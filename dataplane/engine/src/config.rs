@@ -5,7 +5,7 @@ use crate::replica;
 use penstock_wire::label::Geometry;
 use penstock_wire::layer::SnapshotShape;
 use penstock_wire::peer::{MemberNo, Members};
-use penstock_wire::{DecodeError, Incarnation, Index, NodeId, ReplicaShape, SegmentId};
+use penstock_wire::{DecodeError, Generation, Incarnation, Index, NodeId, ReplicaShape, SegmentId};
 use thiserror::Error;
 
 /// What makes the drive's completed writes durable.
@@ -72,6 +72,10 @@ pub enum Canary {
     DiscardClears,
     /// A write overwrites an undrained block although a snapshot's marker lies between them.
     AbsorbAcrossMarker,
+    /// A member whose drive was wiped is believed: another replica under its number.
+    VoteWhenWiped,
+    /// A member whose drive was put back from an older copy is believed.
+    VoteWhenRestored,
     /// A copied extent overwrites what entries newer than it wrote.
     CopyOverNewer,
     /// What a leader had taken in and not proposed when it lost its term is proposed under the next one that it leads.
@@ -93,7 +97,7 @@ impl Canary {
     /// Volume block over which [`Canary::PanicOnWrite`] falls.
     pub const FALLS_AT: u64 = 13;
 
-    pub const ALL: [Canary; 22] = [
+    pub const ALL: [Canary; 24] = [
         Canary::CountBeforeBarrier,
         Canary::AckEarly,
         Canary::TornIsCorruption,
@@ -108,6 +112,8 @@ impl Canary {
         Canary::DrainUnverified,
         Canary::CheckpointBeforeFlush,
         Canary::TrustTail,
+        Canary::VoteWhenWiped,
+        Canary::VoteWhenRestored,
         Canary::CopyOverNewer,
         Canary::StampNewTerm,
         Canary::StageFirstPayload,
@@ -153,6 +159,10 @@ pub struct Replication {
     /// The node that the store is on: tells which member of a group is its own.
     pub node: NodeId,
     pub timing: replica::Timing,
+    /// Drawn anew for this opening: nobody had it before.
+    pub life: Incarnation,
+    /// The generation in which the node opened this store last, as it wrote it down off the drive. `None`: it knows nothing of it.
+    pub witness: Option<Generation>,
     /// Always `None` outside the simulator; has no effect without feature `canary`.
     pub canary: Option<replica::Canary>,
 }
@@ -162,7 +172,7 @@ impl Default for Replication {
     /// others' drives, a round of proof for the reads of each turn.
     fn default() -> Self {
         let timing = replica::Timing { election: 20, heartbeat: 5, stride: 4, tick: 10, sleep: Some(500), aside: Some(100), lease: false };
-        Self { node: NodeId::default(), timing, canary: None }
+        Self { node: NodeId::default(), timing, life: Incarnation::default(), witness: None, canary: None }
     }
 }
 
@@ -199,6 +209,8 @@ pub enum Stage {
 /// What recovery found.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct RecoveryReport {
+    /// How often the store was opened for writing, this time included.
+    pub generation: u64,
     pub batches: u64,
     pub entries: u64,
     /// Bytes of log that were read.
@@ -300,6 +312,8 @@ pub struct MemberView {
     pub standing: Option<Standing>,
     /// Recovery found what it cannot judge, and the others are asked.
     pub doubtful: bool,
+    /// The others believe its drive: before that it says nothing in its group.
+    pub admitted: bool,
     /// Why it answers nothing any more, if so.
     pub stopped: Option<String>,
     /// What the group shows, where it speaks.

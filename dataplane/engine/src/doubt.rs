@@ -28,7 +28,7 @@ impl Doubts {
 }
 
 /// The newest membership that the log has, committed or not.
-fn newest_members(member: &Member) -> Members {
+pub(crate) fn newest_members(member: &Member) -> Members {
     let change = member.log.iter().rev().find(|logged| logged.entry.kind == EntryKind::Members);
     change.and_then(|logged| Members::decode(&logged.entry.bytes).ok()).unwrap_or_else(|| member.members.clone())
 }
@@ -69,6 +69,9 @@ impl Store {
     pub(crate) fn on_entries_ask(&mut self, from: NodeId, ask: &EntriesAsk, fx: &mut Effects) {
         let Some(no) = self.map.by_segment(ask.segment) else { return };
         let Some(member) = self.member(no).filter(|member| member.me == ask.to && member.node_of(ask.from) == Some(from)) else { return };
+        if !member.speaks() {
+            return;
+        }
         if let Some(standing) = member.group().and_then(Group::standing) {
             self.send_word(no, ask.from, PeerWord::EntriesAnswer(standing.answer(ask)), fx);
         }

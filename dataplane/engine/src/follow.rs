@@ -31,6 +31,8 @@ impl Store {
                 }
                 PeerWord::EntriesAsk(ask) => self.on_entries_ask(from, &ask, fx),
                 PeerWord::EntriesAnswer(answer) => self.on_entries_answer(from, &answer),
+                PeerWord::AdmitAsk(ask) => self.on_admit_ask(from, &ask, fx),
+                PeerWord::AdmitAnswer(answer) => self.on_admit_answer(from, &answer, mem, fx),
                 PeerWord::CopyAsk(ask) => self.on_copy_ask(from, ask),
                 PeerWord::CopyAnswer(answer) => _ = self.on_copy_answer(from, answer, payload, mem),
             }
@@ -48,8 +50,7 @@ impl Store {
         mem: &M,
     ) -> Option<()> {
         let no = self.map.by_segment(message.segment)?;
-        let member = self.member_mut(no)?;
-        member.group()?;
+        let member = self.member_mut(no).filter(|member| member.speaks())?;
         match member.members.get(message.from) {
             Some(known) if known.node != from => return None,
             Some(_) => {}

@@ -59,6 +59,9 @@ pub(crate) struct Groups {
     pub next_own: u32,
     /// Pages that may tell that there is more space than it seems.
     pub pages: Vec<PageKey>,
+    /// Members of which others want to hear that their opening is recorded; and somebody has news of an opening of ours to tell.
+    pub asked: Vec<ReplicaNo>,
+    pub tells: bool,
     /// Members that ask the others how their logs end.
     pub doubtful: Vec<ReplicaNo>,
     awake: usize,
@@ -110,7 +113,7 @@ impl Groups {
 
     /// Nothing waits for the stream, and no memory is held.
     pub fn is_flushed(&self) -> bool {
-        self.queue.is_empty() && self.marked.is_empty() && self.limbo.is_empty() && self.orphans.is_empty()
+        self.queue.is_empty() && self.marked.is_empty() && self.asked.is_empty() && self.limbo.is_empty() && self.orphans.is_empty()
     }
 }
 
@@ -139,6 +142,7 @@ impl Store {
         member.awake = !matches!(member.stage, MemberStage::Stopped(_));
         self.groups.awake += usize::from(member.awake);
         self.groups.list.push(no);
+        self.groups.tells = true;
         self.promise_log(no);
         self.touch(no);
     }
@@ -181,6 +185,10 @@ impl Store {
             self.settle_source(mem, fx);
             return;
         }
+        if self.groups.tells {
+            self.tell_openings(fx);
+        }
+        self.answer_recorded(fx);
         for _ in 0..ROUNDS {
             self.tell_marks();
             self.gather(mem, fx);
@@ -283,7 +291,9 @@ impl Store {
         match entry.kind {
             EntryKind::Members => {
                 let members = Members::decode(&entry.bytes).expect("checked when it came in");
-                self.member_mut(no).expect("seen above").members = members;
+                let member = self.member_mut(no).expect("seen above");
+                member.known.retain(|known| !members.was_removed(known.seen.no));
+                member.members = members;
             }
             EntryKind::Ops => {
                 for op in entry.ops().expect("checked when it came in") {
@@ -432,8 +442,8 @@ impl Store {
         for at in 0..self.groups.list.len() {
             let no = self.groups.list[at];
             let Some(member) = self.member_mut(no) else { continue };
-            let awake = member.awake;
-            if let Some(group) = member.group_mut() {
+            let (awake, speaks) = (member.awake, member.speaks());
+            if let Some(group) = member.group_mut().filter(|_| speaks) {
                 for _ in 0..ticks {
                     group.tick();
                 }
@@ -446,6 +456,7 @@ impl Store {
 
     pub(crate) fn on_peer_up(&mut self, node: NodeId, incarnation: Incarnation) {
         let restarted = self.groups.nodes.insert(node, incarnation) != Some(incarnation);
+        self.tell_again(node);
         self.tell_of_node(node, |group, no| {
             group.wake();
             if restarted {
@@ -570,6 +581,7 @@ impl Store {
             members: member.members.clone(),
             standing: member.standing,
             doubtful: member.doubts.is_some(),
+            admitted: member.admission.admitted,
             stopped,
             group: member.group().and_then(Group::view),
             applied: replica.applied,

@@ -9,6 +9,7 @@
 
 #![forbid(unsafe_code)]
 
+mod admit;
 mod alloc;
 mod audit;
 mod carry;

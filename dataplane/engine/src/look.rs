@@ -21,6 +21,9 @@ pub struct MemberLook {
     /// `None` while it is doubtful, and once it has stopped.
     pub view: Option<GroupView>,
     pub doubtful: bool,
+    /// The others believe its drive.
+    pub admitted: bool,
+    pub stopped: bool,
     /// Its blocks are being copied from another: they are not what its applied index says.
     pub rebuilding: bool,
     pub applied: Index,
@@ -46,6 +49,8 @@ impl Store {
             me: member.me,
             view,
             doubtful: member.doubts.is_some(),
+            admitted: member.admission.admitted,
+            stopped: matches!(member.stage, MemberStage::Stopped(_)),
             rebuilding: member.rebuild.is_some(),
             applied: replica.applied,
             applied_term: member.applied_term,

@@ -3,6 +3,7 @@
 //! The group (crate raft, in [`crate::replica`]) knows descriptors; the store knows where each entry lies: its batch and the ring blocks of its
 //! payload. `log` is that knowledge, one row an entry, from the trim point on, in step with the group's own list.
 
+use crate::admit::{Admission, Known};
 use crate::host::{JobId, Proposed};
 use crate::port::{BufId, OrderId, Standing};
 use crate::replica::{Ballot, Group, Mark, Stop};
@@ -96,6 +97,9 @@ pub(crate) struct Member {
     pub start: Index,
     pub start_term: Term,
     pub log: VecDeque<Logged>,
+    /// What the others say to this opening of its store, and what it knows of theirs.
+    pub admission: Admission,
+    pub known: Vec<Known>,
     /// What the others say to a member whose log may have been longer.
     pub doubts: Option<Box<crate::doubt::Doubts>>,
     /// Its content is being copied from another.
@@ -136,6 +140,8 @@ impl Member {
             start: Index(0),
             start_term: Term(0),
             log: VecDeque::new(),
+            admission: Admission::default(),
+            known: Vec::new(),
             doubts: None,
             rebuild: None,
             marks: VecDeque::new(),

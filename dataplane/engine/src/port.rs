@@ -10,7 +10,7 @@
 
 use crate::replica::Part as GroupPart;
 use crate::reserve::rules::Reserve;
-use penstock_wire::peer::{CopyAnswer, CopyAsk, EntriesAnswer, EntriesAsk, MemberNo, Members, Message};
+use penstock_wire::peer::{AdmitAnswer, AdmitAsk, CopyAnswer, CopyAsk, EntriesAnswer, EntriesAsk, MemberNo, Members, Message};
 use penstock_wire::{BlockAddr, HostId, Incarnation, NodeId, SegmentId, Term};
 
 /// One host command that has not been answered. Chosen by the adapter, dense from 0, reused after the reply.
@@ -189,6 +189,8 @@ pub enum PeerWord {
     EntriesAnswer(EntriesAnswer),
     CopyAsk(CopyAsk),
     CopyAnswer(CopyAnswer),
+    AdmitAsk(AdmitAsk),
+    AdmitAnswer(AdmitAnswer),
 }
 
 impl PeerWord {
@@ -199,6 +201,8 @@ impl PeerWord {
             Self::EntriesAnswer(answer) => answer.segment,
             Self::CopyAsk(ask) => ask.segment,
             Self::CopyAnswer(answer) => answer.segment,
+            Self::AdmitAsk(ask) => ask.segment,
+            Self::AdmitAnswer(answer) => answer.segment,
         }
     }
 
@@ -206,7 +210,7 @@ impl PeerWord {
     pub fn payload_blocks(&self) -> u32 {
         match self {
             Self::Group(message) => message.payload_blocks(),
-            Self::EntriesAsk(_) | Self::CopyAsk(_) => 0,
+            Self::EntriesAsk(_) | Self::CopyAsk(_) | Self::AdmitAsk(_) | Self::AdmitAnswer(_) => 0,
             Self::EntriesAnswer(answer) => answer.payload_blocks(),
             Self::CopyAnswer(answer) => answer.payload_blocks(),
         }

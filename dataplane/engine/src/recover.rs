@@ -133,6 +133,11 @@ impl Recovery {
         self.superblock.expect("the superblock is read first")
     }
 
+    /// The newest that the drive knows of.
+    pub fn newest_generation(&self) -> Generation {
+        self.generation.max(self.superblock().generation)
+    }
+
     pub fn superblock_is_doubled(&self) -> bool {
         doubled(&self.superblock(), &self.supers)
     }
@@ -645,7 +650,7 @@ impl Store {
                 Op::Snapshot(shape) => self.apply_snapshot(no, &shape, entry.index),
                 // Of members of groups: `rejoin` has taken them.
                 Op::Members(_) | Op::Ballot { .. } | Op::Doubt { .. } | Op::Resolved => {}
-                Op::Install { .. } | Op::Whole { .. } | Op::Copy(_) => {}
+                Op::Install { .. } | Op::Whole { .. } | Op::Copy(_) | Op::Seen(_) => {}
                 Op::Unsnapshot(_) | Op::Origin { .. } => {}
             }
         }
@@ -679,9 +684,9 @@ impl Store {
 
     fn finish_walk<M: Memory>(&mut self, rec: &mut Recovery, mem: &mut M, fx: &mut Effects) {
         let superblock = rec.superblock();
-        let generation = Generation(rec.generation.max(superblock.generation).0 + 1);
+        let generation = Generation(rec.newest_generation().0 + 1);
         self.rejoin(rec);
-        self.report = rec.report;
+        self.report = RecoveryReport { generation: generation.0, ..rec.report };
         self.index.put_in_order();
         self.stream.resume(superblock.log_seq, std::mem::take(&mut rec.places), rec.seq, rec.pos, superblock.log_at, generation);
         self.stream.proven = rec.durable_to.max(Seq(superblock.log_seq.0 - 1));

@@ -23,6 +23,7 @@
 //! after would be gone everywhere. Doubt ([`crate::replica::resolve`]) is named in the Open batch, which lies over the trace, and in each
 //! checkpoint, until the log is as far again or the others have said that nothing is lost.
 
+use crate::admit::{Admission, Known};
 use crate::config::{Canary, Stage};
 use crate::doubt::Doubts;
 use crate::index::{Slot, Version};
@@ -36,7 +37,7 @@ use crate::reserve::Guard;
 use crate::store::Store;
 use penstock_wire::batch::{EVERY_MEMBER, Entry, Op, decode_section};
 use penstock_wire::directory::ReplicaRow;
-use penstock_wire::peer::{self, Members};
+use penstock_wire::peer::{self, Members, Seen};
 use penstock_wire::reservation::Reservations;
 use penstock_wire::{Index, Seq, Term};
 use std::collections::BTreeMap;
@@ -71,6 +72,8 @@ pub(crate) struct Walked {
     rebuild: Option<Index>,
     /// The volume's reservations as of `applied`, where its log began anew there and the directory does not know them.
     reservations: Option<Option<Box<Reservations>>>,
+    /// What it knows of other members.
+    seen: Vec<Seen>,
     /// Times that its log began anew, and what it held before each: it may be in extents in part.
     era: u32,
     earlier: Vec<(u32, Placed)>,
@@ -91,9 +94,9 @@ struct Redone {
 impl Walked {
     pub fn born(members: Members) -> Self {
         let (applied, applied_term, ballot) = (Index(0), Term(0), Ballot::default());
-        let (rebuild, reservations, era, earlier, own) = (None, None, 0, Vec::new(), Vec::new());
+        let (rebuild, reservations, seen, era, earlier, own) = (None, None, Vec::new(), 0, Vec::new(), Vec::new());
         let (list, doubt, stopped) = (BTreeMap::new(), None, None);
-        Self { applied, applied_term, members, ballot, list, doubt, stopped, rebuild, reservations, era, earlier, own }
+        Self { applied, applied_term, members, ballot, list, doubt, stopped, rebuild, reservations, seen, era, earlier, own }
     }
 
     pub fn of_row(row: &ReplicaRow) -> Option<Self> {
@@ -103,8 +106,9 @@ impl Walked {
             applied_term: member.applied_term,
             ballot: Ballot { term: row.term, vote: member.vote },
             doubt: member.doubt.map(|(index, term)| Some(LogEnd { term, index })),
-            stopped: member.stopped.then(|| "it was stopped in an earlier life".to_owned()),
+            stopped: member.stopped.then(|| "it was stopped in an earlier life, for good: replace this replica".to_owned()),
             rebuild: member.rebuild,
+            seen: member.seen.clone(),
             ..Self::born(member.members.clone())
         })
     }
@@ -130,6 +134,10 @@ impl Walked {
                 }
             }
             Op::Whole { .. } => self.rebuild = None,
+            Op::Seen(seen) => {
+                self.seen.retain(|before| before.no != seen.no);
+                self.seen.push(**seen);
+            }
             _ => {}
         }
     }
@@ -278,6 +286,7 @@ impl Store {
     /// The whole log was read: what is applied takes effect, groups are built.
     pub(crate) fn rejoin(&mut self, rec: &mut Recovery) {
         let mut redo = Vec::new();
+        let vouched = self.config.replication.witness.is_some_and(|witness| rec.newest_generation() >= witness);
         for (no, mut walked) in std::mem::take(&mut rec.walked) {
             let no = ReplicaNo(no);
             if self.map.live(no).is_none() {
@@ -289,7 +298,7 @@ impl Store {
             redo.extend(walked.earlier.drain(..).map(|(era, placed)| ((no, era, 1, placed.entry.index.0), Ok(placed))));
             redo.extend(walked.own.drain(..).map(|own| ((no, own.era, 0, own.seq.0), Err(own))));
             redo.extend(known.into_iter().map(|placed| ((no, walked.era, 1, placed.entry.index.0), Ok(placed))));
-            self.rejoin_group(no, walked, recovered, logged);
+            self.rejoin_group(no, walked, recovered, logged, vouched);
             if let Some(floor) = self.member(no).and_then(|member| member.group()?.floor())
                 && !self.canary(Canary::ForgetDoubt)
             {
@@ -316,7 +325,7 @@ impl Store {
         }
     }
 
-    fn rejoin_group(&mut self, no: ReplicaNo, mut walked: Walked, recovered: Recovered, logged: Vec<Logged>) {
+    fn rejoin_group(&mut self, no: ReplicaNo, mut walked: Walked, recovered: Recovered, logged: Vec<Logged>, vouched: bool) {
         let shape = &self.map.get(no).expect("seen to be live").shape;
         let me = self.own_number(shape, &walked.members);
         if me.is_none() {
@@ -332,6 +341,9 @@ impl Store {
         let mut member = Member::new(me, stage, walked.members);
         (member.applied_term, member.ballot) = (walked.applied_term, walked.ballot);
         (member.start, member.start_term, member.log) = (start, start_term, logged.into());
+        // Who never spoke may be a replica that was made anew, on a drive that was opened since.
+        member.admission = Admission::new(vouched && walked.ballot.term.0 > 0);
+        member.known = walked.seen.into_iter().map(Known::recovered).collect();
         member.doubts = member.group().and_then(|group| group.floor()).map(|_| Box::new(Doubts::new(walked.ballot.term)));
         member.rebuild = walked.rebuild.map(|as_of| Box::new(Rebuild::new(as_of, walked.applied)));
         if let Some(group) = member.group_mut().filter(|_| walked.rebuild.is_some()) {
@@ -364,7 +376,7 @@ impl Store {
                 Op::Reserve(_) => {}
                 // None of them stands among the ops of a group's entry.
                 Op::Create(_) | Op::Delete | Op::Members(_) | Op::Ballot { .. } | Op::Doubt { .. } | Op::Resolved => {}
-                Op::Install { .. } | Op::Whole { .. } | Op::Copy(_) => {}
+                Op::Install { .. } | Op::Whole { .. } | Op::Copy(_) | Op::Seen(_) => {}
                 Op::Snapshot(_) | Op::Unsnapshot(_) | Op::Origin { .. } => {}
             }
         }

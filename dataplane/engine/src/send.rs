@@ -39,6 +39,7 @@ fn entries_of(word: &PeerWord) -> Vec<&Entry> {
             _ => Vec::new(),
         },
         PeerWord::EntriesAsk(_) | PeerWord::CopyAsk(_) | PeerWord::CopyAnswer(_) => Vec::new(),
+        PeerWord::AdmitAsk(_) | PeerWord::AdmitAnswer(_) => Vec::new(),
         PeerWord::EntriesAnswer(answer) => {
             let whole = answer.entries.iter().map(|state| if let EntryState::Whole(entry) = state { Some(entry) } else { None });
             whole.flatten().collect()

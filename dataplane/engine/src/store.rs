@@ -339,6 +339,7 @@ impl Store {
             self.tick_groups();
             self.drain.look_at_log = !self.groups.list.is_empty();
             self.ask_in_doubt(fx);
+            self.tell_openings(fx);
         }
     }
 

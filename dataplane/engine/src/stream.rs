@@ -93,6 +93,9 @@ pub(crate) struct Stream {
     sealed_to: Seq,
     /// Highest batch that recovery found known durable.
     pub proven: Seq,
+    /// The newest batch that recovery kept, and the first of this generation.
+    pub found: Seq,
+    pub opened: Seq,
     flushing: Option<Seq>,
     /// The batch before, for the next header.
     prev: Option<Prev>,
@@ -128,6 +131,8 @@ impl Stream {
             persisted: Seq(0),
             sealed_to: Seq(0),
             proven: Seq(0),
+            found: Seq(0),
+            opened: Seq(0),
             flushing: None,
             prev: None,
             prev_section: Section::default(),
@@ -152,6 +157,7 @@ impl Stream {
         self.generation = generation;
         self.written = Seq(next.0 - 1);
         self.persisted = self.written;
+        (self.found, self.opened) = (self.written, next);
     }
 
     pub fn ring_blocks(&self) -> u64 {
@@ -265,8 +271,8 @@ impl Store {
             }
             self.pass_void_items();
         }
-        if !self.groups.marked.is_empty() {
-            self.seal_ballots(mem, fx);
+        if !self.groups.list.is_empty() {
+            self.seal_awaited(mem, fx);
         }
     }
 

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use penstock_api::rpc::{ControllerRange, Door, PeerAddress};
 use penstock_api::{ClusterId, DriveId, DriveSpec, NodeId, VolumeId};
 use penstock_engine::FenceReason;
+use penstock_wire::{Generation, Incarnation};
 use serde::{Deserialize, Serialize};
 
 const FILE: &str = "node.toml";
@@ -32,6 +33,9 @@ pub struct NodeState {
     pub fences: Vec<FenceEntry>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub quarantines: Vec<QuarantineEntry>,
+    /// How often the stores of its drives were opened: what an older copy of a drive does not know.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub openings: Vec<OpeningEntry>,
     /// Other nodes, as control told them last.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub peers: Vec<PeerAddress>,
@@ -72,6 +76,17 @@ pub struct QuarantineEntry {
     pub panic: String,
     /// Seconds since 1970, for people.
     pub at_s: u64,
+}
+
+/// The newest opening of a store.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OpeningEntry {
+    pub drive_id: DriveId,
+    pub store: u32,
+    /// The life of the drive: drawn anew when it is formatted.
+    pub incarnation: String,
+    pub generation: u64,
 }
 
 /// [`FenceReason`] as a word in the file.
@@ -134,6 +149,7 @@ impl Default for NodeState {
             exports: Vec::new(),
             fences: Vec::new(),
             quarantines: Vec::new(),
+            openings: Vec::new(),
             peers: Vec::new(),
         }
     }
@@ -212,6 +228,22 @@ impl StateFile {
         self.state.quarantines.iter().find(|q| q.drive_id == drive && q.store == store).map(|q| q.panic.as_str())
     }
 
+    /// The generation in which a store of a drive, in that life of it, was opened last.
+    pub fn opened(&self, drive: DriveId, store: u32, life: Incarnation) -> Option<Generation> {
+        let life = life.to_string();
+        let entry = self.state.openings.iter().find(|it| it.drive_id == drive && it.store == store && it.incarnation == life);
+        entry.map(|entry| Generation(entry.generation))
+    }
+
+    /// A store of a drive was opened. What is known of an earlier life of the drive goes.
+    pub fn note_opened(&mut self, drive: DriveId, store: u32, life: Incarnation, generation: Generation) -> Result<(), StateError> {
+        let newest = self.opened(drive, store, life).max(Some(generation)).unwrap_or(generation).0;
+        self.change(|state| {
+            state.openings.retain(|it| (it.drive_id, it.store) != (drive, store));
+            state.openings.push(OpeningEntry { drive_id: drive, store, incarnation: life.to_string(), generation: newest });
+        })
+    }
+
     fn write(&self, state: &NodeState) -> Result<(), StateError> {
         let path = self.dir.join(FILE);
         let temporary = self.dir.join("node.toml.new");
@@ -265,6 +297,7 @@ mod tests {
         ] {
             state.fences.push(FenceEntry { drive_id: DriveId(id(3)), reason: reason.into(), at_s: 5 });
         }
+        state.openings.push(OpeningEntry { drive_id: DriveId(id(3)), store: 1, incarnation: "07".repeat(16), generation: 9 });
         let panic = "panicked at \"a.rs\":1:2: assertion `left == right` failed".to_owned();
         state.quarantines.push(QuarantineEntry { drive_id: DriveId(id(3)), store: 1, panic, at_s: 6 });
     }
@@ -282,6 +315,21 @@ mod tests {
         assert_eq!(again.fence(DriveId(id(9))), None);
         assert!(again.quarantine(DriveId(id(3)), 1).is_some_and(|panic| panic.ends_with("failed")));
         assert_eq!(again.quarantine(DriveId(id(3)), 0), None);
+    }
+
+    #[test]
+    fn opening_is_known_for_the_life_of_its_drive_and_never_goes_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let (drive, life, other) = (DriveId(id(3)), penstock_wire::Incarnation([7; 16]), penstock_wire::Incarnation([8; 16]));
+        let mut file = StateFile::open(dir.path()).unwrap();
+        assert_eq!(file.opened(drive, 0, life), None);
+        for (told, kept) in [(4, 4), (6, 6), (5, 6)] {
+            file.note_opened(drive, 0, life, Generation(told)).unwrap();
+            assert_eq!(StateFile::open(dir.path()).unwrap().opened(drive, 0, life), Some(Generation(kept)));
+        }
+        assert_eq!((file.opened(drive, 1, life), file.opened(drive, 0, other)), (None, None));
+        file.note_opened(drive, 0, other, Generation(1)).unwrap();
+        assert_eq!((file.opened(drive, 0, life), file.opened(drive, 0, other)), (None, Some(Generation(1))));
     }
 
     #[test]

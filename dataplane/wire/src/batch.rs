@@ -6,12 +6,12 @@
 use crate::codec::{PREFIX, Put, Take, check_magic, seal, unseal_versions};
 use crate::layer::SnapshotShape;
 use crate::page::BlockState;
-use crate::peer::{self, EntryKind, MemberNo, Members, States};
+use crate::peer::{self, EntryKind, MemberNo, Members, Opening, Seen, States};
 use crate::reservation::Reservations;
 use crate::{BLOCK, DecodeError, EXTENT_BLOCKS, Generation, Incarnation, Index, ReplicaShape, RingPos, SegmentId, Seq, SnapshotId, Term};
 
 const MAGIC: &[u8; 8] = b"PENSLOG1";
-/// The version that is written. Read too are version 1, which has no ops of groups, and 2, which has no reservations and snapshots.
+/// The version that is written. Read too are version 1, which has no ops of groups, and 2, which has no reservations, snapshots and openings of members.
 const VERSION: u32 = 3;
 const WHAT: &str = "batch header";
 const WHAT_OPS: &str = "batch descriptors";
@@ -300,6 +300,7 @@ impl Section {
             Op::Snapshot(shape) => self.snapshot(shape),
             Op::Unsnapshot(id) => self.unsnapshot(*id),
             Op::Origin { segment, snapshot } => self.origin(*segment, *snapshot),
+            Op::Seen(seen) => self.seen(seen),
         }
     }
 
@@ -405,6 +406,13 @@ impl Section {
         self.bytes.extend_from_slice(&snapshot.0);
     }
 
+    /// What the replica knows of another member's openings.
+    pub fn seen(&mut self, seen: &Seen) {
+        self.op(OP_SEEN, Seen::BYTES as u32, seen.no.0);
+        self.bytes.extend_from_slice(&seen.opening.encode());
+        self.bytes.extend_from_slice(&seen.sealed.0.to_le_bytes());
+    }
+
     /// A whole entry of ops that [`decode_ops`] took before.
     pub fn raw(&mut self, replica: u32, term: Term, index: Index, ops: &[u8]) {
         self.entry(replica, term, index);
@@ -451,6 +459,9 @@ pub const BALLOT_LEN: usize = ENTRY_HEAD + OP_HEAD + 8;
 /// Bytes that an entry takes in a section which says that a doubt is over.
 pub const RESOLVED_LEN: usize = ENTRY_HEAD + OP_HEAD;
 
+/// Bytes that an entry takes in a section which says what is known of one other member.
+pub const SEEN_LEN: usize = ENTRY_HEAD + OP_HEAD + Seen::BYTES;
+
 const OP_WRITE: u8 = 1;
 const OP_ZERO: u8 = 2;
 const OP_CREATE: u8 = 3;
@@ -467,6 +478,7 @@ const OP_SNAPSHOT: u8 = 13;
 const OP_UNSNAPSHOT: u8 = 14;
 const OP_ORIGIN: u8 = 15;
 const OP_RESERVE: u8 = 16;
+const OP_SEEN: u8 = 24;
 
 /// A doubt of this replica is one of every replica that is a member of a group: there were too many to name.
 pub const EVERY_MEMBER: u32 = u32::MAX;
@@ -525,6 +537,8 @@ pub enum Op {
         segment: SegmentId,
         snapshot: SnapshotId,
     },
+    /// What the replica knows of another member's openings.
+    Seen(Box<Seen>),
 }
 
 /// An extent that was copied from another member.
@@ -612,14 +626,17 @@ impl Entry {
         let own = |op: &Op| match op {
             Op::Doubt { .. } => true,
             Op::Create(_) | Op::Members(_) | Op::Ballot { .. } | Op::Delete | Op::Resolved => self.replica != EVERY_MEMBER,
-            Op::Install { .. } | Op::Whole { .. } | Op::Copy(_) | Op::Reserve(_) | Op::Origin { .. } => self.replica != EVERY_MEMBER,
+            Op::Install { .. } | Op::Whole { .. } | Op::Copy(_) | Op::Reserve(_) | Op::Origin { .. } | Op::Seen(_) => {
+                self.replica != EVERY_MEMBER
+            }
             Op::Write { .. } | Op::Zero { .. } | Op::Resize { .. } | Op::Snapshot(_) | Op::Unsnapshot(_) => false,
         };
         let marked = self.ops.iter().position(|op| matches!(op, Op::Snapshot(_)));
         let fits = match self.index.0 {
             0 => self.term.0 == 0 && self.ops.iter().all(own),
             _ => self.ops.iter().all(|op| match op {
-                Op::Ballot { .. } | Op::Doubt { .. } | Op::Resolved | Op::Install { .. } | Op::Whole { .. } | Op::Copy(_) => false,
+                Op::Ballot { .. } | Op::Doubt { .. } | Op::Resolved => false,
+                Op::Install { .. } | Op::Whole { .. } | Op::Copy(_) | Op::Seen(_) => false,
                 Op::Members(_) => self.ops.len() == 1,
                 _ => true,
             }),
@@ -697,9 +714,8 @@ impl Iterator for RawOps<'_> {
         let (kind, count) = ((word & 0xff) as u8, word >> 8);
         let after = match kind {
             OP_WRITE => 4 * count as usize,
-            OP_CREATE | OP_MEMBERS | OP_BALLOT | OP_DOUBT | OP_INSTALL | OP_COPY | OP_RESERVE | OP_SNAPSHOT | OP_UNSNAPSHOT | OP_ORIGIN => {
-                count as usize
-            }
+            OP_CREATE | OP_MEMBERS | OP_BALLOT | OP_DOUBT | OP_INSTALL | OP_COPY | OP_RESERVE | OP_SNAPSHOT | OP_UNSNAPSHOT | OP_ORIGIN
+            | OP_SEEN => count as usize,
             _ => 0,
         };
         self.0 = rest.get(OP_HEAD - 4 + after..).unwrap_or(&[]);
@@ -808,6 +824,14 @@ fn take_op(r: &mut Take<'_>) -> Result<Op, DecodeError> {
             zero_block(block)?;
             expect_len(count, 32)?;
             Op::Origin { segment: SegmentId(r.id()?), snapshot: SnapshotId(r.id()?) }
+        }
+        OP_SEEN => {
+            let mut r = Take::new(r.bytes(count as usize)?, 0, WHAT_OPS);
+            let (opening, sealed) = (Opening::take(&mut r)?, Seq(r.count("batch known durable")?));
+            if block == 0 || block >= crate::COUNT_LIMIT || r.left() > 0 {
+                return Err(DecodeError::Value { what: "member whose opening is recorded", found: block });
+            }
+            Op::Seen(Box::new(Seen { no: MemberNo(block), opening, sealed }))
         }
         other => return Err(DecodeError::Value { what: "kind of an op", found: u64::from(other) }),
     })

@@ -6,13 +6,13 @@
 use crate::codec::{PREFIX, Put, Take, seal, unseal_versions};
 use crate::layer::{FrozenRow, ROW_HEAD};
 use crate::page::EXTENTS_PER_PAGE;
-use crate::peer::{MemberNo, Members};
+use crate::peer::{MEMBERS_MAX, MemberNo, Members, Opening, Seen};
 use crate::reservation::Reservations;
 use crate::{DecodeError, EXTENT, Incarnation, Index, ReplicaShape, Seq, Term};
 
 const MAGIC: &[u8; 8] = b"PENSDIR1";
 /// The version that is written. Read too are version 1, whose pages do not say how many extents they hold, 2, which knows no members of groups, and
-/// 3, which knows no reservations, and whose replicas have one layer each.
+/// 3, which knows neither reservations nor anything of other members, and whose replicas have one layer each.
 pub const VERSION: u32 = 4;
 const WHAT: &str = "directory part";
 const HEAD: usize = 64;
@@ -136,6 +136,8 @@ pub struct MemberRow {
     pub stopped: bool,
     /// Its content is whole as of that entry alone, and is being copied from another.
     pub rebuild: Option<Index>,
+    /// What it knows of the others' openings.
+    pub seen: Vec<Seen>,
 }
 
 /// The whole directory.
@@ -154,13 +156,15 @@ pub struct Directory {
 impl Directory {
     /// The stream, in version [`VERSION`].
     pub fn encode(&self) -> Vec<u8> {
+        /// Bytes of a row at most, without shape, members and pages.
+        const MOST: usize = 106 + MEMBERS_MAX * (8 + Seen::BYTES);
         let members = |row: &ReplicaRow| row.member.as_ref().map(|member| member.members.encode()).unwrap_or_default();
         let pages = |pages: &[PageRow]| pages.len() * row_bytes(VERSION);
         let reserved = |row: &ReplicaRow| row.reservations.as_ref().map_or(0, |state| 4 + state.encoded_len());
         let frozen = |row: &FrozenRow| ROW_HEAD + row.snapshot.encoded_len() + pages(&row.pages);
         let row_len = |row: &ReplicaRow| {
             let layers = pages(&row.pages) + row.frozen.iter().map(frozen).sum::<usize>();
-            104 + row.shape.encoded_len() + members(row).len() + reserved(row) + layers
+            MOST + row.shape.encoded_len() + members(row).len() + reserved(row) + layers
         };
         let rows: usize = self.replicas.iter().map(row_len).sum();
         let mut bytes = vec![0; 24 + rows + self.taken.len()];
@@ -180,7 +184,8 @@ impl Directory {
                     | flag(doubt.is_some(), DOUBTFUL)
                     | flag(rebuild.is_some(), REBUILT)
                     | flag(replica.reservations.is_some(), RESERVED)
-                    | flag(replica.origin.is_some(), CLONE),
+                    | flag(replica.origin.is_some(), CLONE)
+                    | flag(member.is_some_and(|member| !member.seen.is_empty()), SEEN),
             );
             w.u64(replica.term.0);
             w.u64(member.map_or(0, |member| member.vote.0));
@@ -198,6 +203,14 @@ impl Directory {
             }
             if let Some(as_of) = rebuild {
                 w.u64(as_of.0);
+            }
+            if let Some(member) = member.filter(|member| !member.seen.is_empty()) {
+                w.u16(member.seen.len() as u16);
+                for seen in &member.seen {
+                    w.u64(seen.no.0);
+                    w.bytes(&seen.opening.encode());
+                    w.u64(seen.sealed.0);
+                }
             }
             if let Some(state) = &replica.reservations {
                 w.u32(state.encoded_len() as u32);
@@ -306,6 +319,7 @@ const DOUBTFUL: u32 = 4;
 const REBUILT: u32 = 8;
 const RESERVED: u32 = 16;
 const CLONE: u32 = 64;
+const SEEN: u32 = 32;
 
 fn take_reservations(r: &mut Take<'_>) -> Result<Box<Reservations>, DecodeError> {
     let len = r.u32()? as usize;
@@ -360,7 +374,8 @@ fn take_member(r: &mut Take<'_>, version: u32, flags: u32, vote: MemberNo, appli
         return Ok(None);
     }
     let members = Members::decode(r.bytes(len)?)?;
-    if flags & !(DELETING | STOPPED | DOUBTFUL | REBUILT) != 0 {
+    let known = DELETING | STOPPED | DOUBTFUL | REBUILT | if version < 4 { 0 } else { SEEN };
+    if flags & !known != 0 {
         return Err(DecodeError::Value { what: "flags of a replica", found: flags.into() });
     }
     let mut doubt = None;
@@ -372,7 +387,22 @@ fn take_member(r: &mut Take<'_>, version: u32, flags: u32, vote: MemberNo, appli
         doubt = Some((index, term));
     }
     let rebuild = if flags & REBUILT != 0 { Some(Index(r.count("entry that a replica is whole as of")?)) } else { None };
-    Ok(Some(MemberRow { vote, applied_term, members, doubt, stopped: flags & STOPPED != 0, rebuild }))
+    let mut seen = Vec::new();
+    if flags & SEEN != 0 {
+        let count = usize::from(r.u16()?);
+        if count == 0 || count > MEMBERS_MAX {
+            return Err(DecodeError::Limit {
+                what: "members whose openings a replica knows",
+                found: count as u64,
+                limit: MEMBERS_MAX as u64,
+            });
+        }
+        for _ in 0..count {
+            let no = MemberNo(r.count("member whose opening is known")?);
+            seen.push(Seen { no, opening: Opening::take(r)?, sealed: Seq(r.count("batch known durable")?) });
+        }
+    }
+    Ok(Some(MemberRow { vote, applied_term, members, doubt, stopped: flags & STOPPED != 0, rebuild, seen }))
 }
 
 #[cfg(test)]

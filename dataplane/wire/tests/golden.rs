@@ -62,6 +62,12 @@ fn superblock_v1_with_and_without_a_checkpoint() {
 #[test]
 fn batches_v1_and_v2_of_each_kind_and_both_sizes_are_still_read() {
     for (name, batch) in [
+        ("batch-v2-data.bin", sample::batch()),
+        ("batch-v2-group.bin", sample::group_batch()),
+        ("batch-v2-copy.bin", sample::copy_batch()),
+        ("batch-v2-data-two-blocks.bin", sample::long_batch()),
+        ("batch-v2-seal.bin", sample::seal()),
+        ("batch-v2-open.bin", sample::open()),
         ("batch-v1-data.bin", sample::batch()),
         ("batch-v1-data-two-blocks.bin", sample::long_batch()),
         ("batch-v1-seal.bin", sample::seal()),
@@ -88,6 +94,7 @@ fn batch_v3_of_each_kind_and_both_sizes() {
         ("batch-v3-copy.bin", sample::copy_batch()),
         ("batch-v3-reserved.bin", sample::reserved_batch()),
         ("batch-v3-snapshot.bin", sample::snapshot_batch()),
+        ("batch-v3-seen.bin", sample::seen_batch()),
         ("batch-v3-data-two-blocks.bin", sample::long_batch()),
         ("batch-v3-seal.bin", sample::seal()),
         ("batch-v3-open.bin", sample::open()),
@@ -125,6 +132,8 @@ fn batch_v3_of_each_kind_and_both_sizes() {
     assert_eq!(entries[1].ops, [Op::Unsnapshot(sample::snapshot(0xc0).id)]);
     let segment = SegmentId(sample::snapshot(0xd0).id.0);
     assert_eq!(entries[2].ops[1], Op::Origin { segment, snapshot: sample::snapshot(0xe0).id });
+    let entries = decode_section(sample::seen_batch().own.bytes(), 0).unwrap();
+    assert_eq!(entries[1].ops, [Op::Seen(Box::new(sample::peer::seen()[1]))]);
 }
 
 #[test]
@@ -152,11 +161,11 @@ fn directories_v1_and_v2_and_their_parts_are_still_read() {
 }
 
 #[test]
-fn directory_v3_and_its_part_is_still_read() {
+fn directory_v3_and_its_part_are_still_read() {
     let bytes = older("directory-part-v3.bin", EXTENT);
     let (part, stream) = Part::decode(&bytes).unwrap();
     assert_eq!(part, Part { version: 3, ..sample::part(stream) });
-    assert_eq!(Directory::decode(stream, 3, sample::DIRECTORY_EXTENTS), Ok(sample::unreserved_directory()));
+    assert_eq!(Directory::decode(stream, 3, sample::DIRECTORY_EXTENTS), Ok(sample::directory_v3()));
 }
 
 #[test]
@@ -176,10 +185,15 @@ fn directory_v4_and_its_part() {
 fn peer_frames_v1_and_v2() {
     for (name, body, _) in sample::peer::bodies() {
         let version = if name.ends_with("-v1.bin") { 1 } else { 2 };
+        assert!(version >= body.kind().since(), "{name}");
         let encoded = body.encode(version, 0x0102_0304);
         let bytes = golden(name, &encoded);
         let header = peer::Header::decode(&bytes).unwrap_or_else(|error| panic!("{name}: {error}"));
         assert_eq!(peer::Body::decode(&header, &bytes[peer::HEADER..]).as_ref(), Ok(&body), "{name}");
         same(name, &bytes, &encoded);
+        if body.kind().since() > peer::PROTOCOL_OLDEST {
+            let older = body.encode(body.kind().since() - 1, 0x0102_0304);
+            assert!(matches!(peer::Header::decode(&older), Err(DecodeError::Version { .. })), "{name} in an older version");
+        }
     }
 }

@@ -65,6 +65,8 @@ struct Live {
     resolved: bool,
     /// See [`Group::set_rebuilding`].
     rebuilding: bool,
+    /// What members had acknowledged to this leader, in this term, when they restarted.
+    shown: Vec<(MemberNo, Term, Index)>,
 }
 
 fn timing_error(config: &GroupConfig) -> Option<String> {
@@ -171,6 +173,7 @@ impl Group {
             floor: from.floor,
             resolved: false,
             rebuilding: false,
+            shown: Vec::new(),
         };
         live.look_at_floor();
         live.set_timeout();
@@ -331,6 +334,15 @@ impl Group {
 
     pub fn members(&self) -> Option<&Members> {
         self.state.as_ref().ok().map(|live| &live.members)
+    }
+
+    /// What a member has acknowledged to this leader and cannot have, where its log ends like `last` in term `term`. In the term of one leader nothing
+    /// that was acknowledged is replaced.
+    pub fn forgotten(&self, member: MemberNo, term: Term, last: LogEnd) -> Option<Index> {
+        let live = self.state.as_ref().ok().filter(|live| live.leads() && term <= live.term() && last.term <= live.term())?;
+        let before = live.shown.iter().filter(|(no, of, _)| (*no, *of) == (member, live.term())).map(|(_, _, index)| *index);
+        let now = live.raw.raft.prs().get(member.0).map(|progress| Index(progress.matched));
+        before.chain(now).max().filter(|index| *index > last.index)
     }
 
     pub fn config(&self) -> &GroupConfig {
@@ -580,11 +592,13 @@ impl Live {
 
     fn on_restarted(&mut self, member: MemberNo) {
         self.wake();
-        let last = self.raw.raft.raft_log.last_index();
+        let (last, term) = (self.raw.raft.raft_log.last_index(), self.term());
+        self.shown.retain(|(_, of, _)| *of == term);
         if self.leads()
             && member != self.config.me
             && let Some(progress) = self.raw.raft.mut_prs().get_mut(member.0)
         {
+            self.shown.push((member, term, Index(progress.matched)));
             progress.matched = 0;
             progress.become_probe();
             progress.next_idx = last + 1;

@@ -29,6 +29,9 @@ pub struct Bench {
     /// The drive says so many ms later that it has done something.
     pub late: u64,
     done: Vec<(u64, DiskId)>,
+    /// Openings, and what the node has written down of the last one.
+    pub openings: u8,
+    pub witness: Option<Generation>,
 }
 
 pub fn config(label: &Label) -> StoreConfig {
@@ -52,8 +55,13 @@ impl Bench {
 
     /// A store on a drive of its own, on node `no`.
     pub fn on_node(no: u8) -> Self {
+        Self::formatted(no, 9)
+    }
+
+    /// On a drive that was formatted anew.
+    pub fn formatted(no: u8, life: u8) -> Self {
         let (node, drive) = (NodeId([no; 16]), DriveId([no; 16]));
-        let label = Label::plan(ClusterId([1; 16]), node, drive, Incarnation([9; 16]), 12_000, 1, 2048).unwrap();
+        let label = Label::plan(ClusterId([1; 16]), node, drive, Incarnation([life; 16]), 12_000, 1, 2048).unwrap();
         let mut media = vec![0; 12_000 * BLOCK];
         for (at, block) in format(&label).unwrap() {
             media[at.0 as usize * BLOCK..][..BLOCK].copy_from_slice(&block);
@@ -79,20 +87,31 @@ impl Bench {
             sent: Vec::new(),
             late: 0,
             done: Vec::new(),
+            openings: 0,
+            witness: None,
         };
-        bench.run();
+        bench.reopen();
         bench
     }
 
     /// The process dies and comes back; the drive keeps what it has.
     pub fn reopen(&mut self) {
-        self.store = Store::new(config(&self.label));
+        self.openings += 1;
+        let mut config = config(&self.label);
+        let mut life = [self.openings; 16];
+        life[0] = self.label.node.0[0];
+        (config.replication.life, config.replication.witness) = (Incarnation(life), self.witness);
+        self.store = Store::new(config);
         self.mem = PlainMemory::new(self.mem.direct);
         self.fx.clear();
         self.notices.clear();
         self.sent.clear();
         self.done.clear();
         self.run();
+        let opened = self.store.view().recovery.generation;
+        if opened > 0 {
+            self.witness = self.witness.max(Some(Generation(opened)));
+        }
     }
 
     /// Turns the loop until nothing is out.

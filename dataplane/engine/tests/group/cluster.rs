@@ -115,6 +115,8 @@ impl Cluster {
             PeerWord::EntriesAnswer(answer) => Body::EntriesAnswer(answer),
             PeerWord::CopyAsk(ask) => Body::CopyAsk(ask),
             PeerWord::CopyAnswer(answer) => Body::CopyAnswer(answer),
+            PeerWord::AdmitAsk(ask) => Body::AdmitAsk(ask),
+            PeerWord::AdmitAnswer(answer) => Body::AdmitAnswer(answer),
         };
         let bytes = body.encode(PROTOCOL, 1);
         let decoded = Body::decode(&Header::decode(&bytes).unwrap(), &bytes[HEADER..]).unwrap();
@@ -124,6 +126,8 @@ impl Cluster {
             Body::EntriesAnswer(answer) => PeerWord::EntriesAnswer(answer),
             Body::CopyAsk(ask) => PeerWord::CopyAsk(ask),
             Body::CopyAnswer(answer) => PeerWord::CopyAnswer(answer),
+            Body::AdmitAsk(ask) => PeerWord::AdmitAsk(ask),
+            Body::AdmitAnswer(answer) => PeerWord::AdmitAnswer(answer),
             other => panic!("{other:?} was sent"),
         };
         assert_eq!(word.payload_blocks() as usize * BLOCK, payload.len());

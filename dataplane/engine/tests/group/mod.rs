@@ -1,5 +1,6 @@
 //! Three stores of one group over well-behaved drives: each behaviour in a few lines. Faults of drives and order belong to the simulator.
 
+mod admit;
 pub mod cluster;
 mod rebuild;
 mod restart;

@@ -197,7 +197,10 @@ impl Node {
 
     pub(super) fn drive_remove(self: &Rc<Self>, params: DriveRemoveParams, answer: Answer<Empty>) {
         let id = params.drive_id;
-        let forget = move |state: &mut crate::state::NodeState| state.drives.retain(|d| d.drive_id != id);
+        let forget = move |state: &mut crate::state::NodeState| {
+            state.drives.retain(|d| d.drive_id != id);
+            state.openings.retain(|it| it.drive_id != id);
+        };
         let state = self.drives.borrow().get(&id).map(|d| (d.state, d.removing));
         match state {
             None => return answer(self.remember(forget).map(|()| Empty {})),

@@ -64,11 +64,16 @@ pub(super) fn info(view: &MemberView) -> Option<GroupInfo> {
     let list = view.members.list.iter().map(member).collect::<Option<Vec<GroupMember>>>()?;
     let is_learner = view.members.get(view.me).is_some_and(|me| me.role == Role::Learner);
     let standing = view.standing;
-    let (part, reason) = match (&view.stopped, view.doubtful, standing.map(|standing| standing.part)) {
+    let waits = view.doubtful || !view.admitted;
+    let (part, reason) = match (&view.stopped, waits, standing.map(|standing| standing.part)) {
         (Some(why), ..) => (GroupPart::Stopped, Some(why.clone())),
         (None, true, _) => {
-            let reason = "its log ends in records that may have counted: the other members are asked before it takes part".to_owned();
-            (GroupPart::Doubtful, Some(reason))
+            let reason = if view.admitted {
+                "its log ends in records that may have counted: the other members are asked before it takes part"
+            } else {
+                "the other members are asked whether its drive is what it was, and enough of them have not answered yet"
+            };
+            (GroupPart::Doubtful, Some(reason.to_owned()))
         }
         (None, false, Some(Part::Leader)) => (GroupPart::Leader, None),
         (None, false, Some(Part::Candidate)) => (GroupPart::Candidate, None),

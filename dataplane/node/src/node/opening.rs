@@ -9,7 +9,7 @@ use penstock_api::rpc::{Barrier, DriveAddParams, DriveContent, DriveInfo, DriveP
 use penstock_api::{ByteSize, DriveId, DriveKind, DriveSpec};
 use penstock_engine::{Limits, OpenError, RecoveryReport, StoreConfig};
 use penstock_wire::label::{Geometry, Label};
-use penstock_wire::{BLOCK, BlockAddr, Incarnation};
+use penstock_wire::{BLOCK, BlockAddr, Generation, Incarnation};
 use spdk_rs::bdev::BdevEvent;
 use spdk_rs::nvme::NvmeAddress;
 
@@ -30,6 +30,14 @@ fn unusable(error: impl std::fmt::Display) -> RpcError {
 /// What SPDK knows a drive's controller as.
 fn controller_name(key: DriveKey) -> String {
     format!("penstock-drive-{}", key.0)
+}
+
+/// For one opening of a store: nobody had it before.
+fn new_life() -> Incarnation {
+    let mut life = [0; 16];
+    life[..8].copy_from_slice(&super::run_number().to_le_bytes());
+    life[8..].copy_from_slice(&super::run_number().to_le_bytes());
+    Incarnation(life)
 }
 
 /// Reads that tell what lies on a drive: its first MiB (or all of it), and its last block.
@@ -479,7 +487,12 @@ impl Node {
                         barrier,
                         fenced,
                         limits: Limits::default(),
-                        replication: penstock_engine::Replication { node: label.node, ..Default::default() },
+                        replication: penstock_engine::Replication {
+                            node: label.node,
+                            life: new_life(),
+                            witness: self.state.borrow().opened(id, no as u32, label.incarnation),
+                            ..Default::default()
+                        },
                         accept_lost_log,
                         canary: self.config.canary,
                     };
@@ -562,6 +575,12 @@ impl Node {
             drive = %id, store, ms, batches = report.batches, entries = report.entries, bytes = report.bytes,
             dropped_batches = report.dropped_batches, lost_blocks = report.lost_blocks, "a store serves"
         );
+        let life = self.drives.borrow().get(&id).and_then(|drive| drive.label.as_ref().map(|label| label.incarnation));
+        if let Some(life) = life
+            && let Err(error) = self.state.borrow_mut().note_opened(id, store, life, Generation(report.generation))
+        {
+            tracing::warn!(%error, drive = %id, "the drive's opening cannot be written down: after a restart more of its peers will be asked");
+        }
         if let Some(place) = self.drives.borrow_mut().get_mut(&id).and_then(|drive| drive.stores.get_mut(store as usize)) {
             place.serving = true;
             place.recovery = Some((report, ms));

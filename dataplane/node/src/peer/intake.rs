@@ -238,6 +238,8 @@ impl Intake {
             Body::EntriesAnswer(answer) => vec![PeerWord::EntriesAnswer(answer)],
             Body::CopyAsk(ask) => vec![PeerWord::CopyAsk(ask)],
             Body::CopyAnswer(answer) => vec![PeerWord::CopyAnswer(answer)],
+            Body::AdmitAsk(ask) => vec![PeerWord::AdmitAsk(ask)],
+            Body::AdmitAnswer(answer) => vec![PeerWord::AdmitAnswer(answer)],
             Body::FetchAsk(_) | Body::FetchAnswer(_) => return Err(IntakeError::Unasked(header.kind)),
         };
         self.stage = place(words, memory);

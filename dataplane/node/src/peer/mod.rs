@@ -180,6 +180,11 @@ impl Peers {
         self.peers.iter().any(|peer| peer.node == node && peer.up.is_some())
     }
 
+    /// The version of the protocol that is spoken with a node.
+    pub fn version(&self, node: NodeId) -> Option<u32> {
+        self.lanes.iter().filter_map(Lane::known).find(|known| known.node == node).map(|known| known.version)
+    }
+
     /// There is more to do than what sockets will tell of.
     pub fn wants_turn(&self, now: u64) -> bool {
         self.lanes.iter().any(|lane| lane.wants_turn(now))

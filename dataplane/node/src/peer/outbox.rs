@@ -7,7 +7,9 @@ use std::collections::VecDeque;
 
 use penstock_engine::PeerWord;
 use penstock_wire::BLOCK;
-use penstock_wire::peer::{BODY_MAX, Beat, Body, EntriesAnswer, EntryState, FRAME_BLOCKS_MAX, HEADER, Hello, Message};
+use penstock_wire::peer::{
+    AdmitAnswer, AdmitAsk, BODY_MAX, Beat, Body, EntriesAnswer, EntryState, FRAME_BLOCKS_MAX, HEADER, Hello, Message,
+};
 use spdk_rs::lend::LendBuf;
 
 /// Bytes of a chunk of send memory: a frame with all it may carry is within the ranges that a socket takes at a time.
@@ -177,6 +179,8 @@ impl Outbox {
                 let len = answer.encoded_len();
                 (Kind::Single(Body::CopyAnswer(answer)), len)
             }
+            PeerWord::AdmitAsk(ask) => (Kind::Single(Body::AdmitAsk(ask)), AdmitAsk::BYTES),
+            PeerWord::AdmitAnswer(answer) => (Kind::Single(Body::AdmitAnswer(answer)), AdmitAnswer::BYTES),
         };
         // What no frame holds is nothing that an engine of this version says; a peer would refuse it.
         if body_len > BODY_MAX || blocks > FRAME_BLOCKS_MAX {

@@ -29,6 +29,7 @@ impl World {
         let what = "each volume has a leader, ten seconds after the last fault (25)";
         self.until(LEADER_US, what, |w| w.all_lead() || w.all_serve() && w.is_full());
         self.tally.check("a leader within ten seconds (25)");
+        self.until(PATIENCE_US, "members whose drive is not what it was are stopped (12)", World::gone_are_out);
         if self.is_full() {
             self.tally.did("seeds that end with a full member", 1);
             return;
@@ -41,6 +42,10 @@ impl World {
         });
         self.finish_orders();
         self.read_back();
+        if self.is_full() {
+            self.tally.did("seeds that end with a full member", 1);
+            return;
+        }
         if (self.plan.decay.rots() || self.plan.decay.newest) && !self.apply_within(2_000_000) {
             // What a leader cannot read it cannot send again, and nobody else is asked for it yet.
             self.tally.did("seeds that end with a bad entry in a leader's log", 1);
@@ -95,13 +100,21 @@ impl World {
             && self.groups().into_iter().all(|volume| self.leader_of(volume).is_some())
     }
 
+    /// Whose drive is not what it was takes no part, and says so.
+    fn gone_are_out(&self) -> bool {
+        self.nodes.iter().filter(|it| it.gone.is_some()).all(|it| {
+            let look = |no: &penstock_engine::ReplicaNo| it.store.as_ref().and_then(|store| store.look(*no));
+            it.replicas.len() == self.groups().len() && it.replicas.keys().all(|no| look(no).is_some_and(|look| look.stopped))
+        })
+    }
+
     fn all_applied(&self) -> bool {
         self.groups().into_iter().all(|volume| {
             let look = |node: usize| {
                 let it = &self.nodes[node];
                 it.replica_of(volume).and_then(|no| it.store.as_ref()?.look(no))
             };
-            let looks: Vec<_> = (0..self.nodes.len()).map(look).collect();
+            let looks: Vec<_> = (0..self.nodes.len()).filter(|node| self.nodes[*node].gone.is_none()).map(look).collect();
             looks.iter().all(|look| {
                 look.is_some_and(|look| {
                     look.view.is_some() && !look.rebuilding && looks[0].is_some_and(|first| first.applied == look.applied)
@@ -203,7 +216,7 @@ impl World {
     fn compare(&mut self) {
         for volume in self.groups() {
             let mut first = None;
-            for node in 0..self.nodes.len() {
+            for node in (0..self.nodes.len()).filter(|node| self.nodes[*node].gone.is_none()) {
                 let it = &self.nodes[node];
                 let start = it.share.start.0;
                 let (no, store) = (it.replica_of(volume).expect("made"), it.store.as_ref().expect("alive"));
@@ -223,7 +236,7 @@ impl World {
                 self.tally.check("replicas are equal block by block (6, 25)");
             }
         }
-        for it in &self.nodes {
+        for it in self.nodes.iter().filter(|it| it.gone.is_none()) {
             let (start, store) = (it.share.start.0, it.store.as_ref().expect("alive"));
             store.audit(|at| it.drive.bytes(start + at.0)).unwrap_or_else(|error| panic!("node {}: audit at rest: {error}", it.no));
             for (no, block, place, crc) in store.data_blocks() {

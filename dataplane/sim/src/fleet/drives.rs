@@ -107,7 +107,7 @@ impl World {
 
     /// Whether one more member may lose what it promised, without a quorum losing it.
     pub fn spare(&self) -> bool {
-        let hurt = self.nodes.iter().filter(|it| it.rotten || it.command_failed || it.decays).count();
+        let hurt = self.nodes.iter().filter(|it| it.rotten || it.command_failed || it.decays || it.gone.is_some()).count();
         hurt + 1 < self.nodes.len().div_ceil(2)
     }
 

@@ -27,6 +27,13 @@ struct Shown {
     committed: Index,
 }
 
+impl Judge {
+    /// A node's member has taken part in a volume's group.
+    pub fn took_part(&self, volume: u32, node: usize) -> bool {
+        self.spoken.contains_key(&(volume, node))
+    }
+}
+
 #[derive(Default)]
 pub struct Judge {
     /// Who leads each term of a volume.
@@ -79,6 +86,8 @@ impl World {
                 self.tally.check("payload is right when it leaves (14)");
             }
             PeerWord::CopyAsk(ask) => assert_eq!(ask.from, member_no(node), "{ask:?} comes from node {node}"),
+            PeerWord::AdmitAsk(ask) => assert_eq!(ask.from, member_no(node), "{ask:?} comes from node {node}"),
+            PeerWord::AdmitAnswer(answer) => assert_eq!(answer.from, member_no(node), "{answer:?} comes from node {node}"),
             PeerWord::CopyAnswer(answer) => {
                 assert_eq!(answer.from, member_no(node), "{answer:?} comes from node {node}");
                 answer.check(payload).unwrap_or_else(|error| panic!("invariant 14: node {node} copies a bad payload: {error}"));
@@ -89,6 +98,10 @@ impl World {
 
     fn judge_message(&mut self, node: usize, volume: u32, message: &Message, payload: &[u8]) {
         assert_eq!(message.from, member_no(node), "{message:?} comes from node {node}");
+        assert!(
+            self.nodes[node].gone.is_none(),
+            "invariant 12: node {node} speaks in volume {volume}, and its drive is not what it was: {message:?}"
+        );
         Verified::all(vec![message.clone()], payload)
             .unwrap_or_else(|error| panic!("invariant 14: node {node} sends bad payload to {:?}: {error}", message.to));
         self.tally.check("payload is right when it leaves (14)");
@@ -188,7 +201,9 @@ impl World {
         let replicas: Vec<(ReplicaNo, u32)> = self.nodes[node].replicas.iter().map(|(no, volume)| (*no, *volume)).collect();
         self.check_view(node);
         let mut whole = phase == Phase::Serving;
-        for (no, volume) in replicas {
+        // What a drive that is not what it was holds is nobody's state.
+        let gone = self.nodes[node].gone.is_some();
+        for (no, volume) in replicas.into_iter().filter(|_| !gone) {
             let it = &self.nodes[node];
             let store = it.store.as_ref().expect("alive");
             let Some(look) = store.look(no) else {

@@ -73,6 +73,8 @@ impl World {
             PeerWord::EntriesAnswer(answer) => Body::EntriesAnswer(answer.clone()),
             PeerWord::CopyAsk(ask) => Body::CopyAsk(ask.clone()),
             PeerWord::CopyAnswer(answer) => Body::CopyAnswer(answer.clone()),
+            PeerWord::AdmitAsk(ask) => Body::AdmitAsk(*ask),
+            PeerWord::AdmitAnswer(answer) => Body::AdmitAnswer(*answer),
         };
         let mut bytes = body.encode(PROTOCOL, 1);
         bytes.extend_from_slice(&payload);
@@ -158,6 +160,8 @@ impl World {
             Body::EntriesAnswer(answer) => PeerWord::EntriesAnswer(answer),
             Body::CopyAsk(ask) => PeerWord::CopyAsk(ask),
             Body::CopyAnswer(answer) => PeerWord::CopyAnswer(answer),
+            Body::AdmitAsk(ask) => PeerWord::AdmitAsk(ask),
+            Body::AdmitAnswer(answer) => PeerWord::AdmitAnswer(answer),
             other => panic!("a frame that nobody sends: {other:?}"),
         };
         let it = &mut self.nodes[to];

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use penstock_engine::{DiskId, DiskKind, Effects, Event, FenceReason, Millis, Order, ReplicaNo, Replication, Standing, Store, StoreConfig};
 use penstock_wire::label::{Geometry, Label, Share};
 use penstock_wire::peer::MemberNo;
-use penstock_wire::{ClusterId, DriveId, Incarnation, NodeId, Term};
+use penstock_wire::{ClusterId, DriveId, Generation, Incarnation, NodeId, Term};
 
 use crate::canaries::Bug;
 use crate::device::{Landing, Out};
@@ -53,6 +53,13 @@ pub struct Attempt {
     pub lapsed: bool,
 }
 
+/// How a node's drive came not to be what it was.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Gone {
+    Wiped,
+    PutBack,
+}
+
 /// What a node has heard of another.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Heard {
@@ -86,6 +93,11 @@ pub struct Node {
     pub standings: BTreeMap<u32, Standing>,
     pub heard: Vec<Heard>,
     pub evidence: Evidence,
+    /// What the node has written down of its drive's openings, off the drive.
+    pub witness: Option<Generation>,
+    /// The drive as it was when a life began.
+    pub copy: Option<Drive>,
+    pub gone: Option<Gone>,
     pub fence: Option<FenceReason>,
     /// Serial of the first command sent after the fence was told.
     pub fenced_at: Option<u64>,
@@ -109,22 +121,27 @@ pub struct Node {
     pub offset: u64,
 }
 
+/// A drive that was just formatted.
+fn blank(no: usize, plan: &DrivePlan, incarnation: Incarnation) -> (Drive, Label) {
+    let share_blocks = (2 + plan.ring_blocks).next_multiple_of(16) + plan.extents * 16;
+    let blocks = 2 + share_blocks;
+    let label = Label::plan(ClusterId([1; 16]), node_id(no), DriveId([no as u8; 16]), incarnation, blocks, 1, plan.ring_blocks)
+        .expect("the plan's drives are large enough");
+    let mut drive = Drive::new(plan.kind, plan.resets, blocks);
+    for (at, bytes) in penstock_engine::format::format(&label).expect("the plan's drives are large enough") {
+        let page = bytes.as_slice().try_into().expect("one block");
+        drive.write(at.0, std::rc::Rc::new(page), WHOLE);
+    }
+    drive.flush(drive.now());
+    (drive, label)
+}
+
 impl Node {
     pub fn new(no: usize, nodes: usize, seed: u64, plan: &super::plan::Plan, bug: Option<Bug>, rng: &mut Rng) -> Node {
         let d = plan.drives[no].clone();
-        let share_blocks = (2 + d.ring_blocks).next_multiple_of(16) + d.extents * 16;
-        let blocks = 2 + share_blocks;
         let mut incarnation = [no as u8 + 1; 16];
         incarnation[..8].copy_from_slice(&seed.to_le_bytes());
-        let drive_id = DriveId([no as u8; 16]);
-        let label = Label::plan(ClusterId([1; 16]), node_id(no), drive_id, Incarnation(incarnation), blocks, 1, d.ring_blocks)
-            .expect("the plan's drives are large enough");
-        let mut drive = Drive::new(d.kind, d.resets, blocks);
-        for (at, bytes) in penstock_engine::format::format(&label).expect("the plan's drives are large enough") {
-            let page = bytes.as_slice().try_into().expect("one block");
-            drive.write(at.0, std::rc::Rc::new(page), WHOLE);
-        }
-        drive.flush(drive.now());
+        let (drive, label) = blank(no, &d, Incarnation(incarnation));
         let share = label.stores[0];
         let geometry = Geometry::of(&share).expect("checked by the plan");
         let config = StoreConfig {
@@ -135,7 +152,7 @@ impl Node {
             fenced: None,
             accept_lost_log: false,
             limits: plan.limits,
-            replication: Replication { node: node_id(no), timing: plan.timing, canary: bug.and_then(Bug::group) },
+            replication: Replication { node: node_id(no), timing: plan.timing, canary: bug.and_then(Bug::group), ..Replication::default() },
             canary: bug.and_then(Bug::store),
         };
         Node {
@@ -161,6 +178,9 @@ impl Node {
             standings: BTreeMap::new(),
             heard: vec![Heard::default(); nodes],
             evidence: Evidence::default(),
+            witness: None,
+            copy: None,
+            gone: None,
             fence: None,
             fenced_at: None,
             opened_fenced: false,
@@ -191,6 +211,22 @@ impl Node {
         self.replicas.iter().find(|(_, no)| **no == volume).map(|(replica, _)| *replica)
     }
 
+    /// The drive is not what it was: another one, or an older copy of it.
+    pub fn change_drive(&mut self, drive: Drive, gone: Gone) {
+        assert!(!self.alive(), "drives are changed while nobody uses them");
+        (self.drive, self.gone, self.copy) = (drive, Some(gone), None);
+        self.evidence = Evidence::default();
+    }
+
+    /// A new drive of the same size takes the place of the old one.
+    pub fn wipe(&mut self) {
+        let mut incarnation = self.config.incarnation;
+        incarnation.0[15] ^= 0x80;
+        let (drive, label) = blank(self.no, &self.plan, incarnation);
+        self.change_drive(drive, Gone::Wiped);
+        (self.config.incarnation, self.witness) = (label.incarnation, None);
+    }
+
     pub fn leads(&self, volume: u32) -> bool {
         self.standings.get(&volume).is_some_and(|standing| standing.serves)
     }
@@ -198,7 +234,10 @@ impl Node {
     /// The process starts over its drive.
     pub fn start(&mut self, mem: SimMemory, now: u64) {
         self.mem = mem;
-        let config = StoreConfig { fenced: self.fence, ..self.config.clone() };
+        let mut config = StoreConfig { fenced: self.fence, ..self.config.clone() };
+        let mut life = [self.no as u8; 16];
+        life[..8].copy_from_slice(&self.life.to_le_bytes());
+        (config.replication.life, config.replication.witness) = (Incarnation(life), self.witness);
         self.store = Some(Store::new(config));
         self.phase = Phase::Opening;
         self.opened_fenced = self.fence.is_some();

@@ -27,9 +27,13 @@ pub enum Strike {
     Transfer,
     /// A leader is cut off while its followers restart.
     CutOff,
+    /// A drive is lost, and a blank one takes its place.
+    Wipe,
+    /// A drive is put back from an older copy of it.
+    PutBack,
 }
 
-pub const STRIKES: [Strike; 12] = [
+pub const STRIKES: [Strike; 14] = [
     Strike::Kill,
     Strike::PowerCut,
     Strike::PowerCutOfAll,
@@ -42,6 +46,8 @@ pub const STRIKES: [Strike; 12] = [
     Strike::SlowLink,
     Strike::Transfer,
     Strike::CutOff,
+    Strike::Wipe,
+    Strike::PutBack,
 ];
 
 /// Decay of what lies at rest, and drives that fail a command. Rates are "one in n" turns of a node, 0 for never.
@@ -142,6 +148,7 @@ impl Plan {
             })
             .collect();
         let mut strikes: Vec<Strike> = STRIKES.into_iter().filter(|_| rng.percent(45)).collect();
+        let loses = strikes.iter().any(|strike| matches!(strike, Strike::Wipe | Strike::PutBack));
         let some = |rng: &mut Rng, percent: u32, of: &[u32]| if rng.percent(percent) { rng.pick(of) } else { 0 };
         let rots = rng.percent(25);
         let mut decay = Decay {
@@ -153,7 +160,7 @@ impl Plan {
             flush_fails_after: rng.percent(12).then(|| rng.within(1, 300)),
             newest: rng.percent(20),
         };
-        let singles = if decay.newest { 0 } else { rng.pick(&[0, 0, 1, 2]) };
+        let singles = if decay.newest || loses { 0 } else { rng.pick(&[0, 0, 1, 2]) };
         let habits = Habits {
             queue_depth: rng.pick(&[1, 2, 4, 16]),
             hot_blocks: rng.pick(&[2, 4, 16, 64]),

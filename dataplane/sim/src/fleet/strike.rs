@@ -93,6 +93,8 @@ impl World {
                     self.insist_until(node, 300_000);
                 }
             }
+            Strike::Wipe => self.wipe(node),
+            Strike::PutBack => self.put_back(node),
             Strike::CutOff => {
                 if let Some(leader) = self.leader().filter(|leader| *leader != other) {
                     // First nothing passes between a leader and one other; what follows makes that one its rival.
@@ -101,6 +103,45 @@ impl World {
                     self.after(wait, Coming::CutOff { node: leader, other });
                 }
             }
+        }
+    }
+
+    /// Each member of the node is believed in its present opening: a quorum has it on its drives. And none of the others is newborn: as long as one
+    /// waits to be believed for the first time, its group cannot spare another.
+    fn is_believed(&self, node: usize) -> bool {
+        let it = &self.nodes[node];
+        let groups = self.volumes.values().filter(|v| v.replicated).count();
+        let believed = |store: &penstock_engine::Store| it.replicas.keys().all(|no| store.look(*no).is_some_and(|look| look.admitted));
+        let everyone = |volume: u32| (0..self.nodes.len()).all(|node| self.judge.took_part(volume, node));
+        let grown = self.volumes.values().filter(|v| v.replicated).all(|v| everyone(v.no));
+        grown && it.phase == Phase::Serving && it.fence.is_none() && it.replicas.len() == groups && it.store.as_ref().is_some_and(believed)
+    }
+
+    fn wipe(&mut self, node: usize) {
+        if self.is_believed(node) && self.spare() {
+            self.tally.fault("drive wiped (19)");
+            self.die(node, false);
+            self.nodes[node].wipe();
+            // Control makes again what it finds missing.
+            for v in self.volumes.values_mut().filter(|v| v.replicated) {
+                v.made[node] = super::orders::Made::No;
+            }
+        }
+    }
+
+    /// The drive is as it was before it was opened last, or earlier.
+    fn put_back(&mut self, node: usize) {
+        if !self.is_believed(node) || !self.spare() {
+            return;
+        }
+        let Some(copy) = self.nodes[node].copy.take() else { return };
+        self.tally.fault("drive put back from an older copy (19)");
+        self.die(node, false);
+        let forgets = self.rng.one_in(2);
+        let it = &mut self.nodes[node];
+        it.change_drive(copy, super::node::Gone::PutBack);
+        if forgets {
+            it.witness = None;
         }
     }
 

@@ -211,7 +211,12 @@ impl World {
         let limit = if self.calm { 100_000 } else { self.plan.memory_blocks };
         let mem = SimMemory::new(limit, fail, self.rng.fork(7));
         let now = self.now;
+        let made = self.volumes.values().all(|v| v.made[node] == super::orders::Made::Done);
+        let keeps = made && (self.nodes[node].copy.is_none() || self.rng.one_in(2));
         let it = &mut self.nodes[node];
+        if keeps {
+            it.copy = Some(it.drive.clone());
+        }
         it.start(mem, now);
         let life = it.life;
         self.trace.note(now, &[1, node as u64, life], || format!("node {node} starts its life {life}"));
@@ -303,6 +308,7 @@ impl World {
         match notice {
             Notice::Serving(report) => {
                 it.phase = Phase::Serving;
+                it.witness = it.witness.max(Some(penstock_wire::Generation(report.generation)));
                 it.evidence.recovered();
                 self.tally.did("recoveries", 1);
                 self.tally.did("batches recovered", report.batches);
@@ -344,8 +350,8 @@ impl World {
             Notice::SteppingAside { .. } => self.tally.did("leaders that stepped aside", 1),
             Notice::GroupStopped { replica, why } => {
                 let fenced = it.fence.is_some() || it.command_failed;
-                assert!(fenced, "node {node}: the group of {replica:?} has stopped, and its drive is well: {why}");
-                self.tally.did("groups stopped by a fence", 1);
+                assert!(fenced || it.gone.is_some(), "node {node}: the group of {replica:?} has stopped, and its drive is well: {why}");
+                self.tally.did(if fenced { "groups stopped by a fence" } else { "members stopped for their drive" }, 1);
             }
             Notice::Stopped => it.phase = Phase::Stopped,
         }

@@ -10,6 +10,7 @@
 //! Adding a kind: a variant of [`Kind`] and [`Body`], encode, decode with every bound checked, a sample in tests/sample/peer.rs
 //! (tests, golden files and the fuzz target follow it), and its table in docs/protocol.md. A changed kind needs a new [`PROTOCOL`].
 
+mod admit;
 mod beat;
 mod copy;
 mod fetch;
@@ -17,6 +18,7 @@ mod group;
 mod hello;
 mod members;
 
+pub use admit::{AdmitAnswer, AdmitAsk, Belief, Opening, Seen};
 pub use beat::{Beat, Drive, DriveState, Room, Space};
 pub use copy::{COPY_LISTED_MAX, Copied, CopyAnswer, CopyAsk, EXTENTS_END, States};
 pub use fetch::{EntriesAnswer, EntriesAsk, EntryState, FetchAnswer, FetchAsk, FetchResult};
@@ -53,10 +55,12 @@ pub enum Kind {
     EntriesAnswer = 7,
     CopyAsk = 8,
     CopyAnswer = 9,
+    AdmitAsk = 20,
+    AdmitAnswer = 21,
 }
 
 impl Kind {
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 11] = [
         Self::Hello,
         Self::Beat,
         Self::Groups,
@@ -66,7 +70,14 @@ impl Kind {
         Self::EntriesAnswer,
         Self::CopyAsk,
         Self::CopyAnswer,
+        Self::AdmitAsk,
+        Self::AdmitAnswer,
     ];
+
+    /// The version of the protocol that has it first.
+    pub fn since(self) -> u32 {
+        if matches!(self, Self::AdmitAsk | Self::AdmitAnswer) { 2 } else { 1 }
+    }
 
     /// Whether payload may follow the body.
     pub fn carries(self) -> bool {
@@ -124,6 +135,9 @@ impl Header {
             return Err(DecodeError::Version { what: WHAT, found: version, known: PROTOCOL });
         }
         let kind = Kind::of(kind)?;
+        if version < kind.since() {
+            return Err(DecodeError::Version { what: "peer frame of its kind", found: version, known: kind.since() });
+        }
         zeros(&mut r, 2)?;
         let body_len = r.u32()?;
         let body_crc = r.u32()?;
@@ -155,6 +169,8 @@ pub enum Body {
     EntriesAnswer(EntriesAnswer),
     CopyAsk(CopyAsk),
     CopyAnswer(CopyAnswer),
+    AdmitAsk(AdmitAsk),
+    AdmitAnswer(AdmitAnswer),
 }
 
 impl Body {
@@ -169,6 +185,8 @@ impl Body {
             Self::EntriesAnswer(_) => Kind::EntriesAnswer,
             Self::CopyAsk(_) => Kind::CopyAsk,
             Self::CopyAnswer(_) => Kind::CopyAnswer,
+            Self::AdmitAsk(_) => Kind::AdmitAsk,
+            Self::AdmitAnswer(_) => Kind::AdmitAnswer,
         }
     }
 
@@ -199,6 +217,8 @@ impl Body {
             Self::EntriesAnswer(answer) => answer.put(w),
             Self::CopyAsk(ask) => ask.put(w),
             Self::CopyAnswer(answer) => answer.put(w),
+            Self::AdmitAsk(ask) => ask.put(w),
+            Self::AdmitAnswer(answer) => answer.put(w),
         }
     }
 
@@ -253,6 +273,8 @@ impl Body {
             Kind::EntriesAnswer => Self::EntriesAnswer(EntriesAnswer::take(&mut r)?),
             Kind::CopyAsk => Self::CopyAsk(CopyAsk::take(&mut r)?),
             Kind::CopyAnswer => Self::CopyAnswer(CopyAnswer::take(&mut r)?),
+            Kind::AdmitAsk => Self::AdmitAsk(AdmitAsk::take(&mut r)?),
+            Kind::AdmitAnswer => Self::AdmitAnswer(AdmitAnswer::take(&mut r)?),
         };
         if r.left() > 0 {
             return Err(DecodeError::Value { what: "bytes after a peer frame's body", found: r.left() as u64 });

@@ -160,6 +160,16 @@ pub fn group_batch() -> SampleBatch {
     SampleBatch { header: header(Kind::Data, 3, before()), own, prev: section_before() }
 }
 
+/// What stores write of what members know of each other.
+pub fn seen_batch() -> SampleBatch {
+    let mut own = Section::default();
+    for seen in peer::seen() {
+        own.entry(7, Term(0), Index(0));
+        own.seen(&seen);
+    }
+    SampleBatch { header: header(Kind::Data, 0, before()), own, prev: section_before() }
+}
+
 /// What stores write of members that are rebuilt; 2 payload blocks.
 pub fn copy_batch() -> SampleBatch {
     let mut own = Section::default();
@@ -288,6 +298,7 @@ pub fn directory() -> Directory {
         doubt: Some((Index(0x0e0f), Term(0x0c0e))),
         stopped: true,
         rebuild: Some(Index(0x0102)),
+        seen: peer::seen(),
     };
     let reservations = Some(Box::new(reservations()));
     let alone = ReplicaRow { reservations: reservations.clone(), ..row(5, false, vec![]) };
@@ -306,11 +317,12 @@ pub fn directory() -> Directory {
     }
 }
 
-/// As version 3 can say it: nobody is registered.
-pub fn unreserved_directory() -> Directory {
+/// As version 3 can say it: nobody is registered, and no member knows anything of another.
+pub fn directory_v3() -> Directory {
     let mut directory = directory();
     directory.replicas.retain(|replica| replica.member.is_some() || replica.reservations.is_none());
     directory.replicas.iter_mut().for_each(|replica| replica.reservations = None);
+    directory.replicas.iter_mut().filter_map(|replica| replica.member.as_mut()).for_each(|member| member.seen.clear());
     directory
 }
 
@@ -334,7 +346,7 @@ pub fn layered_directory() -> Directory {
 
 /// As versions before 3 can say it: no replica is a member of a group.
 pub fn older_directory() -> Directory {
-    let mut directory = Directory { covered: Seq(0), ..unreserved_directory() };
+    let mut directory = Directory { covered: Seq(0), ..directory_v3() };
     directory.replicas.retain(|replica| replica.member.is_none());
     directory
 }

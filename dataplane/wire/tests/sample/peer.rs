@@ -143,6 +143,28 @@ pub fn bodies() -> Vec<(&'static str, Body, Vec<u8>)> {
     let crcs = payload(5, 2).chunks(BLOCK).map(crc32c).collect();
     let extent = copied(Copied::Extent { extent: 0x1719, changed: 0x1d1d, states, crcs });
     let done = copied(Copied::Done { until: 0x191a, answers: 1, blocks: 0x1f20 });
+    let seen = seen()[0];
+    let admit = AdmitAsk {
+        segment: SegmentId(id(0x90)),
+        from: MemberNo(2),
+        to: MemberNo(3),
+        opening: seen.opening,
+        found: Seq(0x2122),
+        sealed: seen.sealed,
+        term: Term(0x2526),
+        last: Index(0x2728),
+        last_term: Term(0x2524),
+    };
+    let admitted = |belief| AdmitAnswer {
+        segment: admit.segment,
+        from: admit.to,
+        to: admit.from,
+        life: admit.opening.life,
+        belief,
+        generation: Generation(0x292a),
+        sealed: Seq(0x2b2c),
+        entry: Index(0x2d2e),
+    };
     let bare = |name, body| (name, body, vec![]);
     vec![
         bare("peer-hello-v1.bin", Body::Hello(hello)),
@@ -158,5 +180,24 @@ pub fn bodies() -> Vec<(&'static str, Body, Vec<u8>)> {
         ("peer-copy-answer-v1.bin", Body::CopyAnswer(extent), payload(5, 2)),
         bare("peer-copy-answer-done-v1.bin", Body::CopyAnswer(done)),
         bare("peer-groups-reserved-v2.bin", Body::Groups(reserved_messages())),
+        bare("peer-admit-ask-v2.bin", Body::AdmitAsk(admit)),
+        bare("peer-admit-answer-v2.bin", Body::AdmitAnswer(admitted(Belief::Recorded))),
+        bare("peer-admit-answer-forgot-v2.bin", Body::AdmitAnswer(admitted(Belief::Forgot))),
     ]
+}
+
+/// What a member knows of two others.
+pub fn seen() -> Vec<Seen> {
+    let seen = |no: u64| Seen {
+        no: MemberNo(no),
+        opening: Opening {
+            drive: Incarnation(id(no as u8)),
+            store: 0x0102,
+            replica: 0x0304_0506,
+            generation: Generation(0x0708 + no),
+            life: Incarnation(id(0xb0 + no as u8)),
+        },
+        sealed: Seq(0x2324),
+    };
+    vec![seen(2), seen(9)]
 }

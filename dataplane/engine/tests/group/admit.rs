@@ -1,0 +1,222 @@
+//! Members whose drive is not what it was: wiped, put back from an older copy, made anew. None of them is heard in its group again.
+
+use super::cluster::{Cluster, members, shape};
+use crate::bench::{Bench, SEGMENT, pattern};
+use penstock_engine::*;
+use penstock_wire::*;
+
+/// What a node's drive holds, and the generation that its node has written down.
+type Copy = (Vec<u8>, Option<Generation>);
+
+fn copy(cluster: &Cluster, at: usize) -> Copy {
+    (cluster.nodes[at].media.clone(), cluster.nodes[at].witness)
+}
+
+/// The drive is put back from a copy. Its node remembers how often it opened it, or not.
+fn put_back(cluster: &mut Cluster, at: usize, media: Vec<u8>, witness: Option<Generation>) {
+    cluster.kill(at);
+    cluster.nodes[at].media = media;
+    cluster.nodes[at].witness = witness;
+    cluster.restart(at);
+}
+
+fn stopped(cluster: &Cluster, at: usize) -> Option<String> {
+    cluster.view(at).stopped
+}
+
+/// It is stopped for this, and the others serve without it.
+fn is_out(cluster: &mut Cluster, at: usize, why: &str) {
+    cluster.pass(1000);
+    let text = stopped(cluster, at).unwrap_or_else(|| panic!("it is not stopped: {:?}", cluster.view(at)));
+    assert!(text.contains(why) && text.contains("replace this replica"), "{text}");
+    assert!(cluster.nodes[at].sent.iter().all(|(_, word, _)| !matches!(word, PeerWord::Group(_))));
+    cluster.up[at] = false;
+    let leader = cluster.leader();
+    assert_eq!(cluster.write(leader, 0, &pattern(77, BLOCK)), Status::Ok);
+    cluster.up[at] = true;
+}
+
+/// Three members with some writes; what member `at`'s drive held before it was opened last and took more of them.
+fn older(at: usize) -> (Cluster, Copy) {
+    let mut cluster = Cluster::new(3);
+    let leader = cluster.leader();
+    assert_eq!(cluster.write(leader, 0, &pattern(1, BLOCK)), Status::Ok);
+    cluster.agree();
+    let before = copy(&cluster, at);
+    cluster.restart(at);
+    let leader = cluster.leader();
+    assert_eq!(cluster.write(leader, 0, &pattern(2, BLOCK)), Status::Ok);
+    cluster.agree();
+    (cluster, before)
+}
+
+#[test]
+fn drive_put_back_from_before_its_last_opening_is_stopped_for_good() {
+    let (mut cluster, (media, _)) = older(2);
+    let witness = cluster.nodes[2].witness;
+    put_back(&mut cluster, 2, media, witness);
+    is_out(&mut cluster, 2, "older copy");
+    // Even when it comes back with nobody to ask.
+    cluster.order(2, Order::Drain).unwrap();
+    cluster.isolate(2);
+    cluster.restart(2);
+    assert!(stopped(&cluster, 2).is_some_and(|why| why.contains("earlier life")));
+}
+
+#[test]
+fn drive_put_back_whose_node_forgot_is_stopped_by_the_others() {
+    for drained in [false, true] {
+        let (mut cluster, (media, _)) = older(2);
+        if drained {
+            // What they recorded outlives the log and themselves.
+            for at in [0, 1] {
+                cluster.order(at, Order::Drain).unwrap();
+            }
+            cluster.pass(1000);
+        }
+        cluster.kill(2);
+        for at in [0, 1] {
+            cluster.restart(at);
+        }
+        put_back(&mut cluster, 2, media, None);
+        is_out(&mut cluster, 2, "generation");
+    }
+}
+
+#[test]
+fn drive_put_back_is_not_believed_by_the_one_that_missed_its_last_opening() {
+    let mut cluster = Cluster::new(3);
+    cluster.leader();
+    cluster.agree();
+    let (media, _) = copy(&cluster, 2);
+    // Member 3 is opened again and takes a write while member 2 is away.
+    cluster.kill(1);
+    cluster.restart(2);
+    let leader = cluster.leader();
+    assert_eq!(cluster.write(leader, 0, &pattern(2, BLOCK)), Status::Ok);
+    // Then member 1, which knows, is away.
+    cluster.kill(0);
+    cluster.restart(1);
+    put_back(&mut cluster, 2, media, None);
+    for _ in 0..300 {
+        cluster.pass(10);
+        assert!([1, 2].iter().all(|at| !cluster.standing(*at).serves), "the write is lost");
+        assert!(!cluster.view(2).admitted);
+    }
+    cluster.restart(0);
+    cluster.pass(1000);
+    assert!(stopped(&cluster, 2).is_some_and(|why| why.contains("older copy")));
+    cluster.up[2] = false;
+    let leader = cluster.leader();
+    assert_eq!(cluster.read(leader, 0, BLOCK as u64), pattern(2, BLOCK));
+}
+
+#[test]
+fn drive_put_back_within_its_last_opening_is_stopped_by_the_leader_that_it_acknowledged_to() {
+    let mut cluster = Cluster::new(3);
+    let leader = cluster.leader();
+    let at = (leader + 1) % 3;
+    assert_eq!(cluster.write(leader, 0, &pattern(1, BLOCK)), Status::Ok);
+    cluster.agree();
+    let (media, witness) = copy(&cluster, at);
+    assert_eq!(cluster.write(leader, 0, &pattern(2, BLOCK)), Status::Ok);
+    cluster.agree();
+    put_back(&mut cluster, at, media, witness);
+    is_out(&mut cluster, at, "acknowledgement of entry");
+}
+
+#[test]
+fn drive_put_back_within_its_last_opening_is_stopped_by_those_who_were_told_how_far_it_was() {
+    let mut cluster = Cluster::new(3);
+    let leader = cluster.leader();
+    let at = (leader + 1) % 3;
+    let (media, witness) = copy(&cluster, at);
+    assert_eq!(cluster.write(leader, 0, &pattern(2, BLOCK)), Status::Ok);
+    cluster.agree();
+    // Told once in a while, as long as something happens; kept by the next checkpoint.
+    cluster.pass(1500);
+    for other in (0..3).filter(|other| *other != at) {
+        assert_eq!(cluster.order(other, Order::Drain), Ok(()));
+    }
+    (0..3).for_each(|node| cluster.kill(node));
+    for other in (0..3).filter(|other| *other != at) {
+        cluster.restart(other);
+    }
+    put_back(&mut cluster, at, media, witness);
+    is_out(&mut cluster, at, "generation");
+}
+
+#[test]
+fn drive_wiped_and_its_replica_made_anew_is_stopped_by_the_others() {
+    for lives in [0, 1] {
+        let mut cluster = Cluster::new(3);
+        let leader = cluster.leader();
+        assert_eq!(cluster.write(leader, 0, &pattern(1, BLOCK)), Status::Ok);
+        cluster.agree();
+        let at = (leader + 1) % 3;
+        cluster.kill(at);
+        let no = at as u8 + 1;
+        cluster.nodes[at] = Bench::formatted(no, 33);
+        let order = Order::CreateMember { shape: Box::new(shape(no)), members: Box::new(members(3)) };
+        cluster.nodes[at].order(order).unwrap();
+        // That its node knows the new drive by then says nothing about the replica.
+        (0..lives).for_each(|_| cluster.nodes[at].reopen());
+        cluster.restart(at);
+        is_out(&mut cluster, at, "wiped");
+    }
+}
+
+#[test]
+fn replica_deleted_and_made_anew_under_its_number_is_stopped_by_the_others() {
+    let mut cluster = Cluster::new(3);
+    let leader = cluster.leader();
+    cluster.agree();
+    let at = (leader + 1) % 3;
+    cluster.order(at, Order::Delete { segment: SEGMENT }).unwrap();
+    let order = Order::CreateMember { shape: Box::new(shape(at as u8 + 1)), members: Box::new(members(3)) };
+    cluster.order(at, order).unwrap();
+    is_out(&mut cluster, at, "made anew");
+}
+
+#[test]
+fn member_that_restarts_with_one_other_alone_takes_part_when_its_node_vouches_and_not_otherwise() {
+    for vouched in [true, false] {
+        let mut cluster = Cluster::new(3);
+        let leader = cluster.leader();
+        cluster.agree();
+        cluster.kill(leader);
+        let at = (leader + 1) % 3;
+        if !vouched {
+            cluster.nodes[at].witness = None;
+        }
+        cluster.restart(at);
+        cluster.pass(2000);
+        assert_eq!(cluster.view(at).admitted, vouched);
+        assert_eq!((0..3).any(|at| cluster.up[at] && cluster.standing(at).serves), vouched);
+        cluster.restart(leader);
+        cluster.leader();
+        assert!(cluster.view(at).admitted);
+    }
+}
+
+#[test]
+fn members_that_all_restart_at_once_are_admitted_within_a_tick_or_two() {
+    let mut cluster = Cluster::new(3);
+    cluster.leader();
+    cluster.agree();
+    (0..3).for_each(|at| cluster.kill(at));
+    (0..3).for_each(|at| cluster.restart(at));
+    cluster.pass(20);
+    assert!((0..3).all(|at| cluster.view(at).admitted), "{:?}", (0..3).map(|at| cluster.view(at)).collect::<Vec<_>>());
+    cluster.leader();
+}
+
+#[test]
+fn newborn_members_wait_for_a_quorum_of_others() {
+    let mut cluster = Cluster::new(3);
+    cluster.kill(2);
+    cluster.pass(2000);
+    assert!([0, 1].iter().all(|at| !cluster.view(*at).admitted && !cluster.standing(*at).serves));
+    cluster.up[2] = true;
+    cluster.leader();
+}
