@@ -512,7 +512,9 @@ impl Store {
         let group = self.index.group_mut(item.group);
         if group.promised && (empty || place != UNALLOCATED) {
             group.promised = false;
-            self.space.unpromise();
+            if place != UNALLOCATED || !self.leave_promise(key) {
+                self.space.unpromise();
+            }
         }
         self.index.finish(item.group);
         // Writers under pressure get what the drain gives back, more of it the more room is left.

@@ -166,6 +166,20 @@ impl Store {
         extents.iter().filter(|extent| member.promised.remove(extent).is_some()).count() as u32
     }
 
+    /// An extent holds nothing any more, and space is promised to it: entries that are not applied may count on that, and have it from here on.
+    pub(crate) fn leave_promise(&mut self, key: GroupKey) -> bool {
+        let Some(member) = self.member_mut(key.layer.replica) else { return false };
+        let logged = member.log.iter().map(|logged| &logged.promised);
+        let staged = member.staged.iter().map(|staged| &staged.promised);
+        let proposed = member.proposals.iter().map(|proposal| &proposal.promised);
+        let count = logged.chain(staged).chain(proposed).filter(|promised| promised.contains(&key.extent)).count();
+        if count == 0 || member.promised.contains_key(&key.extent) {
+            return false;
+        }
+        member.promised.insert(key.extent, count as u32);
+        true
+    }
+
     /// There is no space for an entry: some of what was promised, here and before, may be for extents whose place only a page would tell.
     fn look_for_places(&mut self, no: ReplicaNo, entry: &Entry) {
         let Some(member) = self.member(no) else { return };

@@ -595,6 +595,10 @@ impl Store {
     fn redo(&mut self, rec: &mut Recovery, place: Prev, generation: Generation, entries: Vec<Entry>, payload_at: u32, bad: &[u32]) {
         rec.report.batches += 1;
         let seq = place.seq;
+        if seq <= rec.covered && rec.superblock.as_ref().is_some_and(|superblock| generation > superblock.generation) {
+            // The log was cut below what the checkpoint covers, and goes on since: its numbers stand for other batches from here on.
+            rec.covered = Seq(seq.0 - 1);
+        }
         self.drain.unsaved |= !entries.is_empty() && seq > rec.covered;
         let mut at = 0;
         for entry in entries {

@@ -349,6 +349,7 @@ impl Store {
         let end = first + EXTENT_BLOCKS;
         self.host.locks_any(no, first, end)
             || self.is_out(no, first, end)
+            || self.member(no).is_some_and(|member| !member.staged.is_empty())
             || self.member(no).is_some() && self.log_touches(no, first, end)
             || self.copies_touch(key)
     }

@@ -1,4 +1,4 @@
-//! Groups of three or five members from one seed: the engine's `replica` over links that lose, double, delay and cut, and streams
+//! Groups of three, five or seven members from one seed: the engine's `replica` over links that lose, double, delay and cut, and streams
 //! that tear. What is simulated is everything around a group: frames, oplog streams with their barriers, crashes, clients.
 //!
 //! `world` is the loop and the network, `strike` the faults, `node` one machine with its group, `disk` its stream, `doubts` what a member asks before

@@ -37,7 +37,7 @@ impl World {
         let other = self.rng.below(self.nodes.len() as u64) as usize;
         let node = if self.rng.one_in(2) { self.leader().unwrap_or(node) } else { node };
         let until = self.now + self.rng.within(50, 1500);
-        let what = self.rng.below(13);
+        let what = self.rng.below(16);
         self.trace.note(self.now, &[8, node as u64, what], || format!("fault {what} at {node}"));
         match what {
             0 | 1 => {
@@ -97,11 +97,34 @@ impl World {
                     self.after(wait, Event::CutOff { node: leader, other });
                 }
             }
-            _ if self.plan.members => return self.change(),
-            _ => {
-                // A bridge: two that do not reach each other, and everyone reaches the others.
-                self.tally.fault("bridge partition (9)");
+            12 if self.plan.members => return self.change(),
+            12 => {
+                // Two that do not reach each other, and everyone reaches the others.
+                self.tally.fault("partial partition (9)");
                 self.cut_between(node, other, until);
+            }
+            13 => {
+                self.tally.fault("two processes killed at once (13, 16)");
+                self.crash(node, false);
+                self.crash(other, false);
+            }
+            14 => {
+                // Two halves, which may have one in both.
+                let bridge = if self.rng.one_in(2) { node } else { usize::MAX };
+                self.tally.fault(if bridge == node { "bridge partition (9)" } else { "two halves apart (8)" });
+                let side: Vec<bool> = self.nodes.iter().map(|_| self.rng.one_in(2)).collect();
+                for a in (0..side.len()).filter(|a| *a != bridge) {
+                    for b in (0..side.len()).filter(|b| *b != bridge && side[a] != side[*b]) {
+                        self.cut[a][b] = until;
+                    }
+                }
+            }
+            _ => {
+                for (to, bytes) in std::mem::take(&mut self.old_frames) {
+                    self.tally.fault("frame of long ago comes again (10)");
+                    let delay = self.rng.within(1, 30);
+                    self.after(delay, Event::Frame { to, bytes, payload_ok: true });
+                }
             }
         }
         Ok(())
@@ -189,6 +212,7 @@ impl World {
         self.calm = true;
         self.cut.iter_mut().for_each(|row| row.fill(0));
         self.lag.fill(0);
+        self.old_frames.clear();
         self.only_reads = 0;
         for node in 0..self.nodes.len() {
             self.nodes[node].paused = 0;

@@ -20,7 +20,9 @@ const BLOCKS: u64 = 3;
 const STORM: u64 = 12_000;
 const CALM: u64 = 10_000;
 const SILENT_AFTER: u64 = 150;
-pub(super) const NODES_MAX: usize = 7;
+/// Frames that are kept to come again.
+const OLD_FRAMES_MAX: usize = 64;
+pub(super) const NODES_MAX: usize = 9;
 
 pub(super) enum Event {
     Tick {
@@ -88,6 +90,8 @@ pub struct World {
     pub(super) lag: Vec<u64>,
     /// When `a` last heard a beat of `b`, which life of it, and whether it was missed since.
     pub(super) heard: Vec<Vec<(u64, u64, bool)>>,
+    /// Some frames, for coming again long after.
+    pub(super) old_frames: Vec<(usize, Vec<u8>)>,
     pub(super) installs: BTreeMap<[u8; 16], Checkpoint>,
     pub(super) judge: Judge,
     pub(super) plan: Plan,
@@ -131,7 +135,7 @@ impl World {
             timing,
             every: rng.pick(&[150, 400, 900]),
         };
-        let count = if rng.one_in(3) { 5 } else { 3 };
+        let count = rng.pick(&[3, 3, 3, 3, 5, 5, 7]);
         let mut world = Self {
             now: 0,
             count: 0,
@@ -143,6 +147,7 @@ impl World {
             only_reads: 0,
             lag: vec![0; NODES_MAX],
             heard: vec![vec![(0, 0, false); NODES_MAX]; NODES_MAX],
+            old_frames: Vec::new(),
             installs: BTreeMap::new(),
             judge: Judge::default(),
             plan,
@@ -462,6 +467,9 @@ impl World {
     }
 
     pub(super) fn transmit(&mut self, from: usize, to: usize, bytes: Vec<u8>) {
+        if to < self.nodes.len() && self.old_frames.len() < OLD_FRAMES_MAX && self.rng.one_in(60) {
+            self.old_frames.push((to, bytes.clone()));
+        }
         if to >= self.nodes.len() || self.cut[from][to] > self.now {
             self.tally.fault("message into a partition (8, 9)");
             return;

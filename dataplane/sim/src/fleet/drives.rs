@@ -33,7 +33,7 @@ impl World {
             us += hi;
         }
         if it.slow > self.now {
-            us = (us * 100).min(400_000);
+            us = (us * it.slowness).min(1_000_000);
             self.tally.fault("command of a slow drive (12)");
         }
         let life = it.life;
@@ -257,9 +257,11 @@ impl World {
             ("blocks drained", c.drained_blocks),
             ("merges", c.merges),
             ("writes held for the log", c.held_for_log),
+            ("extents copied to members that are rebuilt", c.copies_taken),
         ] {
             self.tally.did(name, n);
         }
+        self.tally.faults("log trimmed past a member, which is rebuilt (21)", c.rebuilds);
         self.tally.did("payloads changed by the guest", it.mem.scribbles.get());
         self.tally.did("allocations refused", it.mem.alloc_failures);
         if c.held_for_log > 0 {

@@ -5,6 +5,7 @@
 //! Not here: what hosts see ([`crate::oracle`]).
 
 use std::collections::BTreeMap;
+use std::rc::Rc;
 
 use penstock_engine::replica::Part as GroupPart;
 use penstock_engine::{PeerWord, ReplicaNo, Standing, StoreConfig};
@@ -14,6 +15,7 @@ use penstock_wire::{Index, NodeId, Term, crc32c};
 use super::node::{Phase, member_no, node_id};
 use super::world::World;
 use crate::drive::Cut;
+use crate::faults::rot;
 use crate::orders::volume_of;
 use crate::probe::Probe;
 use crate::rng::mix;
@@ -47,6 +49,8 @@ pub struct Judge {
     /// The one history: what was applied anywhere.
     history: BTreeMap<(u32, Index), (Term, u64)>,
     shown: BTreeMap<(u32, usize), Shown>,
+    /// Members in doubt of how their log ended: the life that came to it, and the last entry that it had then.
+    doubted: BTreeMap<(u32, usize), (u64, Index)>,
     /// Digest of the state at an applied index, and who showed it first.
     digests: BTreeMap<(u32, Index), (u64, usize)>,
 }
@@ -144,14 +148,15 @@ impl World {
         if !self.rng.one_in((self.plan.probe_one_in / 10).max(1)) {
             return;
         }
-        let Some(probe) = self.after_cut(node, "a vote") else { return };
+        let rots = self.rng.one_in(2);
+        let Some(probe) = self.after_cut(node, rots, "a vote") else { return };
         let look = replica_in(&probe, volume).and_then(|no| probe.store().look(no));
         let look = look
             .unwrap_or_else(|| panic!("invariant 7: after a power cut node {node} would have no member of volume {volume}, and it votes"));
         let ballot = look.ballot;
         assert!(
-            look.doubtful || ballot.term > term || ballot.term == term && ballot.vote == to,
-            "invariant 7: node {node} votes for {to:?} in {term:?} of volume {volume}; after a power cut it would know {ballot:?}"
+            ballot.term > term || ballot.term == term && ballot.vote == to,
+            "invariant 7: node {node} votes for {to:?} in {term:?} of volume {volume}; after a power cut it would know {ballot:?}, the newest record rots: {rots}"
         );
         self.tally.check("a vote is durable when it is sent (7)");
     }
@@ -159,7 +164,7 @@ impl World {
     /// What a member acknowledges is on its drive (9).
     fn check_appended(&mut self, node: usize, volume: u32, index: Index) {
         let live = self.nodes[node].replica_of(volume).and_then(|no| self.term_of(node, no, index));
-        let Some(probe) = self.after_cut(node, "an acknowledged entry") else { return };
+        let Some(probe) = self.after_cut(node, false, "an acknowledged entry") else { return };
         let found = replica_in(&probe, volume).and_then(|no| probe.store().look(no).map(|look| (no, look)));
         let (no, look) =
             found.unwrap_or_else(|| panic!("invariant 9: after a power cut node {node} would have no member of volume {volume}"));
@@ -180,15 +185,22 @@ impl World {
         store.logged(no, index, index).first().map(|entry| entry.term)
     }
 
-    /// A store opened over the node's drive as a power cut at this moment would leave it. `None` where it would know of a fence.
-    fn after_cut(&mut self, node: usize, when: &str) -> Option<Probe> {
+    /// A store opened over the node's drive as a power cut at this moment would leave it, its newest promised record rotten too if `rots`.
+    /// `None` where it would know of a fence.
+    fn after_cut(&mut self, node: usize, rots: bool, when: &str) -> Option<Probe> {
         let cut = self.rng.pick(&[Cut::AllLost, Cut::AllLost, Cut::PerBlock]);
         let rng = &mut self.rng.fork(3);
         let it = &self.nodes[node];
         if it.fence.is_some() || it.command_failed || it.phase != Phase::Serving {
             return None;
         }
-        let twin = it.drive.after_cut(cut, rng);
+        let mut twin = it.drive.after_cut(cut, rng);
+        let newest = if rots { it.evidence.newest_known() } else { Vec::new() };
+        if let Some(at) = newest.first().map(|block| it.share.start.0 + block) {
+            let mut page = twin.bytes(at);
+            rot(&mut page, rng);
+            twin.corrupt(at, Some(Rc::new(page)));
+        }
         let config = StoreConfig { fenced: None, ..it.config.clone() };
         let probe = Probe::open(twin, it.share, config, rng.fork(4)).unwrap_or_else(|stuck| panic!("{when}: {stuck}"));
         assert!(probe.failed.is_none(), "{when}: after a power cut node {node} would not open: {:?}", probe.failed);
@@ -212,6 +224,16 @@ impl World {
             };
             assert_eq!(look.me, member_no(node), "node {node} is another member");
             whole &= !look.doubtful && !look.rebuilding;
+            if look.doubtful {
+                let (of, _) = self.judge.doubted.entry((volume, node)).or_insert((life, look.last));
+                *of = life;
+            } else if let Some((of, last)) = self.judge.doubted.remove(&(volume, node)) {
+                assert!(
+                    of == life || look.last > last || look.rebuilding,
+                    "invariant 11: node {node} was in doubt of its log of volume {volume} after {last:?}, and has forgotten that: {look:?}"
+                );
+                self.tally.check("a doubt outlives its process (11)");
+            }
             let Some(view) = look.view else {
                 whole = false;
                 continue;
@@ -258,6 +280,16 @@ impl World {
         }
         if whole {
             self.nodes[node].rotten = false;
+        }
+    }
+
+    /// A node dies in the turn that ends: doubts that this turn ended may be over in its next life.
+    pub fn doubts_end(&mut self, node: usize) {
+        let it = &self.nodes[node];
+        for (no, volume) in &it.replicas {
+            if it.store.as_ref().and_then(|store| store.look(*no)).is_some_and(|look| !look.doubtful) {
+                self.judge.doubted.remove(&(*volume, node));
+            }
         }
     }
 

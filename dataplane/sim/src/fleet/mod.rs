@@ -1,4 +1,4 @@
-//! Fleets: three or five whole nodes, each a store over its own faulty drive, joined by a network that loses, doubles, delays, reorders, cuts and
+//! Fleets: three, five or seven whole nodes, each a store over its own faulty drive, joined by a network that loses, doubles, delays, reorders, cuts and
 //! corrupts; volumes with a replica on every node, and some with one beside them; from one seed, on one thread.
 //!
 //! The engine is the daemon's, driven by the same loop as in [`crate::world`]: what is simulated is drives, memory, network, clocks, hosts and the orders

@@ -11,6 +11,9 @@ use super::node::{Phase, node_id};
 use super::world::{BEAT_US, Coming, SILENT_US, World};
 use crate::stamp::BLOCK;
 
+/// Frames that are kept to come again.
+const OLD_FRAMES_MAX: usize = 64;
+
 fn incarnation_of(life: u64) -> Incarnation {
     let mut bytes = [0; 16];
     bytes[..8].copy_from_slice(&life.to_le_bytes());
@@ -92,6 +95,9 @@ impl World {
     }
 
     fn transmit(&mut self, from: usize, to: usize, bytes: &Rc<Vec<u8>>, word: bool) {
+        if word && self.old_frames.len() < OLD_FRAMES_MAX && !self.calm && self.rng.one_in(60) {
+            self.old_frames.push((from, to, bytes.clone()));
+        }
         if self.cut[from][to] > self.now {
             if word {
                 self.tally.fault("message into a partition (8, 9)");

@@ -116,6 +116,10 @@ pub struct Node {
     pub paused: u64,
     pub slow: u64,
     pub lag: u64,
+    /// By how much a slow drive is slow.
+    pub slowness: u64,
+    /// Since when its clock stands still, while it is paused; 0 if it does not.
+    pub frozen: u64,
     /// Its clock: thousandths of real time, and where it began.
     pub rate: u64,
     pub offset: u64,
@@ -192,8 +196,10 @@ impl Node {
             paused: 0,
             slow: 0,
             lag: 0,
+            slowness: 1,
+            frozen: 0,
             rate: rng.within(plan.rates.0, plan.rates.1),
-            offset: rng.below(1 << 40),
+            offset: (1 << 40) + rng.below(1 << 40),
             plan: d,
         }
     }
@@ -204,7 +210,17 @@ impl Node {
 
     /// Its clock at `now`, which is in microseconds of real time.
     pub fn clock(&self, now: u64) -> Millis {
+        let now = if self.frozen > 0 { now.min(self.frozen) } else { now };
         Millis(self.offset + now * self.rate / 1_000_000)
+    }
+
+    /// Its clock goes on where it stood.
+    pub fn thaw(&mut self, now: u64) {
+        if self.frozen > 0 {
+            let stood = now.min(self.paused) - self.frozen;
+            self.offset -= stood * self.rate / 1_000_000;
+            self.frozen = 0;
+        }
     }
 
     pub fn replica_of(&self, volume: u32) -> Option<ReplicaNo> {
@@ -274,7 +290,7 @@ impl Node {
         self.heard.fill(Heard::default());
         self.evidence.died();
         self.dies = None;
-        self.paused = 0;
+        (self.paused, self.frozen) = (0, 0);
         if power {
             let cut = rng.pick(&[Cut::AllLost, Cut::AllKept, Cut::PerBlock, Cut::PerSector, Cut::PerSector]);
             let lost = self.drive.power_cut(cut, rng);

@@ -15,37 +15,53 @@ pub const RECOVERS: bool = true;
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Strike {
     Kill,
+    /// Two nodes at once.
+    KillPair,
     PowerCut,
     PowerCutOfAll,
     Isolate,
     OneWay,
     Deaf,
+    /// Two halves that reach each other through one node alone.
     Bridge,
+    /// Two halves that do not reach each other.
+    Split,
     Pause,
+    /// A pause of which the clock knows nothing, as when a machine is stopped.
+    Freeze,
+    /// The clock jumps ahead.
+    Leap,
     SlowDrive,
     SlowLink,
     Transfer,
     /// A leader is cut off while its followers restart.
     CutOff,
+    /// Frames of long ago come again.
+    Replay,
     /// A drive is lost, and a blank one takes its place.
     Wipe,
     /// A drive is put back from an older copy of it.
     PutBack,
 }
 
-pub const STRIKES: [Strike; 14] = [
+pub const STRIKES: [Strike; 19] = [
     Strike::Kill,
+    Strike::KillPair,
     Strike::PowerCut,
     Strike::PowerCutOfAll,
     Strike::Isolate,
     Strike::OneWay,
     Strike::Deaf,
     Strike::Bridge,
+    Strike::Split,
     Strike::Pause,
+    Strike::Freeze,
+    Strike::Leap,
     Strike::SlowDrive,
     Strike::SlowLink,
     Strike::Transfer,
     Strike::CutOff,
+    Strike::Replay,
     Strike::Wipe,
     Strike::PutBack,
 ];
@@ -129,7 +145,7 @@ pub struct Plan {
 impl Plan {
     pub fn draw(seed: u64) -> Plan {
         let rng = &mut Rng::new(seed ^ 0x66_6c_65_65_74);
-        let nodes = if rng.percent(15) { 5 } else { 3 };
+        let nodes = rng.pick(&[3, 3, 3, 3, 3, 3, 3, 5, 5, 7]);
         let fill = rng.percent(10);
         let lease = rng.percent(40);
         let sleep = rng.percent(40).then_some(40);
@@ -149,6 +165,10 @@ impl Plan {
             .collect();
         let mut strikes: Vec<Strike> = STRIKES.into_iter().filter(|_| rng.percent(45)).collect();
         let loses = strikes.iter().any(|strike| matches!(strike, Strike::Wipe | Strike::PutBack));
+        if lease {
+            // A lease trusts clocks to run evenly.
+            strikes.retain(|strike| !matches!(strike, Strike::Freeze | Strike::Leap));
+        }
         let some = |rng: &mut Rng, percent: u32, of: &[u32]| if rng.percent(percent) { rng.pick(of) } else { 0 };
         let rots = rng.percent(25);
         let mut decay = Decay {
@@ -189,7 +209,9 @@ impl Plan {
             ..Limits::default()
         };
         if !RECOVERS {
-            strikes.retain(|strike| !matches!(strike, Strike::Kill | Strike::PowerCut | Strike::PowerCutOfAll | Strike::CutOff));
+            strikes.retain(|strike| {
+                !matches!(strike, Strike::Kill | Strike::KillPair | Strike::PowerCut | Strike::PowerCutOfAll | Strike::CutOff)
+            });
             decay = Decay::default();
             alloc = 0;
         }

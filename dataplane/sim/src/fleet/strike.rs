@@ -32,6 +32,12 @@ impl World {
         self.trace.note(self.now, &[8, node as u64, what as u64], || format!("{what:?} strikes {node}, other {other}, for {length} us"));
         match what {
             Strike::Kill => self.doom(node, false),
+            Strike::KillPair if node != other => {
+                self.tally.fault("two processes killed at once (13, 16)");
+                self.doom(node, false);
+                self.doom(other, false);
+            }
+            Strike::KillPair => {}
             Strike::PowerCut => self.doom(node, true),
             Strike::PowerCutOfAll => {
                 self.tally.fault("power cut at every node (14)");
@@ -60,7 +66,12 @@ impl World {
             }
             Strike::Bridge => {
                 self.tally.fault("bridge partition (9)");
-                self.cut_between(node, other, until);
+                self.split(until, Some(node));
+            }
+            Strike::Split => {
+                self.tally.fault("two halves apart (8)");
+                self.split(until, None);
+                self.insist_until(node, length);
             }
             Strike::Pause => {
                 if self.nodes[node].alive() {
@@ -71,9 +82,32 @@ impl World {
                     self.after(length, Coming::Insist { node });
                 }
             }
+            Strike::Freeze => {
+                if self.nodes[node].alive() {
+                    self.tally.fault("machine stopped, its clock with it (11)");
+                    let it = &mut self.nodes[node];
+                    (it.paused, it.frozen) = (until, self.now);
+                    self.insist(node);
+                    self.after(length, Coming::Insist { node });
+                }
+            }
+            Strike::Leap => {
+                self.tally.fault("clock leaps ahead (11)");
+                let ms = self.rng.within(50, 5_000);
+                self.nodes[node].offset += ms;
+                self.insist(node);
+            }
+            Strike::Replay => {
+                for (from, to, bytes) in std::mem::take(&mut self.old_frames) {
+                    self.tally.fault("frame of long ago comes again (10)");
+                    let delay = self.rng.within(20, 20_000);
+                    self.after(delay, Coming::Frame { from, to, bytes, flip: None });
+                }
+            }
             Strike::SlowDrive => {
                 self.tally.fault("slow drive (12)");
                 self.nodes[node].slow = until;
+                self.nodes[node].slowness = self.rng.within(100, 1000);
             }
             Strike::SlowLink => {
                 self.tally.fault("slow link (12)");
@@ -159,6 +193,16 @@ impl World {
         }
     }
 
+    /// The nodes fall into two halves, drawn by lot; `bridge` is in both.
+    fn split(&mut self, until: u64, bridge: Option<usize>) {
+        let side: Vec<bool> = self.nodes.iter().map(|_| self.rng.one_in(2)).collect();
+        for a in 0..side.len() {
+            for b in (0..side.len()).filter(|b| side[a] != side[*b] && bridge != Some(a) && bridge != Some(*b)) {
+                self.cut[a][b] = until;
+            }
+        }
+    }
+
     fn cut_between(&mut self, a: usize, b: usize, until: u64) {
         self.cut[a][b] = until;
         self.cut[b][a] = until;
@@ -189,8 +233,10 @@ impl World {
     pub fn heal(&mut self) {
         self.calm = true;
         self.cut.iter_mut().for_each(|row| row.fill(0));
+        self.old_frames.clear();
         for node in 0..self.nodes.len() {
             let it = &mut self.nodes[node];
+            it.thaw(self.now);
             (it.paused, it.slow, it.lag, it.dies) = (0, 0, 0, None);
             it.mem.calm();
             if it.turn_due {

@@ -89,6 +89,8 @@ pub struct World {
     pub nodes: Vec<Node>,
     /// `cut[a][b]`: until when nothing gets from a to b.
     pub cut: Vec<Vec<u64>>,
+    /// Some frames, for coming again long after.
+    pub old_frames: Vec<(usize, usize, Rc<Vec<u8>>)>,
     pub volumes: BTreeMap<u32, Volume>,
     /// Commands of which nobody knows what became, until a later term is served.
     pub lingering: BTreeMap<u64, Linger>,
@@ -118,6 +120,7 @@ impl World {
             queue: BTreeMap::new(),
             nodes,
             cut: vec![vec![0; plan.nodes]; plan.nodes],
+            old_frames: Vec::new(),
             volumes: BTreeMap::new(),
             lingering: BTreeMap::new(),
             oracle: Oracle::default(),
@@ -237,6 +240,7 @@ impl World {
             self.after(rest, Coming::Turn { node, life });
             return;
         }
+        it.thaw(now);
         it.turn_due = false;
         it.evidence.turn_begins();
         let mut store = it.store.take().expect("turns are for the living");
@@ -272,6 +276,7 @@ impl World {
             self.carry_out(node, effect, &fx);
         }
         if let Some(power) = dies {
+            self.doubts_end(node);
             self.die(node, power);
             return;
         }
