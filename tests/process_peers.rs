@@ -251,7 +251,8 @@ fn leader_whose_drive_becomes_slow_hands_over_and_hosts_go_on_at_the_next_one() 
     let worked = registers.work_while(&doors, &tally, |_| {
         more(300)?;
         assert_eq!((fleet.leader(), stepped_aside(&fleet, SLOW)), (Some(SLOW), 0), "its drive is well yet");
-        fleet.delay(Duration::from_millis(40))?;
+        // Far more than its followers take where everything is slow, since others want the machine too.
+        fleet.delay(Duration::from_millis(400))?;
         let next = wait_for("another to lead", LIMIT, || Ok(fleet.leader().filter(|at| *at != SLOW)))?;
         more(1000)?;
         assert_ne!(fleet.leader(), Some(SLOW), "it is not given back");
