@@ -58,6 +58,10 @@ pub mod path {
     pub fn transfer(volume: &str) -> String {
         format!("{VOLUMES}/{volume}/transfer")
     }
+    /// What is asked of a volume's replicas: `move`, `replace` or `give-up`.
+    pub fn replicas(volume: &str, what: &str) -> String {
+        format!("{VOLUMES}/{volume}/replicas/{what}")
+    }
 }
 
 /// Every answer that is not 2xx.
@@ -258,6 +262,9 @@ pub struct VolumeView {
     pub block_size: BlockSize,
     pub progress: Progress,
     pub replicas: Vec<ReplicaView>,
+    /// One replica takes the place of another.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub change: Option<ChangeView>,
     pub exports: Vec<ExportView>,
     /// As last observed where it is served: at the only replica, or at the one that leads.
     #[serde(default)]
@@ -288,8 +295,26 @@ pub struct ReplicaView {
     /// Entries that the leader has committed and this one has not applied; the two were not looked at in the same moment.
     #[serde(default)]
     pub lag: Option<u64>,
+    /// While its data are copied from another: whole per cent that are done, and blocks of 4 KiB to go.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rebuilt_percent: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub blocks_to_copy: Option<u64>,
     #[serde(default)]
     pub observed: Option<VolumeInfo>,
+}
+
+/// A replica that takes the place of another: their numbers, and where they are.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct ChangeView {
+    pub from: u64,
+    pub from_node: String,
+    pub to: u64,
+    pub to_node: String,
+    /// Taken back: the one that comes goes again.
+    pub given_up: bool,
+    pub progress: Progress,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -341,6 +366,33 @@ pub struct ExportBody {
 pub struct TransferBody {
     /// The node that is to lead, by name or id.
     pub to: String,
+}
+
+/// `POST /v1/volumes/{volume}/replicas/move`. Answers a [`VolumeView`]. Idempotent.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct ReplicaMoveBody {
+    /// Nodes, by name or id.
+    pub from: String,
+    pub to: String,
+    /// The one with the most room of the node if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub drive_id: Option<DriveId>,
+}
+
+/// `POST /v1/volumes/{volume}/replicas/replace`. Answers a [`VolumeView`]. Idempotent.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct ReplicaReplaceBody {
+    /// Node of the replica that is given up, by name or id.
+    pub node: String,
+    /// Node of the new one, by name or id; the same if it can, else the one with the most room, if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub on: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub drive_id: Option<DriveId>,
 }
 
 /// `POST /v1/volumes/{volume}/unexport`. Answers a list of [`ExportView`] while any is still open. Idempotent.

@@ -333,6 +333,48 @@ pub enum Replica {
         /// Name or id
         volume: Option<String>,
     },
+    /// Move a replica to another node, under load too; the old one counts until the new one has everything
+    #[command(after_help = "Examples:\n  penstock replica move db-1 n1 n4\n  penstock replica move db-1 n1 n4 --timeout 0")]
+    Move {
+        volume: String,
+        /// Node whose replica goes, by name or id
+        from: String,
+        /// Node that gets a new one
+        to: String,
+        /// Drive of that node: id, or its spec; the one with the most room if absent
+        #[arg(long)]
+        drive: Option<String>,
+        #[command(flatten)]
+        wait: Wait,
+    },
+    /// Make a new replica for one that is lost, or of no use any more
+    #[command(after_help = "\
+Examples:
+  penstock replica replace db-1 n2
+  penstock replica replace db-1 n2 --on n4
+  penstock replica replace db-1 n2 --drive file:/var/lib/penstock/d1.img
+
+The old replica's data on its node, if any, are deleted.")]
+    Replace {
+        volume: String,
+        /// Node of the replica that is given up, by name or id
+        node: String,
+        /// Node of the new one; the same if it can, else the one with the most room, if absent
+        #[arg(long, value_name = "NODE")]
+        on: Option<String>,
+        /// Drive for it: id, or its spec
+        #[arg(long)]
+        drive: Option<String>,
+        #[command(flatten)]
+        wait: Wait,
+    },
+    /// Take back a move or a replacement that is under way
+    #[command(after_help = "Examples:\n  penstock replica give-up db-1")]
+    GiveUp {
+        volume: String,
+        #[command(flatten)]
+        wait: Wait,
+    },
 }
 
 #[derive(Debug, Subcommand)]

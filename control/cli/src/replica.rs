@@ -1,14 +1,18 @@
-//! `penstock replica ls`.
+//! `penstock replica …`
+
+use std::time::Duration;
 
 use penstock_api::VolumeName;
-use penstock_api::http::{ReplicaView, VolumeView, path};
+use penstock_api::http::{Progress, ReplicaMoveBody, ReplicaReplaceBody, ReplicaView, VolumeView, path};
 use serde::Serialize;
 
-use crate::args::Replica;
+use crate::args::{Replica, Wait};
 use crate::client::Client;
 use crate::failure::Failure;
 use crate::output::{self, Form};
+use crate::pool;
 use crate::volume;
+use crate::wait::until_settled;
 
 /// A replica beside the name of its volume.
 #[derive(Serialize)]
@@ -19,7 +23,38 @@ struct Named {
 }
 
 pub fn run(client: &Client, form: Form, command: Replica) -> Result<(), Failure> {
-    let Replica::Ls { volume } = command;
+    match command {
+        Replica::Ls { volume } => list(client, form, volume),
+        Replica::Move { volume, from, to, drive, wait } => {
+            let drive_id = drive.map(|drive| pool::resolve(client, &drive)).transpose()?;
+            let body = ReplicaMoveBody { from: from.clone(), to: to.clone(), drive_id };
+            let view = change(client, &volume, "move", &body, wait)?;
+            output::show(form, &view, |_| format!("the replica of volume {volume} on {from} has moved to {to}"))
+        }
+        Replica::Replace { volume, node, on, drive, wait } => {
+            let drive_id = drive.map(|drive| pool::resolve(client, &drive)).transpose()?;
+            let view = change(client, &volume, "replace", &ReplicaReplaceBody { node: node.clone(), on, drive_id }, wait)?;
+            output::show(form, &view, |_| format!("the replica of volume {volume} on {node} is replaced"))
+        }
+        Replica::GiveUp { volume, wait } => {
+            let view = change(client, &volume, "give-up", &serde_json::json!({}), wait)?;
+            output::show(form, &view, |_| format!("volume {volume} keeps the replicas that it had"))
+        }
+    }
+}
+
+/// Asks for it, and waits until no replica of the volume is on its way any more.
+fn change(client: &Client, volume: &str, what: &str, body: &impl Serialize, wait: Wait) -> Result<Option<VolumeView>, Failure> {
+    let begun: VolumeView = client.send("POST", &path::replicas(volume::checked(volume)?, what), body)?.json()?;
+    let id = begun.volume_id.to_string();
+    let look = || {
+        let progress = |view: &VolumeView| view.change.as_ref().map_or(Progress::Settled, |change| change.progress.clone());
+        Ok(volume::find(client, &id)?.map(|view| (view.clone(), progress(&view))))
+    };
+    until_settled(&format!("the change of volume {volume}"), Duration::from_secs(wait.timeout), look)
+}
+
+fn list(client: &Client, form: Form, volume: Option<String>) -> Result<(), Failure> {
     let volumes: Vec<VolumeView> = match volume {
         Some(volume) => vec![client.get(&path::volume(volume::checked(&volume)?))?],
         None => client.get(path::VOLUMES)?,
@@ -36,8 +71,8 @@ pub fn run(client: &Client, form: Form, command: Replica) -> Result<(), Failure>
     })
 }
 
-const HEADER: [&str; 8] = ["MEMBER", "NODE", "ROLE", "TERM", "APPLIED", "LAG", "DRIVE", "STATE"];
-const RIGHT: [usize; 4] = [0, 3, 4, 5];
+const HEADER: [&str; 10] = ["MEMBER", "NODE", "ROLE", "TERM", "APPLIED", "LAG", "REBUILT", "TO COPY", "DRIVE", "STATE"];
+const RIGHT: [usize; 6] = [0, 3, 4, 5, 6, 7];
 
 /// The replicas of one volume.
 pub fn table(replicas: &[ReplicaView]) -> String {
@@ -54,6 +89,8 @@ fn columns(replica: &ReplicaView) -> Vec<String> {
         fresh(replica.term.map(|term| term.to_string())),
         fresh(replica.applied.map(|applied| applied.to_string())),
         fresh(replica.lag.map(|lag| lag.to_string())),
+        fresh(replica.rebuilt_percent.map(|percent| format!("{percent} %"))),
+        fresh(replica.blocks_to_copy.map(|blocks| blocks.to_string())),
         replica.drive_id.to_string(),
         output::progress(&replica.progress),
     ]

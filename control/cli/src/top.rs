@@ -150,6 +150,7 @@ mod tests {
             block_size: BlockSize::B4096,
             progress: Progress::Settled,
             replicas: vec![],
+            change: None,
             exports: vec![],
             observed: Some(observed),
         }

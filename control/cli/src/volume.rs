@@ -26,7 +26,7 @@ pub fn checked(volume: &str) -> Result<&str, Failure> {
     Err(Failure::Usage { message, hint: "see `penstock volume ls`".to_owned() })
 }
 
-fn find(client: &Client, volume: &str) -> Result<Option<VolumeView>, Failure> {
+pub fn find(client: &Client, volume: &str) -> Result<Option<VolumeView>, Failure> {
     match client.get(&path::volume(volume)) {
         Ok(view) => Ok(Some(view)),
         Err(Failure::Refused(error)) if error.code == ErrorCode::NotFound => Ok(None),

@@ -142,18 +142,26 @@ fn named(desired: &Desired, asked: &[DriveId], replicas: u8) -> Result<Vec<(Node
     each.collect()
 }
 
-fn emptiest(desired: &Desired, observed: &BTreeMap<NodeId, &Observed>, replicas: usize) -> Result<Vec<(NodeId, DriveId)>, ApiError> {
+/// How good each drive is for a replica, of those that stay in the pool: serving ones first, by room, then by id so that the choice is the same
+/// each time.
+fn ranked<'a>(
+    desired: &'a Desired,
+    observed: &'a BTreeMap<NodeId, &Observed>,
+) -> impl Iterator<Item = (NodeId, (Option<i128>, std::cmp::Reverse<DriveId>))> + 'a {
     let room = |id: DriveId, drive: &DesiredDrive| {
         let seen = observed.get(&drive.node_id)?.drives.get(&id).filter(|drive| drive.state == DriveState::Serving)?;
         // Thin volumes of this drive may still grow into the free space; what they could take is set off.
         let promised: u64 = desired.volumes_on(id).map(|(_, volume)| volume.size.0).fold(0, u64::saturating_add);
         Some(i128::from(seen.free.0) - i128::from(promised))
     };
+    let present = desired.drives.iter().filter(|(_, drive)| drive.phase.is_present());
+    present.map(move |(&id, drive)| (drive.node_id, (room(id, drive), std::cmp::Reverse(id))))
+}
+
+fn emptiest(desired: &Desired, observed: &BTreeMap<NodeId, &Observed>, replicas: usize) -> Result<Vec<(NodeId, DriveId)>, ApiError> {
     let mut best: BTreeMap<NodeId, (Option<i128>, std::cmp::Reverse<DriveId>)> = BTreeMap::new();
-    for (&id, drive) in desired.drives.iter().filter(|(_, drive)| drive.phase.is_present()) {
-        // Serving drives first, by room, then by id so that the choice is the same each time.
-        let rank = (room(id, drive), std::cmp::Reverse(id));
-        let best = best.entry(drive.node_id).or_insert(rank);
+    for (node_id, rank) in self::ranked(desired, observed) {
+        let best = best.entry(node_id).or_insert(rank);
         *best = rank.max(*best);
     }
     if best.is_empty() {
@@ -208,7 +216,7 @@ pub fn create_volume(desired: &Desired, ids: &VolumeIds, body: &VolumeCreateBody
     check_name_free(desired, &body.name)?;
     check_size(body.size)?;
     assert_eq!(ids.replicas.len(), places.len(), "an id for each replica");
-    let replica = |((member, &replica_id), &(node_id, drive_id))| DesiredReplica { member, replica_id, node_id, drive_id, made: false };
+    let replica = |((member, &replica_id), &(node_id, drive_id))| DesiredReplica::first(member, replica_id, node_id, drive_id);
     let replicas: Vec<DesiredReplica> = (1..).zip(&ids.replicas).zip(places).map(replica).collect();
     let volume = DesiredVolume {
         name: body.name.clone(),
@@ -218,6 +226,7 @@ pub fn create_volume(desired: &Desired, ids: &VolumeIds, body: &VolumeCreateBody
         block_size: body.block_size,
         group: (replicas.len() > 1).then(|| DesiredGroup::of(&replicas, body.size)),
         replicas,
+        change: None,
         phase: Phase::Present,
         doors: vec![],
     };
@@ -388,6 +397,9 @@ pub fn withdraw_door(desired: &Desired, id: VolumeId, node_id: NodeId, door: &Do
     }
     vec![Record::PutVolume(id, volume)]
 }
+
+mod replica;
+pub use replica::{give_up_change, move_replica, replace_replica};
 
 #[cfg(test)]
 mod tests;

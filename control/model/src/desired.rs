@@ -73,6 +73,8 @@ pub struct DesiredVolume {
     pub replicas: Vec<DesiredReplica>,
     /// Absent for a volume that was made with one replica, which has no group.
     pub group: Option<DesiredGroup>,
+    /// One replica takes the place of another.
+    pub change: Option<Box<DesiredChange>>,
     pub phase: Phase,
     pub doors: Vec<DesiredDoor>,
 }
@@ -96,6 +98,44 @@ pub struct DesiredReplica {
     pub drive_id: DriveId,
     /// It was seen: if it is absent later, it was lost, and an empty one must not take its place.
     pub made: bool,
+    /// Which of the sixteenths of NVMe's controller ids its doors give.
+    pub share: u8,
+    /// What it is told as its group's members when it is made, where it is none of the first.
+    pub joins: Option<GroupMembers>,
+    /// The group has it no more: its node deletes what is there of it, and then it is forgotten.
+    pub left: bool,
+}
+
+/// One replica takes the place of another. What is done next follows from this and from the members that the node that leads shows.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DesiredChange {
+    pub why: ChangeReason,
+    /// Numbers of the member that goes and of the one that comes.
+    pub from: u64,
+    pub to: u64,
+    /// The one that comes, while the one that goes is still on its node: a node has one replica of a volume.
+    pub waits: Option<DesiredReplica>,
+    /// What the one that comes must have applied, and whether it was seen to have.
+    pub reach: Option<Reach>,
+    /// Given up: the one that comes goes again.
+    pub is_off: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ChangeReason {
+    /// The one that goes counts until the other one does.
+    Move,
+    /// The one that goes is of no use: it stops to count before the other one begins to, so that nobody has to wait for it.
+    Replace,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Reach {
+    pub index: u64,
+    pub is_reached: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -170,8 +210,10 @@ impl Desired {
     }
 }
 
-/// Controllers of one replica's doors. At most 16 replicas a volume: 16 ranges in NVMe's 1 to 0xFFEF.
-const CONTROLLERS: u16 = 0xFFEF / 16;
+/// Replicas of a volume at most, and so shares of NVMe's controller ids 1 to 0xFFEF.
+pub const REPLICAS_MAX: u8 = 16;
+/// Controllers of one replica's doors.
+const CONTROLLERS: u16 = 0xFFEF / REPLICAS_MAX as u16;
 
 impl DesiredVolume {
     pub fn door(&self, node_id: NodeId, door: &Door) -> Option<&DesiredDoor> {
@@ -187,12 +229,28 @@ impl DesiredVolume {
         self.replicas.iter().filter(|replica| replica.made).count() > self.replicas.len() / 2
     }
 
-    /// The controller ids of the doors on a node. No call adds members to a group yet, so numbers are at most five and ranges never meet;
-    /// whoever adds that call has to see to it that two members whose numbers differ by 16 never are in one group.
+    /// The controller ids of the doors on a node.
     pub fn controllers(&self, node_id: NodeId) -> Option<ControllerRange> {
         self.group.as_ref()?;
-        let slot = ((self.replica_on(node_id)?.member - 1) % 16) as u16;
-        Some(ControllerRange { first: 1 + slot * CONTROLLERS, last: (slot + 1) * CONTROLLERS })
+        let share = u16::from(self.replica_on(node_id)?.share);
+        Some(ControllerRange { first: 1 + share * CONTROLLERS, last: (share + 1) * CONTROLLERS })
+    }
+
+    /// The first share of the controller ids that no replica has.
+    pub fn free_share(&self) -> Option<u8> {
+        (0..REPLICAS_MAX).find(|share| self.replicas.iter().all(|replica| replica.share != *share))
+    }
+
+    pub fn member(&self, number: u64) -> Option<&DesiredReplica> {
+        self.replicas.iter().find(|replica| replica.member == number)
+    }
+}
+
+impl DesiredReplica {
+    /// One of those that a volume is made with.
+    pub fn first(member: u64, replica_id: ReplicaId, node_id: NodeId, drive_id: DriveId) -> Self {
+        let share = ((member - 1) % u64::from(REPLICAS_MAX)) as u8;
+        Self { member, replica_id, node_id, drive_id, made: false, share, joins: None, left: false }
     }
 }
 

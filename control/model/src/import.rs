@@ -124,6 +124,7 @@ fn volume_as_found(name: VolumeName, seen: &ObservedVolume) -> DesiredVolume {
         allow_shrink: false,
         block_size: seen.block_size,
         replicas: vec![],
+        change: None,
         group: seen.group.as_ref().map(|group| DesiredGroup { first: group.members.clone(), first_size: seen.size }),
         phase: Phase::Present,
         doors: vec![],
@@ -138,7 +139,11 @@ fn with_replica(
     report: &mut ImportReport,
 ) -> DesiredVolume {
     let member = seen.group.as_ref().map_or(1, |group| group.member);
-    volume.replicas.push(DesiredReplica { member, replica_id: seen.replica_id, node_id, drive_id: seen.drive_id, made: true });
+    let mut replica = DesiredReplica { made: true, ..DesiredReplica::first(member, seen.replica_id, node_id, seen.drive_id) };
+    if volume.replicas.iter().any(|other| other.share == replica.share) {
+        replica.share = volume.free_share().unwrap_or(replica.share);
+    }
+    volume.replicas.push(replica);
     volume.replicas.sort_by_key(|replica| replica.member);
     if with_exports {
         report.exports += seen.doors.len() as u32;

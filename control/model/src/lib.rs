@@ -14,12 +14,16 @@ pub mod desired;
 pub mod enroll;
 pub mod import;
 pub mod issuer;
+pub mod membership;
 pub mod observed;
 pub mod progress;
 pub mod reconcile;
 pub mod retry;
 
-pub use desired::{Desired, DesiredDoor, DesiredDrive, DesiredGroup, DesiredNode, DesiredReplica, DesiredVolume, Phase, Record};
+pub use desired::{
+    ChangeReason, Desired, DesiredChange, DesiredDoor, DesiredDrive, DesiredGroup, DesiredNode, DesiredReplica, DesiredVolume, Phase,
+    Record,
+};
 #[doc(inline)]
 pub use enroll::enroll;
 pub use issuer::{Identity, Issuer};

@@ -13,6 +13,8 @@ pub struct Observed {
     pub node_id: Option<NodeId>,
     /// The other nodes that it knows, in order.
     pub peers: Vec<PeerAddress>,
+    /// Those of them that it hears.
+    pub connected: BTreeSet<NodeId>,
     pub drives: BTreeMap<DriveId, ObservedDrive>,
     pub volumes: BTreeMap<VolumeId, ObservedVolume>,
 }
@@ -34,6 +36,8 @@ pub struct ObservedVolume {
     pub size: ByteSize,
     pub block_size: BlockSize,
     pub drive_id: DriveId,
+    /// Space that it takes on its drive.
+    pub allocated: ByteSize,
     pub state: VolumeState,
     pub reason: Option<String>,
     pub doors: BTreeSet<Door>,
@@ -60,6 +64,7 @@ impl Observed {
             cluster_id: node.cluster_id,
             node_id: node.node_id,
             peers,
+            connected: node.peers.iter().filter(|peer| peer.connected).map(|peer| peer.node_id).collect(),
             drives: drives.iter().map(|drive| (drive.drive_id, ObservedDrive::from(drive))).collect(),
             volumes: volumes.iter().map(|volume| (volume.volume_id, ObservedVolume::from(volume))).collect(),
         }
@@ -100,6 +105,7 @@ impl From<&VolumeInfo> for ObservedVolume {
             size: volume.size_bytes,
             block_size: volume.block_size,
             drive_id: volume.drive_id,
+            allocated: volume.allocated_bytes,
             state: volume.state,
             reason: volume.reason.clone(),
             doors: volume.exports.iter().map(|export| export.door.clone()).collect(),

@@ -3,10 +3,11 @@
 use std::collections::BTreeMap;
 
 use penstock_api::http::Progress;
-use penstock_api::rpc::{DriveState, ErrorCode, GroupPart, VolumeState};
+use penstock_api::rpc::{DriveState, ErrorCode, GroupInfo, GroupPart, VolumeState};
 use penstock_api::{DriveId, NodeId, VolumeId};
 
 use crate::desired::{Desired, DesiredDoor, DesiredReplica, DesiredVolume, Phase};
+use crate::membership::{self, NEAR, Next};
 use crate::observed::{Observed, ObservedVolume};
 use crate::reconcile::{Subject, claim_conflict, conflict};
 use crate::retry::Refusals;
@@ -123,7 +124,8 @@ impl<'a> Look<'a> {
         }
     }
 
-    /// Of the volume: of its replicas, the one that is furthest from what is desired. Its doors are judged apart.
+    /// Of the volume: of its replicas, the one that is furthest from what is desired. Its doors are judged apart, and so is a replica that is on
+    /// its way in or out.
     pub fn volume(&self, id: VolumeId) -> Progress {
         let Some(volume) = self.desired.volumes.get(&id) else {
             return Progress::Settled;
@@ -133,7 +135,7 @@ impl<'a> Look<'a> {
             Progress::Pending { .. } | Progress::Removing { .. } => 1,
             Progress::Refused { .. } => 2,
         };
-        let each = volume.replicas.iter().map(|replica| (replica, self.replica(id, volume, replica)));
+        let each = staying(volume).map(|replica| (replica, self.replica(id, volume, replica)));
         // The first of the worst.
         let worst = each.reduce(|worst, next| if is_worse(&next.1) > is_worse(&worst.1) { next } else { worst });
         let Some((replica, progress)) = worst else { return Progress::Settled };
@@ -152,15 +154,84 @@ impl<'a> Look<'a> {
     /// Whether waiting longer may change what [`Self::volume`] says, while nodes that are away stay away.
     pub fn volume_may_go_on(&self, id: VolumeId) -> bool {
         let Some(volume) = self.desired.volumes.get(&id) else { return false };
-        volume.replicas.iter().any(|replica| {
+        staying(volume).any(|replica| {
             let progress = self.replica(id, volume, replica);
             self.observed(replica.node_id).is_some() && matches!(progress, Progress::Pending { .. } | Progress::Removing { .. })
+        })
+    }
+
+    fn leader(&self, id: VolumeId, volume: &DesiredVolume) -> Option<(NodeId, &'a GroupInfo)> {
+        membership::leader(id, volume, |node_id| self.observed(node_id))
+    }
+
+    /// Entries that the leader has committed and this replica has not applied; the two were not looked at in the same moment.
+    pub fn lag(&self, id: VolumeId, volume: &DesiredVolume, replica: &DesiredReplica) -> Option<u64> {
+        let (_, leader) = self.leader(id, volume)?;
+        let group = self.seen(replica.node_id, id)?.group.as_ref()?;
+        Some(leader.committed.saturating_sub(group.applied))
+    }
+
+    /// As [`Self::replica`], and whether it has what the others have.
+    pub fn standing(&self, id: VolumeId, volume: &DesiredVolume, replica: &DesiredReplica) -> Progress {
+        let shape = self.replica(id, volume, replica);
+        if !shape.is_settled() {
+            return shape;
+        }
+        if let Some(rebuild) = self.seen(replica.node_id, id).and_then(|seen| seen.group.as_ref()?.rebuild) {
+            return pending(format!("its data are copied from another: {} %, {} blocks to go", rebuild.percent(), rebuild.blocks_left()));
+        }
+        match (self.lag(id, volume, replica), &volume.change) {
+            (Some(lag), _) if lag > NEAR => pending(format!("it is {lag} entries behind")),
+            (_, Some(change)) if change.to == replica.member && change.is_off => {
+                Progress::Removing { reason: "it was given up".to_owned() }
+            }
+            (_, Some(change)) if change.to == replica.member => pending("it becomes a voter"),
+            (_, Some(change)) if change.from == replica.member && !change.is_off => {
+                let node = volume.member(change.to).map_or(replica.node_id, |to| to.node_id);
+                pending(format!("it makes way for the one on {}", self.desired.node_name(node)))
+            }
+            _ => Progress::Settled,
+        }
+    }
+
+    /// How far one replica has come to take another's place; `None` where none does.
+    pub fn change(&self, id: VolumeId, volume: &DesiredVolume) -> Option<Progress> {
+        let change = volume.change.as_ref()?;
+        let name = |member: u64| {
+            let found = volume.member(member).or(change.waits.as_ref().filter(|waits| waits.member == member));
+            found
+                .map_or_else(|| format!("member {member}"), |replica| format!("the replica on {}", self.desired.node_name(replica.node_id)))
+        };
+        let Some((leader, group)) = self.leader(id, volume) else {
+            return Some(pending("no replica leads: most of those that vote have to be there"));
+        };
+        // Whatever is refused is tried again: membership may only have changed under it.
+        let refused = self.nodes.get(&leader).and_then(|node| node.refusals.get(&Subject::Members(id)));
+        if let Some(refusal) = refused {
+            return Some(pending(format!("the leader refuses for now: {}", refusal.error.message)));
+        }
+        let old_is_there = volume.member(change.from).is_some_and(|old| old.left);
+        Some(match (membership::next(id, volume, group)?, volume.member(change.to)) {
+            (Next::Wait, Some(to)) if !to.made => match self.replica(id, volume, to) {
+                Progress::Settled => pending("its node makes it"),
+                other => other,
+            },
+            (Next::Wait, None) if old_is_there => pending(format!("{} is deleted first", name(change.from))),
+            (Next::Wait, Some(to)) => match self.standing(id, volume, to) {
+                Progress::Settled => pending("it catches up"),
+                other => other,
+            },
+            (Next::StepAside, _) => pending("the leader is the one that goes, and lets another lead"),
+            (Next::Wait | Next::Record(_) | Next::Members(_), _) => pending("its group's members change"),
         })
     }
 
     pub fn replica(&self, id: VolumeId, volume: &DesiredVolume, replica: &DesiredReplica) -> Progress {
         let node_id = replica.node_id;
         let drive = self.desired.drives.get(&replica.drive_id);
+        if replica.left && drive.is_none() {
+            return Progress::Removing { reason: "it has left its group".to_owned() };
+        }
         if drive.is_none() && volume.group.is_some() && volume.phase.is_present() {
             return refused(
                 ErrorCode::NotFound,
@@ -172,7 +243,7 @@ impl<'a> Look<'a> {
             return Progress::Removing { reason: "it leaves with its drive".to_owned() };
         }
         let blocked = self.node(node_id).or_else(|| self.refusal(node_id, &Subject::Volume(id))).or_else(|| self.drive_in_the_way(replica));
-        if !volume.phase.is_present() {
+        if !volume.phase.is_present() || replica.left {
             return match blocked {
                 Some(Progress::Pending { reason }) => Progress::Removing { reason },
                 Some(other) => other,
@@ -185,11 +256,18 @@ impl<'a> Look<'a> {
         let Some(seen) = self.seen(node_id, id) else {
             let volatile = drive.is_some_and(|drive| drive.volatile);
             if replica.made && volume.group.is_some() {
-                return refused(
-                    ErrorCode::NotFound,
-                    format!("it was on drive {} and is not there any more; the volume goes on with its other replicas", replica.drive_id),
-                    "check that this is the right drive: an empty one never takes its place",
-                );
+                return Progress::Refused {
+                    code: ErrorCode::NotFound,
+                    message: format!(
+                        "it was on drive {} and is not there any more; the volume goes on with its other replicas",
+                        replica.drive_id
+                    ),
+                    hint: Some(format!(
+                        "check that this is the right drive; if it is, `penstock replica replace {} {}` makes a new replica",
+                        volume.name,
+                        self.desired.node_name(node_id)
+                    )),
+                };
             }
             if replica.made && !volatile {
                 return refused(
@@ -264,7 +342,7 @@ impl<'a> Look<'a> {
         }
         for (id, volume) in &desired.volumes {
             let Some(replica) = volume.replica_on(node_id) else { continue };
-            note(format!("volume {}", volume.name), self.replica(*id, volume, replica));
+            note(format!("volume {}", volume.name), self.standing(*id, volume, replica));
             for door in volume.doors.iter().filter(|door| door.node_id == node_id) {
                 note(format!("export {} of volume {}", door.door, volume.name), self.door(*id, volume, door));
             }
@@ -288,6 +366,12 @@ impl<'a> Look<'a> {
     }
 }
 
+/// The replicas that are neither on their way in nor out. All of a volume that is removed.
+fn staying(volume: &DesiredVolume) -> impl Iterator<Item = &DesiredReplica> {
+    let comes = |replica: &DesiredReplica| volume.change.as_ref().is_some_and(|change| change.to == replica.member);
+    volume.replicas.iter().filter(move |replica| !volume.phase.is_present() || (!replica.left && !comes(replica)))
+}
+
 /// A replica that its node shows.
 fn seen_replica(volume: &DesiredVolume, replica: &DesiredReplica, seen: &ObservedVolume) -> Progress {
     let why = || seen.reason.clone().unwrap_or_else(|| "no reason given".to_owned());
@@ -306,7 +390,7 @@ fn seen_replica(volume: &DesiredVolume, replica: &DesiredReplica, seen: &Observe
                 return refused(
                     ErrorCode::Fenced,
                     format!("it has stopped{}", why()),
-                    "see its node's log; the volume goes on with the others",
+                    "see its node's log; the volume goes on with the others, and `penstock replica replace` makes a new one",
                 );
             }
             GroupPart::Doubtful => return pending(format!("it asks the others about what it cannot judge alone{}", why())),

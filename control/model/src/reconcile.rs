@@ -8,13 +8,14 @@
 //! put an empty volume in the place of a lost one; shrink without permission.
 
 use penstock_api::rpc::{
-    Door, DriveAddParams, DriveRemoveParams, DriveState, ExportAddParams, ExportRemoveParams, MemberCreateParams, NodeClaimParams,
-    PeersSetParams, VolumeCreateParams, VolumeDeleteParams, VolumeResizeParams, VolumeState,
+    Door, DriveAddParams, DriveRemoveParams, DriveState, ExportAddParams, ExportRemoveParams, GroupChangeParams, GroupTransferParams,
+    MemberCreateParams, NodeClaimParams, PeersSetParams, VolumeCreateParams, VolumeDeleteParams, VolumeResizeParams, VolumeState,
 };
 use penstock_api::{DriveId, NodeId, VolumeId};
 
-use crate::desired::{Desired, DesiredReplica, DesiredVolume, Phase, Record};
+use crate::desired::{Desired, DesiredChange, DesiredReplica, DesiredVolume, Phase, Reach, Record};
 use crate::issuer::Identity;
+use crate::membership;
 use crate::observed::{Observed, ObservedVolume};
 
 impl Step {
@@ -34,6 +35,8 @@ pub enum Subject {
     Drive(DriveId),
     /// The volume's replica on the node.
     Volume(VolumeId),
+    /// The members of the volume's group.
+    Members(VolumeId),
     Door(VolumeId, Door),
 }
 
@@ -55,6 +58,13 @@ pub enum LocalStep {
     /// With the volume, where it was the last.
     ForgetReplica(VolumeId, NodeId),
     ForgetDoor(VolumeId, NodeId, Door),
+    /// The group has this member no more.
+    ReplicaLeft(VolumeId, u64),
+    /// What the member that comes must have applied, and that it has.
+    ReachSet(VolumeId, u64, u64),
+    Reached(VolumeId, u64, u64),
+    /// The change to this member.
+    ChangeEnded(VolumeId, u64),
 }
 
 /// A step at the node: one JSON-RPC call.
@@ -70,6 +80,8 @@ pub enum NodeStep {
     DeleteVolume(VolumeDeleteParams),
     AddExport(ExportAddParams),
     RemoveExport(ExportRemoveParams),
+    ChangeMembers(GroupChangeParams),
+    StepAside(GroupTransferParams),
 }
 
 impl NodeStep {
@@ -85,6 +97,8 @@ impl NodeStep {
             Self::DeleteVolume(params) => Subject::Volume(params.volume_id),
             Self::AddExport(params) => Subject::Door(params.volume_id, params.door.clone()),
             Self::RemoveExport(params) => Subject::Door(params.volume_id, params.door.clone()),
+            Self::ChangeMembers(params) => Subject::Members(params.volume_id),
+            Self::StepAside(params) => Subject::Members(params.volume_id),
         }
     }
 
@@ -100,6 +114,8 @@ impl NodeStep {
             Self::DeleteVolume(_) => "delete volume",
             Self::AddExport(_) => "add export",
             Self::RemoveExport(_) => "remove export",
+            Self::ChangeMembers(_) => "change members",
+            Self::StepAside(_) => "let another lead",
         }
     }
 }
@@ -154,7 +170,7 @@ pub fn reconcile(desired: &Desired, node_id: NodeId, observed: &Observed) -> Pla
         let Some(replica) = volume.replica_on(node_id) else { continue };
         match desired.drives.get(&replica.drive_id).map(|drive| drive.phase) {
             // The drive may come back by an import, and its group counts on it until then.
-            None if volume.group.is_some() && volume.phase.is_present() => {}
+            None if volume.group.is_some() && volume.phase.is_present() && !replica.left => {}
             None => plan.steps.push(Step::Local(LocalStep::ForgetReplica(volume_id, node_id))),
             Some(Phase::Removing { force: true }) => {} // leaves with its drive, untouched
             Some(_) => plan_replica(desired, observed, (volume_id, volume), replica, &mut plan),
@@ -176,7 +192,8 @@ fn rank(step: &Step) -> u8 {
         Step::Node(NodeStep::AddDrive(_)) => 6,
         Step::Node(NodeStep::ResizeVolume(_)) => 7,
         Step::Node(NodeStep::CreateVolume(_) | NodeStep::CreateMember(_)) => 8,
-        Step::Node(NodeStep::AddExport(_)) => 9,
+        Step::Node(NodeStep::ChangeMembers(_) | NodeStep::StepAside(_)) => 9,
+        Step::Node(NodeStep::AddExport(_)) => 10,
     }
 }
 
@@ -242,6 +259,7 @@ fn plan_replica(
         let desired_phase = volume.door(node_id, door).map(|desired| desired.phase);
         let force = match (volume.phase, desired_phase) {
             (Phase::Removing { force }, _) => force,
+            _ if replica.left => true,
             (Phase::Present, Some(Phase::Present)) => continue,
             (Phase::Present, Some(Phase::Removing { force })) => force,
             (Phase::Present, None) => false,
@@ -249,12 +267,14 @@ fn plan_replica(
         let params = ExportRemoveParams { volume_id, door: door.clone(), force };
         plan.steps.push(Step::Node(NodeStep::RemoveExport(params)));
     }
-    if let Phase::Removing { force } = volume.phase {
+    let going = if replica.left { Phase::Removing { force: true } } else { volume.phase };
+    if let Phase::Removing { force } = going {
         if seen.doors.is_empty() || force {
             plan.steps.push(Step::Node(NodeStep::DeleteVolume(VolumeDeleteParams { volume_id, force })));
         }
         return;
     }
+    membership::plan(observed, (volume_id, volume), replica, seen, &mut plan.steps);
     // A group's size is changed where it is led, and comes to the others by its log.
     if seen.is_served() {
         if seen.size < volume.size || (seen.size > volume.size && volume.allow_shrink) {
@@ -280,7 +300,7 @@ fn plan_replica(
 
 /// The replica is not there, and its drive has told of all it holds.
 fn plan_absent_replica(desired: &Desired, (volume_id, volume): (VolumeId, &DesiredVolume), replica: &DesiredReplica, plan: &mut Plan) {
-    if !volume.phase.is_present() {
+    if !volume.phase.is_present() || replica.left {
         plan.steps.push(Step::Local(LocalStep::ForgetReplica(volume_id, replica.node_id)));
         return;
     }
@@ -290,7 +310,8 @@ fn plan_absent_replica(desired: &Desired, (volume_id, volume): (VolumeId, &Desir
         plan.lost.push(volume_id);
         return;
     }
-    if !drive.phase.is_present() {
+    let is_off = volume.change.as_ref().is_some_and(|change| change.is_off && change.to == replica.member);
+    if !drive.phase.is_present() || is_off {
         return;
     }
     let shape = VolumeCreateParams {
@@ -298,13 +319,18 @@ fn plan_absent_replica(desired: &Desired, (volume_id, volume): (VolumeId, &Desir
         segment_id: volume.segment_id,
         replica_id: replica.replica_id,
         name: volume.name.clone(),
-        size_bytes: volume.group.as_ref().map_or(volume.size, |group| group.first_size),
+        size_bytes: match &volume.group {
+            None => volume.size,
+            Some(group) if replica.joins.is_none() => group.first_size,
+            // Of what it hears, the log from its beginning or a copy of what there is now, neither goes beyond.
+            Some(group) => group.first_size.max(volume.size),
+        },
         block_size: volume.block_size,
         drive_id: replica.drive_id,
     };
     plan.steps.push(Step::Node(match &volume.group {
         None => NodeStep::CreateVolume(shape),
-        Some(group) => NodeStep::CreateMember(MemberCreateParams::new(shape, group.first.clone())),
+        Some(group) => NodeStep::CreateMember(MemberCreateParams::new(shape, replica.joins.clone().unwrap_or_else(|| group.first.clone()))),
     }));
 }
 
@@ -339,6 +365,7 @@ impl LocalStep {
             Self::DriveMade(id) | Self::ForgetDrive(id) => Subject::Drive(*id),
             Self::ReplicaMade(id, _) | Self::ShrinkDone(id) | Self::ForgetReplica(id, _) => Subject::Volume(*id),
             Self::ForgetDoor(id, _, door) => Subject::Door(*id, door.clone()),
+            Self::ReplicaLeft(id, _) | Self::ReachSet(id, ..) | Self::Reached(id, ..) | Self::ChangeEnded(id, _) => Subject::Members(*id),
         }
     }
 
@@ -371,6 +398,16 @@ impl LocalStep {
                     |desired: &crate::DesiredDoor| desired.node_id == *node_id && desired.door == *door && !desired.phase.is_present();
                 volume.doors.retain(|desired| !gone(desired));
             }),
+            Self::ReplicaLeft(id, member) => change_volume(desired, *id, |volume| {
+                volume.replicas.iter_mut().filter(|replica| replica.member == *member).for_each(|replica| replica.left = true);
+            }),
+            Self::ReachSet(id, to, index) => {
+                change_change(desired, *id, *to, |change| change.reach = Some(Reach { index: *index, is_reached: false }))
+            }
+            Self::Reached(id, to, index) => change_change(desired, *id, *to, |change| {
+                change.reach.iter_mut().filter(|reach| reach.index == *index).for_each(|reach| reach.is_reached = true);
+            }),
+            Self::ChangeEnded(id, to) => change_volume(desired, *id, |volume| drop(volume.change.take_if(|change| change.to == *to))),
         }
     }
 }
@@ -379,14 +416,28 @@ fn forget_replica(desired: &Desired, id: VolumeId, node_id: NodeId) -> Vec<Recor
     let Some(volume) = desired.volumes.get(&id) else { return vec![] };
     let Some(replica) = volume.replica_on(node_id) else { return vec![] };
     let is_homeless = volume.group.is_none() && !desired.drives.contains_key(&replica.drive_id);
-    match (volume.phase.is_present() && !is_homeless, volume.replicas.len()) {
+    let is_wanted = volume.phase.is_present() && !is_homeless && !replica.left;
+    let lives_on = volume.phase.is_present() && replica.left;
+    match (is_wanted, volume.replicas.len()) {
         (true, _) => vec![],
-        (false, 1) => vec![Record::DropVolume(id)],
+        (false, 1) if !lives_on => vec![Record::DropVolume(id)],
         (false, _) => change_volume(desired, id, |volume| {
             volume.replicas.retain(|replica| replica.node_id != node_id);
-            volume.doors.retain(|desired| desired.node_id != node_id);
+            let heir = volume.change.as_mut().and_then(|change| change.waits.take_if(|waits| waits.node_id == node_id));
+            match heir {
+                Some(replica) => volume.replicas.push(replica),
+                None => volume.doors.retain(|desired| desired.node_id != node_id),
+            }
         }),
     }
+}
+
+fn change_change(desired: &Desired, id: VolumeId, to: u64, how: impl FnOnce(&mut DesiredChange)) -> Vec<Record> {
+    change_volume(desired, id, |volume| {
+        if let Some(change) = volume.change.as_mut().filter(|change| change.to == to) {
+            how(change);
+        }
+    })
 }
 
 fn change_volume(desired: &Desired, id: VolumeId, change: impl FnOnce(&mut DesiredVolume)) -> Vec<Record> {

@@ -140,13 +140,16 @@ impl Reconciler {
                 self.refused.clear();
             }
             let now = self.control.now();
-            for (step, error) in self.refused.drain(..) {
-                node.refusals.on_refused(step.subject(), step.word(), error, now);
-            }
             node.seen = Some(Arc::clone(&seen));
             // A name that has no id yet has nothing to do either.
             let id = state.desired.find_node(name.as_str()).map(|(id, _)| id);
             let plan = id.map(|id| reconcile(&state.desired, id, &seen.observed)).unwrap_or_default();
+            for (step, error) in self.refused.drain(..) {
+                // Of a wish that another took the place of while the step was under way, it says nothing about that one.
+                if plan.steps.contains(&Step::Node(step.clone())) {
+                    node.refusals.on_refused(step.subject(), step.word(), error, now);
+                }
+            }
             for step in self.done.drain(..) {
                 if plan.steps.contains(&Step::Node(step.clone())) {
                     let message = format!("the node said that it did \"{}\", and it does not show", step.word());
@@ -245,6 +248,8 @@ async fn carry_out(node: &NodeHandle, step: &NodeStep) -> Result<(), CallError> 
         NodeStep::DeleteVolume(params) => node.call::<rpc::VolumeDelete>(params).await.map(drop),
         NodeStep::AddExport(params) => node.call::<rpc::ExportAdd>(params).await.map(drop),
         NodeStep::RemoveExport(params) => node.call::<rpc::ExportRemove>(params).await.map(drop),
+        NodeStep::ChangeMembers(params) => node.call::<rpc::GroupChange>(params).await.map(drop),
+        NodeStep::StepAside(params) => node.call::<rpc::GroupTransfer>(params).await.map(drop),
     }
 }
 

@@ -243,3 +243,15 @@ pub struct RebuildInfo {
     pub done: u64,
     pub total: u64,
 }
+
+impl RebuildInfo {
+    /// Whole per cent, 100 only when nothing is left.
+    pub fn percent(&self) -> u64 {
+        self.done.min(self.total).saturating_mul(100).checked_div(self.total).unwrap_or(100)
+    }
+
+    /// Blocks of 4 KiB in the extents that are still to be asked for.
+    pub fn blocks_left(&self) -> u64 {
+        self.total.saturating_sub(self.done).saturating_mul(16)
+    }
+}

@@ -132,6 +132,7 @@ fn remove_volume_in_use_refused_unless_told_so() {
         size: volume.size,
         block_size: volume.block_size,
         drive_id: volume.replicas[0].drive_id,
+        allocated: ByteSize(0),
         state: penstock_api::rpc::VolumeState::Serving,
         reason: None,
         doors: [].into(),

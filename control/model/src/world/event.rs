@@ -2,13 +2,14 @@
 
 use penstock_api::http::{DriveAddBody, VolumeCreateBody};
 use penstock_api::rpc::{BlockSize, Door};
-use penstock_api::{ByteSize, DriveId, ReplicaId, SegmentId, VolumeId};
+use penstock_api::{ByteSize, DriveId, NodeId, ReplicaId, SegmentId, VolumeId};
 use proptest::prelude::*;
 use std::collections::BTreeMap;
 
 use super::{NODES, World, loss, node_id};
 use crate::change::{self, VolumeIds};
 use crate::issuer::Issuer;
+use crate::observed::Observed;
 
 #[derive(Clone, Debug)]
 pub(super) enum Event {
@@ -54,6 +55,24 @@ pub(super) enum Event {
     NodeCrash {
         node: u16,
     },
+    Move {
+        pick: usize,
+        from: u16,
+        to: u16,
+    },
+    Replace {
+        pick: usize,
+        node: u16,
+        on: Option<u16>,
+    },
+    GiveUp {
+        pick: usize,
+    },
+    /// Somebody deletes a replica at its node, of a group that is whole.
+    Wipe {
+        pick: usize,
+        node: u16,
+    },
     /// Control loses its whole state and is rebuilt from the drives.
     Import,
 }
@@ -68,12 +87,27 @@ pub(super) fn any_event() -> impl Strategy<Value = Event> {
         2 => (pick.clone(), 1u64..9, any::<bool>()).prop_map(|(pick, size, shrink)| Event::Resize { pick, size, shrink }),
         2 => (pick.clone(), any::<bool>()).prop_map(|(pick, force)| Event::Remove { pick, force }),
         3 => (pick.clone(), 0u16..3).prop_map(|(pick, port)| Event::Export { pick, port }),
-        2 => (pick, 0u16..3).prop_map(|(pick, port)| Event::Unexport { pick, port }),
+        2 => (pick.clone(), 0u16..3).prop_map(|(pick, port)| Event::Unexport { pick, port }),
         12 => (0..NODES, 0usize..6, any::<bool>()).prop_map(|(node, upto, lost_answer)| Event::Round { node, upto, lost_answer }),
         2 => Just(Event::ControlCrash),
         3 => (0..NODES).prop_map(|node| Event::NodeCrash { node }),
+        3 => (pick.clone(), 0..NODES, 0..NODES).prop_map(|(pick, from, to)| Event::Move { pick, from, to }),
+        3 => (pick.clone(), 0..NODES, proptest::option::of(0..NODES)).prop_map(|(pick, node, on)| Event::Replace { pick, node, on }),
+        1 => pick.clone().prop_map(|pick| Event::GiveUp { pick }),
+        2 => (pick.clone(), 0..NODES).prop_map(|(pick, node)| Event::Wipe { pick, node }),
         1 => Just(Event::Import),
     ]
+}
+
+pub(super) fn refs(observed: &BTreeMap<NodeId, Observed>) -> BTreeMap<NodeId, &Observed> {
+    observed.iter().map(|(id, seen)| (*id, seen)).collect()
+}
+
+fn wish(world: &mut World, pick: usize, judge: impl FnOnce(&World, &str, ReplicaId) -> change::Judged) {
+    let Some(name) = world.name(pick) else { return };
+    let id = ReplicaId(world.id());
+    let judged = judge(world, &name, id);
+    world.commit(judged);
 }
 
 fn door(port: u16) -> Door {
@@ -111,8 +145,7 @@ pub(super) fn happen(world: &mut World, event: Event) {
             let drive_ids: Vec<DriveId> = pick.and_then(|pick| world.drive(pick)).into_iter().collect();
             let body = VolumeCreateBody { name, size, block_size: BlockSize::B4096, replicas, drive_ids };
             let observed = world.observe_all();
-            let there = observed.iter().map(|(id, seen)| (*id, seen)).collect();
-            let judged = change::place(&world.desired, &there, &body.drive_ids, replicas)
+            let judged = change::place(&world.desired, &refs(&observed), &body.drive_ids, replicas)
                 .and_then(|places| change::create_volume(&world.desired, &ids, &body, &places));
             world.commit(judged);
         }
@@ -157,6 +190,18 @@ pub(super) fn happen(world: &mut World, event: Event) {
             let places = world.volatile_places(node_id(node));
             world.nodes.get_mut(&node_id(node)).unwrap().crash(&places);
         }
+        Event::Move { pick, from, to } => wish(world, pick, |world, name, id| {
+            let (from, to) = (node_id(from).to_string(), node_id(to).to_string());
+            change::move_replica(&world.desired, &refs(&world.observe_all()), id, name, (&from, &to), None)
+        }),
+        Event::Replace { pick, node, on } => wish(world, pick, |world, name, id| {
+            let (node, on) = (node_id(node).to_string(), on.map(|on| node_id(on).to_string()));
+            change::replace_replica(&world.desired, &refs(&world.observe_all()), id, name, (&node, on.as_deref()), None)
+        }),
+        Event::GiveUp { pick } => {
+            wish(world, pick, |world, name, _| change::give_up_change(&world.desired, &refs(&world.observe_all()), name));
+        }
+        Event::Wipe { pick, node } => world.wipe(pick, node_id(node)),
         Event::Import => loss::import(world),
     }
 }

@@ -7,7 +7,7 @@ use penstock_api::rpc::DriveLabel;
 use penstock_api::{ClusterId, DriveId, NodeId, VolumeId};
 
 use super::{World, named};
-use crate::desired::{Desired, DesiredNode, Record};
+use crate::desired::{Desired, DesiredNode, DesiredReplica, Record};
 use crate::import;
 use crate::issuer::Issuer;
 use crate::observed::Observed;
@@ -17,6 +17,7 @@ pub(super) fn import(world: &mut World) {
     world.converge();
     let before = world.desired.clone();
     world.desired = Desired::default();
+    world.has_imported = true;
     let label = |drive: &crate::DesiredDrive| world.nodes[&drive.node_id].media.get(&drive.spec.place())?.label;
     let found: Vec<(penstock_api::DriveSpec, (ClusterId, NodeId, DriveId), bool)> =
         before.drives.values().filter_map(|drive| Some((drive.spec.clone(), label(drive)?, drive.volatile))).collect();
@@ -74,7 +75,10 @@ pub(super) fn import(world: &mut World) {
             let here = volume.replicas.iter().filter(|replica| there(id, &replica.node_id));
             // Nor are doors that never opened.
             let opened = |node_id| volume.doors.iter().filter(|door| door.node_id == node_id && volume.is_founded()).count();
-            here.map(move |replica| (*id, volume.size, replica.clone(), opened(replica.node_id)))
+            here.map(move |replica| {
+                let DesiredReplica { member, replica_id, node_id, drive_id, made, .. } = *replica;
+                (*id, volume.size, (member, replica_id, node_id, drive_id, made), opened(node_id))
+            })
         });
         replicas.collect::<Vec<_>>()
     };

@@ -48,6 +48,7 @@ impl Node {
             cluster_id: self.claim.map(|claim| claim.0),
             node_id: self.claim.map(|claim| claim.1),
             peers: self.peers.clone(),
+            connected: self.peers.iter().map(|peer| peer.node_id).collect(),
             drives: self.open.iter().map(|(id, (_, drive))| (*id, drive.clone())).collect(),
             volumes: volumes.collect(),
         }
@@ -72,6 +73,7 @@ impl Node {
             size: params.size_bytes,
             block_size: params.block_size,
             drive_id: params.drive_id,
+            allocated: ByteSize(0),
             state: VolumeState::Serving,
             reason: None,
             doors: BTreeSet::new(),
@@ -149,6 +151,7 @@ impl Node {
             NodeStep::RemoveExport(params) => {
                 self.doors.entry(params.volume_id).or_default().remove(&params.door);
             }
+            NodeStep::ChangeMembers(_) | NodeStep::StepAside(_) => unreachable!("the world's groups do these"),
         }
         Ok(())
     }

@@ -2,11 +2,12 @@
 
 use penstock_api::id::{ClusterTag, NodeNumber};
 use penstock_api::rpc::ErrorCode;
-use penstock_api::{ClusterId, NodeId};
+use penstock_api::{ByteSize, ClusterId, NodeId, ReplicaId};
 use proptest::prelude::*;
 
-use super::event::{Event, any_event, happen};
-use super::{NODES, World, node_id};
+use super::event::{Event, any_event, happen, refs};
+use super::{World, node_id};
+use crate::change;
 use crate::desired::{DesiredNode, Record};
 use crate::issuer::Issuer;
 use crate::reconcile::{NodeStep, Step, reconcile};
@@ -37,7 +38,7 @@ fn small() -> World {
 /// Three nodes with a drive each, and a volume on all of them.
 fn wide() -> World {
     let mut world = World::new();
-    (0..NODES).for_each(|node| happen(&mut world, Event::AddDrive { node, place: 0, volatile: false }));
+    (0..3).for_each(|node| happen(&mut world, Event::AddDrive { node, place: 0, volatile: false }));
     world.converge();
     happen(&mut world, Event::Create { name: 0, size: 1, pick: None, replicas: 3 });
     world
@@ -147,11 +148,93 @@ fn world_nodes_know_each_other_and_hear_of_changes() {
     let mut world = wide();
     world.converge();
     let peers = |world: &World, n: u16| world.nodes[&node_id(n)].peers.iter().map(|peer| peer.node_id).collect::<Vec<_>>();
-    assert_eq!(peers(&world, 0), [node_id(1), node_id(2)]);
-    assert_eq!(peers(&world, 2), [node_id(0), node_id(1)]);
+    assert_eq!(peers(&world, 0), [node_id(1), node_id(2), node_id(3)]);
+    assert_eq!(peers(&world, 2), [node_id(0), node_id(1), node_id(3)]);
     let moved = DesiredNode { peer: Some("127.0.0.1:9".parse().unwrap()), ..world.desired.nodes[&node_id(1)].clone() };
     world.desired.apply(&[Record::PutNode(node_id(1), moved)]);
     assert!(plan_of(&world, 1).steps.is_empty());
     world.converge();
     assert_eq!(world.nodes[&node_id(0)].peers[0].address.port(), 9);
+}
+
+/// As [`wide`], settled, and a fourth node with a drive.
+fn movable() -> World {
+    let mut world = wide();
+    happen(&mut world, Event::AddDrive { node: 3, place: 0, volatile: false });
+    world.converge();
+    world
+}
+
+fn asked_to_move(world: &World, from: u16, to: u16) -> change::Judged {
+    let observed = world.observe_all();
+    let (from, to) = (node_id(from).to_string(), node_id(to).to_string());
+    change::move_replica(&world.desired, &refs(&observed), ReplicaId(world.issued.last().copied().unwrap()), "v0", (&from, &to), None)
+}
+
+fn members(world: &World) -> Vec<u64> {
+    world.groups.values().next().unwrap().members.list.iter().map(|member| member.member).collect()
+}
+
+#[test]
+fn world_replica_that_leads_moves_and_its_node_has_nothing_of_it_left() {
+    let mut world = movable();
+    happen(&mut world, Event::Move { pick: 0, from: 0, to: 3 });
+    assert_eq!(asked_to_move(&world, 0, 3), Ok(vec![]), "said twice it is one wish");
+    let second = asked_to_move(&world, 1, 3).unwrap_err();
+    assert!(second.code == ErrorCode::Busy && second.hint.unwrap().contains("give-up v0"), "{}", second.message);
+    world.converge();
+    world.assert_agreed();
+    assert_eq!(members(&world), [2, 3, 4]);
+    assert!(world.nodes[&node_id(0)].media.values().all(|medium| medium.volumes.is_empty()));
+    let shares: Vec<u8> = world.desired.volumes.values().next().unwrap().replicas.iter().map(|replica| replica.share).collect();
+    assert_eq!(shares, [1, 2, 3], "controller ids never meet");
+    let again = asked_to_move(&world, 0, 3).unwrap_err();
+    assert!(again.code == ErrorCode::NotFound && again.hint.unwrap().contains("n1, n2, n3"), "{}", again.message);
+}
+
+#[test]
+fn world_move_without_room_or_to_a_node_that_has_one_is_refused() {
+    let mut world = movable();
+    let taken = asked_to_move(&world, 0, 1).unwrap_err();
+    assert!(taken.code == ErrorCode::AlreadyExists, "{}", taken.message);
+    let (_, drive) = world.nodes.get_mut(&node_id(3)).unwrap().open.values_mut().next().unwrap();
+    drive.free = ByteSize(0);
+    world.nodes.get_mut(&node_id(0)).unwrap().media.values_mut().flat_map(|medium| medium.volumes.values_mut()).for_each(|volume| {
+        volume.allocated = ByteSize::mib(1);
+    });
+    let full = asked_to_move(&world, 0, 3).unwrap_err();
+    assert!(full.code == ErrorCode::Capacity && full.message.contains("1 MiB"), "{}", full.message);
+}
+
+#[test]
+fn world_replica_that_is_needed_is_not_given_up() {
+    let mut world = movable();
+    happen(&mut world, Event::Wipe { pick: 0, node: 1 });
+    let observed = world.observe_all();
+    let (good, bad) = (node_id(2).to_string(), node_id(1).to_string());
+    let id = ReplicaId(world.issued.last().copied().unwrap());
+    let ask = |node: &str| change::replace_replica(&world.desired, &refs(&observed), id, "v0", (node, None), None);
+    let needed = ask(&good).unwrap_err();
+    assert!(needed.code == ErrorCode::NotReady && needed.message.contains("the one on n1 is not well"), "{}", needed.message);
+    assert!(ask(&bad).is_ok(), "the one that was lost is");
+    happen(&mut world, Event::Replace { pick: 0, node: 1, on: None });
+    world.converge();
+    world.assert_agreed();
+    assert_eq!(members(&world), [1, 3, 4]);
+}
+
+#[test]
+fn world_change_is_given_up_until_the_old_replica_has_left() {
+    let mut world = movable();
+    happen(&mut world, Event::Move { pick: 0, from: 1, to: 3 });
+    // Made, recorded, added as a learner.
+    for node in [3, 3, 0] {
+        world.round(node_id(node), usize::MAX, false);
+    }
+    assert_eq!(members(&world), [1, 2, 3, 4]);
+    happen(&mut world, Event::GiveUp { pick: 0 });
+    world.converge();
+    world.assert_agreed();
+    assert_eq!(members(&world), [1, 2, 3]);
+    assert!(world.nodes[&node_id(3)].media.values().all(|medium| medium.volumes.is_empty()));
 }

@@ -9,6 +9,7 @@
 mod node;
 mod pool;
 mod problem;
+mod replica;
 mod view;
 mod volume;
 
@@ -56,6 +57,9 @@ fn documented() -> OpenApiRouter<Arc<Control>> {
         .routes(routes!(volume::export))
         .routes(routes!(volume::unexport))
         .routes(routes!(volume::transfer))
+        .routes(routes!(replica::shift))
+        .routes(routes!(replica::replace))
+        .routes(routes!(replica::give_up))
 }
 
 pub fn router(control: Arc<Control>) -> Router {
@@ -108,7 +112,9 @@ mod tests {
         {
             assert!(paths.contains_key(known), "{known}");
         }
-        assert!(paths.contains_key("/v1/volumes/{volume}/export") && paths.contains_key("/v1/volumes/{volume}/transfer"));
+        for what in ["export", "transfer", "replicas/move", "replicas/replace", "replicas/give-up"] {
+            assert!(paths.contains_key(&format!("/v1/volumes/{{volume}}/{what}")), "{what}");
+        }
         assert!(document["components"]["schemas"]["VolumeView"].is_object());
         assert_eq!(document["components"]["schemas"]["DriveSpec"]["type"], "string");
     }

@@ -1,9 +1,9 @@
 //! What people see of a drive or volume: desired, observed and the progress between.
 
-use penstock_api::http::{DriveView, ExportView, Progress, ReplicaView, VolumeView};
+use penstock_api::http::{ChangeView, DriveView, ExportView, Progress, ReplicaView, VolumeView};
 use penstock_api::rpc::{Door, VolumeInfo};
 use penstock_api::{DriveId, NodeId, VolumeId};
-use penstock_model::{DesiredReplica, DesiredVolume};
+use penstock_model::{DesiredReplica, DesiredVolume, membership};
 
 use crate::control::State;
 
@@ -28,15 +28,12 @@ fn last_seen(state: &State, node_id: NodeId, id: VolumeId) -> Option<&VolumeInfo
     state.node(node_id)?.seen.as_ref()?.volume(id)
 }
 
-/// The node that leads a volume's group now, as far as the nodes that are there say: of two that believe it, the one of the later term.
+/// The node that leads a volume's group now, and what it says of the volume.
 pub fn leader(state: &State, id: VolumeId) -> Option<(NodeId, &VolumeInfo)> {
     let volume = state.desired.volumes.get(&id)?;
-    let there = volume.replicas.iter().filter_map(|replica| {
-        let info = state.node(replica.node_id)?.present()?.volume(id)?;
-        let group = info.group.as_ref().filter(|group| group.serves)?;
-        Some((group.term, replica.node_id, info))
-    });
-    there.max_by_key(|(term, ..)| *term).map(|(_, node_id, info)| (node_id, info))
+    let there = |node_id| Some(&state.node(node_id)?.present()?.observed);
+    let (node_id, _) = membership::leader(id, volume, there)?;
+    Some((node_id, last_seen(state, node_id, id)?))
 }
 
 pub fn volume(state: &State, id: VolumeId) -> Option<VolumeView> {
@@ -50,28 +47,48 @@ pub fn volume(state: &State, id: VolumeId) -> Option<VolumeView> {
         size: desired.size,
         block_size: desired.block_size,
         progress: state.look().volume(id),
-        replicas: desired.replicas.iter().map(|replica| self::replica(state, (id, desired), replica, leader)).collect(),
+        replicas: desired.replicas.iter().map(|replica| self::replica(state, (id, desired), replica)).collect(),
+        change: change(state, id, desired),
         exports: desired.doors.iter().map(|door| export(state, id, desired, door.node_id, &door.door)).collect::<Option<_>>()?,
         observed: leader.or_else(seen).cloned(),
     })
 }
 
-fn replica(state: &State, (id, volume): (VolumeId, &DesiredVolume), replica: &DesiredReplica, leader: Option<&VolumeInfo>) -> ReplicaView {
+fn change(state: &State, id: VolumeId, volume: &DesiredVolume) -> Option<ChangeView> {
+    let change = volume.change.as_ref()?;
+    let node = |member: u64| {
+        let found = volume.member(member).or(change.waits.as_ref().filter(|waits| waits.member == member));
+        found.map_or_else(String::new, |replica| state.desired.node_name(replica.node_id))
+    };
+    Some(ChangeView {
+        from: change.from,
+        from_node: node(change.from),
+        to: change.to,
+        to_node: node(change.to),
+        given_up: change.is_off,
+        progress: state.look().change(id, volume)?,
+    })
+}
+
+fn replica(state: &State, (id, volume): (VolumeId, &DesiredVolume), replica: &DesiredReplica) -> ReplicaView {
     let observed = last_seen(state, replica.node_id, id);
     let group = observed.and_then(|info| info.group.as_ref());
-    let committed = leader.and_then(|info| info.group.as_ref()).map(|group| group.committed);
+    let look = state.look();
+    let rebuild = group.and_then(|group| group.rebuild);
     ReplicaView {
         replica_id: replica.replica_id,
         member: replica.member,
         node_id: replica.node_id,
         node: state.desired.node_name(replica.node_id),
         drive_id: replica.drive_id,
-        progress: state.look().replica(id, volume, replica),
+        progress: look.standing(id, volume, replica),
         reachable: state.node(replica.node_id).is_some_and(|node| node.present().is_some()),
         part: group.map(|group| group.part),
         term: group.map(|group| group.term),
         applied: group.map(|group| group.applied),
-        lag: group.and_then(|group| Some(committed?.saturating_sub(group.applied))),
+        lag: look.lag(id, volume, replica),
+        rebuilt_percent: rebuild.map(|rebuild| rebuild.percent()),
+        blocks_to_copy: rebuild.map(|rebuild| rebuild.blocks_left()),
         observed: observed.cloned(),
     }
 }

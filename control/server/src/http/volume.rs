@@ -17,7 +17,7 @@ use super::problem::{Body, Part, Problem, Query};
 use super::view;
 use crate::control::{Control, State};
 
-fn find(state: &State, name_or_id: &str) -> Result<VolumeId, ApiError> {
+pub(super) fn find(state: &State, name_or_id: &str) -> Result<VolumeId, ApiError> {
     let found = state.desired.find_volume(name_or_id).map(|(id, _)| id);
     found.ok_or_else(|| {
         let shown: String = name_or_id.chars().take(64).collect();
@@ -25,7 +25,7 @@ fn find(state: &State, name_or_id: &str) -> Result<VolumeId, ApiError> {
     })
 }
 
-fn vanished() -> Problem {
+pub(super) fn vanished() -> Problem {
     ApiError::new(ErrorCode::Conflict, "it was removed meanwhile").into()
 }
 

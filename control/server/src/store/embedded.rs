@@ -1,7 +1,7 @@
 //! The store in one file, by redb, with two-phase commit: without it a double crash can undo a durable commit.
 //!
 //! Tables: `meta` (format, home, mark, identity), `nodes`, `drives`, `volumes`; keys are ids as 128-bit numbers, values JSON. A store of
-//! format 1, from before there were several nodes, is turned into one of this format when it is opened (`migrate`).
+//! format 1, from before there were several nodes, or 2, from before replicas changed, is turned into one of this format when it is opened (`migrate`).
 
 use std::path::Path;
 
@@ -13,7 +13,7 @@ use serde::{Serialize, de::DeserializeOwned};
 use super::{Store, StoreError, Stored, Write, migrate};
 
 /// Written into every store. A change of what the records mean raises it.
-pub const FORMAT: u32 = 2;
+pub const FORMAT: u32 = 3;
 
 const META: TableDefinition<&str, &[u8]> = TableDefinition::new("meta");
 const NODES: TableDefinition<u128, &[u8]> = TableDefinition::new("nodes");
@@ -60,14 +60,17 @@ impl EmbeddedStore {
             match found {
                 None => drop(meta.insert("format", encode(&FORMAT)?.as_slice()).map_err(failed)?),
                 Some(found) if found == encode(&FORMAT)? => return Ok(()),
-                Some(found) if found == encode(&1)? => {
-                    let identity = meta.get("identity").map_err(failed)?.map(|value| value.value().to_vec());
-                    let node_id = match identity {
-                        Some(bytes) => Some(decode::<Identity>(|| "identity".to_owned(), &bytes)?.node_id()),
-                        None => None,
-                    };
-                    turn(&mut drives, "drive", |row| migrate::drive(row, node_id))?;
-                    turn(&mut volumes, "volume", |row| migrate::volume(row, node_id))?;
+                Some(found) if found == encode(&1)? || found == encode(&2)? => {
+                    if found == encode(&1)? {
+                        let identity = meta.get("identity").map_err(failed)?.map(|value| value.value().to_vec());
+                        let node_id = match identity {
+                            Some(bytes) => Some(decode::<Identity>(|| "identity".to_owned(), &bytes)?.node_id()),
+                            None => None,
+                        };
+                        turn(&mut drives, "drive", |row| migrate::drive(row, node_id))?;
+                        turn(&mut volumes, "volume", |row| migrate::volume(row, node_id))?;
+                    }
+                    turn(&mut volumes, "volume", migrate::replicas)?;
                     meta.insert("format", encode(&FORMAT)?.as_slice()).map_err(failed)?;
                 }
                 Some(found) => {
@@ -92,7 +95,7 @@ fn turn(
         rows.push((key.value(), value.value().to_vec()));
     }
     for (key, bytes) in rows {
-        let name = || format!("{what} {key:x} of format 1");
+        let name = || format!("{what} {key:x} of an older format");
         let turned = row(decode(name, &bytes)?).map_err(|reason| StoreError::Damaged { what: name(), reason })?;
         table.insert(key, encode(&turned)?.as_slice()).map_err(failed)?;
     }
@@ -223,7 +226,7 @@ mod tests {
             transaction.commit().unwrap();
         }
         let error = EmbeddedStore::open(&path).err().unwrap().to_string();
-        assert!(error.contains("format 9") && error.contains("reads 2"), "{error}");
+        assert!(error.contains("format 9") && error.contains("reads 3"), "{error}");
     }
 
     #[test]
@@ -269,6 +272,35 @@ mod tests {
             let replica = &volume.replicas[0];
             assert_eq!((replica.member, replica.node_id, replica.drive_id.0.to_u128(), replica.made), (1, node_id, drive_id, true));
             assert_eq!((volume.doors.len(), volume.doors[0].node_id), (1, node_id));
+        }
+    }
+    /// The rows as a penstock-control of format 2 wrote them.
+    #[test]
+    fn store_of_format_2_is_read_and_its_replicas_keep_their_controller_ids() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s.redb");
+        let replica = |member: u64| {
+            serde_json::json!({"member": member, "replica_id": format!("0194a5c1-b2d3-8001-8000-00000000000{member}"),
+                "node_id": format!("0194a5c1-b2d3-800{member}-8000-000000000000"), "drive_id": "0194a5c1-b2d3-8001-8000-000000000009", "made": true})
+        };
+        {
+            let database = Database::create(&path).unwrap();
+            let transaction = database.begin_write().unwrap();
+            {
+                transaction.open_table(META).unwrap().insert("format", b"2".as_slice()).unwrap();
+                let volume = serde_json::json!({"name": "db", "segment_id": "0194a5c1-b2d3-8001-8000-000000000007", "size": 4096,
+                    "allow_shrink": false, "block_size": 4096, "replicas": [replica(1), replica(2)], "group": {"first": {"next": 3, "list": []},
+                    "first_size": 4096}, "phase": "present", "doors": []});
+                let key = 0x0194_a5c1_b2d3_8001_8000_0000_0000_0008_u128;
+                transaction.open_table(VOLUMES).unwrap().insert(key, encode(&volume).unwrap().as_slice()).unwrap();
+            }
+            transaction.commit().unwrap();
+        }
+        for _ in 0..2 {
+            let stored = EmbeddedStore::open(&path).unwrap().load().unwrap();
+            let volume = stored.desired.volumes.values().next().unwrap();
+            let shares: Vec<_> = volume.replicas.iter().map(|replica| (replica.member, replica.share, replica.left)).collect();
+            assert_eq!((shares, volume.change.as_ref()), (vec![(1, 0, false), (2, 1, false)], None));
         }
     }
 }

@@ -1,12 +1,12 @@
 //! What the API answers while all is well, and while the node refuses or is away.
 
-use penstock_api::http::{DriveView, IdsView, NodeView, VolumeView};
+use penstock_api::http::{DriveView, IdsView, NodeView, Progress, VolumeView};
 use penstock_api::rpc::{ErrorCode, RpcError};
 use penstock_api::{ByteSize, VolumeId};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
-use crate::fake::Medium;
+use crate::fake::{Medium, Stage};
 use crate::harness::{House, eventually};
 
 pub fn add_drive(house: &House, spec: &str) -> DriveView {
@@ -162,6 +162,36 @@ fn node_that_says_done_and_does_nothing_is_asked_again_but_not_all_the_time() {
     // 1.4 s of waiting in all, a look each 50 ms: some thirty. A loop without pause would make thousands.
     let looks = inner.calls["penstock_volume_list"] - before;
     assert!(looks < 500, "{looks} looks");
+}
+
+#[test]
+fn refusal_of_an_old_wishs_step_says_nothing_about_the_new_wish() {
+    let house = House::new();
+    let drive = add_drive(&house, "file:/d0?size=1GiB").drive_id;
+    house.settle();
+    let (begun, has_begun) = std::sync::mpsc::channel();
+    let (go, may_go) = std::sync::mpsc::channel::<()>();
+    house.node.set_hook(move |method, at| {
+        if method == "penstock_drive_add" && at == Stage::Before {
+            let _ = begun.send(());
+            let _ = may_go.recv_timeout(std::time::Duration::from_secs(30));
+        }
+    });
+    // The drive is gone and refused when it is opened again; while that call is under way somebody removes the drive.
+    let error = RpcError::new(ErrorCode::Conflict, "another drive lies there");
+    house.node.inner.lock().unwrap().refuse.insert("penstock_drive_add", (1, error));
+    house.node.inner.lock().unwrap().open.clear();
+    has_begun.recv_timeout(std::time::Duration::from_secs(30)).unwrap();
+    std::thread::scope(|scope| {
+        let removal = scope.spawn(|| house.request("DELETE", &format!("/v1/pool/drives/{drive}"), Value::Null));
+        eventually("the wish to be taken in", || {
+            let drives: Vec<DriveView> = house.get("/v1/pool/drives");
+            drives.iter().all(|drive| matches!(drive.progress, Progress::Removing { .. })).then_some(())
+        });
+        go.send(()).unwrap();
+        let answer = removal.join().unwrap();
+        assert_eq!(answer.status, 204, "{}", answer.text());
+    });
 }
 
 #[test]
