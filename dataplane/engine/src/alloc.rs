@@ -146,6 +146,11 @@ impl Space {
         (self.extents / 64).max(24)
     }
 
+    /// Part of what can be promised that only leaders on other nodes may count on, for entries that are on their way here: see `room`.
+    pub fn slack(&self) -> u64 {
+        (self.extents / 32).clamp(8, 2048)
+    }
+
     /// Dirty pages that a checkpoint can always write out of the reserve.
     pub fn dirty_limit(&self) -> usize {
         // A quarter of the reserve for pages; the rest holds the directories' old and new chains.
@@ -169,15 +174,18 @@ impl Space {
         self.taken.get(extent.0)
     }
 
-    /// Promises one extent, with the slot to map it, or says that there is no space.
-    pub fn promise(&mut self) -> bool {
+    /// Extents that can still be promised.
+    pub fn room(&self) -> u64 {
         // What waits for reads to leave does not count: they may stay long, and a promise may be used at once.
         let have = self.free * SLOTS + self.slots.len() as u64;
-        if have < (self.promised + 1) * PROMISE_SLOTS + self.reserve() * SLOTS {
-            return false;
-        }
-        self.promised += 1;
-        true
+        (have.saturating_sub(self.reserve() * SLOTS) / PROMISE_SLOTS).saturating_sub(self.promised)
+    }
+
+    /// Promises one extent, with the slot to map it, and leaves room for `spare` more; or says that there is no space.
+    pub fn promise(&mut self, spare: u64) -> bool {
+        let is_there = self.room() > spare;
+        self.promised += u64::from(is_there);
+        is_there
     }
 
     /// Whether extents were given back that are free once the reads of them have left.
@@ -349,20 +357,20 @@ mod tests {
     fn promises_stop_before_the_reserve_and_come_back() {
         let mut space = Space::new(200);
         let mut promises = 0;
-        while space.promise() {
+        while space.promise(0) {
             promises += 1;
         }
         assert!(promises > 150 && promises < 176, "{promises}");
         space.unpromise();
-        assert!(space.promise());
-        assert!(!space.promise());
+        assert!(space.promise(0));
+        assert!(!space.promise(0));
     }
 
     #[test]
     fn extent_given_back_waits_for_its_readers() {
         let mut space = Space::new(200);
         let mut epochs = Epochs::default();
-        assert!(space.promise());
+        assert!(space.promise(0));
         let extent = space.take_promised().unwrap();
         let reader = epochs.enter();
         space.give_back(extent, &mut epochs);

@@ -88,6 +88,8 @@ pub enum Canary {
     CopyAsOfNow,
     /// What a member may have acknowledged and does not have is forgotten by its next restart.
     ForgetDoubt,
+    /// A leader does not ask whether the others have room for what it proposes.
+    CountOwnSpaceAlone,
     /// Falls over a write to [`Canary::FALLS_AT`], when it is applied and when it is redone: for whoever catches falls. Not among
     /// [`Canary::ALL`], which are for checks to find.
     PanicOnWrite,

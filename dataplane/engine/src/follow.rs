@@ -77,6 +77,7 @@ impl Store {
                 verified = first_entries(verified, count, bytes)?;
             }
         }
+        self.hear_room(no, verified.message().from, &verified.message().body);
         let group = self.member_mut(no)?.group_mut()?;
         if group.step(verified).is_err() {
             self.unstage_from(no, staged_before);
@@ -134,7 +135,7 @@ impl Store {
                 if !counted {
                     if again {
                         self.space.promise_again();
-                    } else if !self.space.promise() {
+                    } else if !self.space.promise(0) {
                         self.give_up_extents(no, &promised);
                         self.look_for_places(no, entry);
                         return None;

@@ -466,6 +466,7 @@ impl Store {
     }
 
     pub(crate) fn on_peer_down(&mut self, node: NodeId) {
+        self.forget_rooms(node);
         self.tell_of_node(node, |group, no| {
             group.wake();
             group.on_unreachable(no);

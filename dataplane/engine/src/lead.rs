@@ -101,14 +101,17 @@ impl Store {
             self.fail_ops(ops, Status::NotReady, mem, fx);
             return;
         };
+        let mut spent = 0;
         for op in &mut ops {
             op.index = index;
             let promises = std::mem::take(&mut op.promises);
+            spent += u64::from(promises);
             self.give_up_promises(promises);
         }
         // Never refused: no more than was given up just now.
         let promised = self.promise_entry(no, &entry(term, index, bytes), false).unwrap_or_default();
         let member = self.member_mut(no).expect("it has just proposed");
+        member.rooms.spend(index, spent);
         member.proposals.push_back(Proposal { index, term, ops, promised, lost: false });
         self.touch(no);
     }
@@ -133,6 +136,7 @@ impl Store {
         let Some(member) = self.member_mut(no) else { return };
         let (mut at, mut done) = (0, Vec::new());
         let change = member.change.take();
+        member.rooms = Default::default();
         member.asking.clear();
         while at < member.proposals.len() {
             let proposal = &mut member.proposals[at];

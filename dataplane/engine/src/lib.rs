@@ -36,6 +36,7 @@ mod rejoin;
 pub mod replica;
 mod reserve;
 mod rewrite;
+mod room;
 mod scrub;
 mod send;
 mod snapshot;

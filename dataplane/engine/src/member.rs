@@ -119,6 +119,8 @@ pub(crate) struct Member {
     pub serving: Option<Term>,
     /// As it was told last.
     pub standing: Option<Standing>,
+    /// Space at the others, while hosts are served here.
+    pub rooms: crate::room::Rooms,
     /// A change of members that an order waits for.
     pub change: Option<(OrderId, Index)>,
     /// Nodes of members that spoke to us and that we have not heard of yet.
@@ -152,6 +154,7 @@ impl Member {
             asking: Vec::new(),
             serving: None,
             standing: None,
+            rooms: Default::default(),
             change: None,
             strangers: Vec::new(),
             touched: false,

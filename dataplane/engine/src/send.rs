@@ -111,7 +111,12 @@ impl Store {
         }
     }
 
-    pub(crate) fn emit(&mut self, no: ReplicaNo, to: MemberNo, word: Box<PeerWord>, parts: &[Part], fx: &mut Effects) {
+    pub(crate) fn emit(&mut self, no: ReplicaNo, to: MemberNo, mut word: Box<PeerWord>, parts: &[Part], fx: &mut Effects) {
+        if let PeerWord::Group(message) = &mut *word
+            && let MessageBody::Appended { room, .. } | MessageBody::HeartbeatDone { room, .. } = &mut message.body
+        {
+            *room = Some(self.room_to_tell());
+        }
         let Some(node) = self.member(no).and_then(|member| member.node_of(to)) else { return };
         let first_part = fx.parts.len() as u32;
         fx.parts.extend_from_slice(parts);

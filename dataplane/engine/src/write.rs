@@ -10,6 +10,7 @@ use crate::index::GroupKey;
 use crate::map::{Known, PageKey};
 use crate::port::*;
 use crate::reserve::rules::Reserve;
+use crate::room::Verdict;
 use crate::store::{PageWaiter, Store};
 use penstock_wire::batch::PAYLOAD_BLOCKS_MAX;
 use penstock_wire::page::UNALLOCATED;
@@ -20,6 +21,17 @@ use std::ops::RangeInclusive;
 pub const COMPARE_MAX: u64 = 128 * 1024;
 /// Blocks that one zero op covers at most: 1 GiB.
 const ZERO_CHUNK: u64 = 1 << 18;
+
+/// What became of a held write that was to begin.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Start {
+    /// It is on its way, or answered, or waits elsewhere.
+    Done,
+    /// It goes on waiting, and those behind it with it.
+    First,
+    /// It goes on waiting, and those behind it for the same volume.
+    Later,
+}
 
 impl Store {
     pub(crate) fn on_host<M: Memory>(&mut self, io: IoId, replica: ReplicaNo, host: HostId, op: HostOp, mem: &mut M, fx: &mut Effects) {
@@ -146,9 +158,13 @@ impl Store {
                 break;
             }
             self.host.held.pop_front();
-            if !self.start_write(job, mem, fx) {
-                self.host.held.push_front(job);
-                break;
+            match self.start_write(job, mem, fx) {
+                Start::Done => {}
+                Start::Later => later.push(job),
+                Start::First => {
+                    self.host.held.push_front(job);
+                    break;
+                }
             }
         }
         while let Some(job) = later.pop() {
@@ -194,18 +210,18 @@ impl Store {
         true
     }
 
-    /// Begins a write's next chunk. False when it must stay at the front of the held queue.
-    fn start_write<M: Memory>(&mut self, id: JobId, mem: &mut M, fx: &mut Effects) -> bool {
+    /// Begins a write's next chunk.
+    fn start_write<M: Memory>(&mut self, id: JobId, mem: &mut M, fx: &mut Effects) -> Start {
         let job = self.host.job(id);
         let (replica, io, span, done) = (job.replica, job.io, job.span, job.done);
         let zero = matches!(job.op, HostOp::Zero(_));
         let compare = matches!(job.op, HostOp::CompareWrite(_));
         if !self.serves(replica) {
             self.finish_job(id, Status::NotReady, mem, fx);
-            return true;
+            return Start::Done;
         }
         if self.is_guarded(replica) && !self.may_go_on(id, mem, fx) {
-            return true;
+            return Start::Done;
         }
         let mut chunk = Chunk::of(span, done, if zero { ZERO_CHUNK } else { u64::from(PAYLOAD_BLOCKS_MAX) });
         if zero && chunk.skip != 0 {
@@ -219,17 +235,17 @@ impl Store {
         if self.host.is_locked(replica, chunk.first, chunk.end(), id) {
             self.host.job(id).stage = JobStage::Blocked;
             self.host.blocked.push_back(id);
-            return true;
+            return Start::Done;
         }
         if zero && chunk.is_aligned() {
             let Some(promises) = self.promise_zeros(replica, chunk.first, chunk.end()) else { return self.no_space(id, None, mem, fx) };
             self.propose(id, What::Zero, promises);
-            return true;
+            return Start::Done;
         }
         let direct = !compare && chunk.is_aligned() && done.is_multiple_of(BLOCK as u64) && !zero && mem.host_direct(io);
         let buf = if direct { None } else { mem.alloc(chunk.blocks as u32) };
         if !direct && buf.is_none() {
-            return false;
+            return Start::First;
         }
         let promises = match self.promise_space(replica, chunk) {
             Ok(promises) => promises,
@@ -240,9 +256,19 @@ impl Store {
                 return self.no_space(id, unloaded, mem, fx);
             }
         };
+        let verdict = self.members_have_room(replica, promises);
+        if verdict != Verdict::Room {
+            self.give_up_promises(promises);
+            buf.into_iter().for_each(|buf| mem.free(buf));
+            if verdict == Verdict::Wait {
+                return Start::Later;
+            }
+            self.finish_job(id, Status::NoSpace, mem, fx);
+            return Start::Done;
+        }
         if direct {
             self.propose(id, What::Write { source: Source::Host { offset: done as u32 } }, promises);
-            return true;
+            return Start::Done;
         }
         let buf = buf.expect("allocated above");
         self.host.job(id).buf = Some(buf);
@@ -250,7 +276,7 @@ impl Store {
             mem.host_to_buf(io, done as u32, buf, 0, chunk.bytes as u32);
             self.counters.copied_blocks += chunk.blocks;
             self.propose(id, What::Write { source: Source::Buf { buf } }, promises);
-            return true;
+            return Start::Done;
         }
         // A merge keeps no promise while it waits: it takes it again when it knows what to write.
         self.give_up_promises(promises);
@@ -260,7 +286,7 @@ impl Store {
         job.stage = JobStage::Locking;
         self.host.locks.push(Lock { job: id, replica, first: chunk.first, end: chunk.end() });
         self.try_merge(id, mem, fx);
-        true
+        Start::Done
     }
 
     pub(crate) fn give_up_promises(&mut self, promises: u32) {
@@ -275,10 +301,12 @@ impl Store {
         if self.canary(Canary::ApplyWithoutSpace) {
             return Ok(0);
         }
-        self.promise_extents(replica, chunk.first / EXTENT_BLOCKS..=(chunk.end() - 1) / EXTENT_BLOCKS)
+        let spare = self.slack();
+        self.promise_extents(replica, chunk.first / EXTENT_BLOCKS..=(chunk.end() - 1) / EXTENT_BLOCKS, spare)
     }
 
-    pub(crate) fn promise_extents(&mut self, replica: ReplicaNo, extents: RangeInclusive<u64>) -> Result<u32, Option<PageKey>> {
+    /// Leaves room for `spare` extents more.
+    pub(crate) fn promise_extents(&mut self, replica: ReplicaNo, extents: RangeInclusive<u64>, spare: u64) -> Result<u32, Option<PageKey>> {
         let layer = self.map.live_layer(replica);
         // Behind a marker that is on its way none of the places counts.
         let freezing = self.map.get(replica).is_some_and(|replica| replica.freezing > 0);
@@ -289,7 +317,7 @@ impl Store {
                 continue;
             }
             let unloaded = known == Known::NotLoaded;
-            if !self.space.promise() {
+            if !self.space.promise(spare) {
                 self.give_up_promises(promises);
                 return Err(unloaded.then(|| PageKey::of(layer, extent as u32).0));
             }
@@ -299,11 +327,11 @@ impl Store {
     }
 
     /// A write finds no space: look closer (load the page), then wait until all is drained, then say so.
-    fn no_space<M: Memory>(&mut self, id: JobId, unloaded: Option<PageKey>, mem: &mut M, fx: &mut Effects) -> bool {
+    fn no_space<M: Memory>(&mut self, id: JobId, unloaded: Option<PageKey>, mem: &mut M, fx: &mut Effects) -> Start {
         if let Some(page) = unloaded {
             self.host.job(id).stage = JobStage::Held;
             self.want_page(page, PageWaiter::Job(id), mem, fx);
-            return true;
+            return Start::Done;
         }
         let busy = self.index.len() > 0
             || !self.host.ready.is_empty()
@@ -314,10 +342,10 @@ impl Store {
             || self.space.is_waiting();
         if busy {
             self.host.wants_space = true;
-            return false;
+            return Start::First;
         }
         self.finish_job(id, Status::NoSpace, mem, fx);
-        true
+        Start::Done
     }
 
     /// A job that locked its blocks reads them once nothing on them is out.

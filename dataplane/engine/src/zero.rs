@@ -18,7 +18,7 @@ impl Store {
     pub(crate) fn promise_zeros(&mut self, no: ReplicaNo, block: u64, end: u64) -> Option<u32> {
         let pages = self.pages_to_begin(self.map.live_layer(no), block, end);
         for promised in 0..pages {
-            if !self.space.promise() {
+            if !self.space.promise(0) {
                 self.give_up_promises(promised);
                 return None;
             }

@@ -74,6 +74,7 @@ pub const SEEDED: &[Seeded] = &[
     store(Canary::TrustTail, "what recovery reads is taken for durable (1, 9)", &[(Node, 100)]),
     store(Canary::StampNewTerm, "a command of an old term is proposed under a new one (8)", &[(Fleets, 500)]),
     store(Canary::StageFirstPayload, "an entry is taken in without its own payload (14)", &[(Fleets, 50)]),
+    store(Canary::CountOwnSpaceAlone, "a leader proposes what another member has no space for (15)", &[(Fleets, 2000)]),
     store(Canary::CopyOverNewer, "a late copy of a rebuild overwrites newer entries (6)", &[(Fleets, 2000)]),
     store(Canary::VoteWhenWiped, "a member whose drive was wiped is believed (12)", &[(Fleets, 50)]),
     store(Canary::VoteWhenRestored, "a member whose drive was put back from an older copy is believed (12)", &[(Fleets, 200)]),

@@ -56,6 +56,8 @@ pub(crate) struct Rebuild {
     resized: Index,
     /// To be asked for once more.
     pub again: BTreeSet<u32>,
+    /// Those that there was no space for: asked for when all others were, since what the others no longer have gives space back here.
+    short: BTreeSet<u32>,
     /// Extents of which blocks were left to an entry that is not applied.
     pub covered: Vec<(u32, Index)>,
     /// Nothing is asked before then: the last answer could not be taken.
@@ -78,6 +80,7 @@ impl Rebuild {
             blocks: (Index(0), 0),
             resized: Index(0),
             again: BTreeSet::new(),
+            short: BTreeSet::new(),
             covered: Vec::new(),
             rest: Millis(0),
             out: 0,
@@ -116,6 +119,9 @@ impl Store {
             }
             rebuild.again.extend(out.single);
             rebuild.ask = None;
+        }
+        if rebuild.again.is_empty() && rebuild.next >= EXTENTS_END {
+            std::mem::swap(&mut rebuild.again, &mut rebuild.short);
         }
         let single = rebuild.again.first().copied();
         if single.is_none() && rebuild.next >= EXTENTS_END {
@@ -242,16 +248,21 @@ impl Store {
         let blocks = op.crcs.len() as u64;
         let extent = op.extent;
         let mut promises = None;
-        if self.ring_takes(blocks + 1) {
+        let fits = self.ring_takes(blocks + 1);
+        if fits {
             promises = match blocks {
                 0 => Some(0),
-                _ => self.promise_extents(no, u64::from(extent)..=u64::from(extent)).ok(),
+                _ => self.promise_extents(no, u64::from(extent)..=u64::from(extent), 0).ok(),
             };
             self.groups.wants_space |= promises.is_none();
         }
         let Some(promises) = promises else {
             if let Some(rebuild) = self.member_mut(no).and_then(|member| member.rebuild.as_mut()) {
-                rebuild.again.insert(extent);
+                if fits {
+                    rebuild.short.insert(extent)
+                } else {
+                    rebuild.again.insert(extent)
+                };
                 rebuild.rest = Millis(now.0 + REST_MS);
             }
             return;

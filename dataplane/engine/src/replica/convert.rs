@@ -95,7 +95,7 @@ pub(super) fn outgoing(segment: SegmentId, mut from: eraftpb::Message, out: &mut
         MessageType::MsgAppendResponse if from.reject => {
             MessageBody::AppendRefused { index, hint: Index(from.reject_hint), hint_term: log_term, commit }
         }
-        MessageType::MsgAppendResponse => MessageBody::Appended { index, commit },
+        MessageType::MsgAppendResponse => MessageBody::Appended { index, commit, room: None },
         MessageType::MsgRequestVote | MessageType::MsgRequestPreVote => MessageBody::Vote {
             pre: from.get_msg_type() == MessageType::MsgRequestPreVote,
             forced: from.context == FORCED,
@@ -111,7 +111,7 @@ pub(super) fn outgoing(segment: SegmentId, mut from: eraftpb::Message, out: &mut
             commit_term,
         },
         MessageType::MsgHeartbeat => MessageBody::Heartbeat { commit, round: round(&from.context) },
-        MessageType::MsgHeartbeatResponse => MessageBody::HeartbeatDone { commit, round: round(&from.context) },
+        MessageType::MsgHeartbeatResponse => MessageBody::HeartbeatDone { commit, round: round(&from.context), room: None },
         MessageType::MsgTimeoutNow => MessageBody::Campaign,
         MessageType::MsgSnapshot => match install(&from.take_snapshot()) {
             Some(install) => MessageBody::Install(install),
@@ -157,7 +157,7 @@ pub(super) fn incoming(message: Message) -> Option<eraftpb::Message> {
             to.set_entries(append.entries.into_iter().map(raft_entry).collect::<Vec<_>>().into());
             MessageType::MsgAppend
         }
-        MessageBody::Appended { index, commit } => {
+        MessageBody::Appended { index, commit, .. } => {
             to.index = index.0;
             to.commit = commit.0;
             MessageType::MsgAppendResponse
@@ -191,7 +191,7 @@ pub(super) fn incoming(message: Message) -> Option<eraftpb::Message> {
             to.context = round.map(round_bytes).unwrap_or_default().into();
             MessageType::MsgHeartbeat
         }
-        MessageBody::HeartbeatDone { commit, round } => {
+        MessageBody::HeartbeatDone { commit, round, .. } => {
             to.commit = commit.0;
             to.context = round.map(round_bytes).unwrap_or_default().into();
             MessageType::MsgHeartbeatResponse

@@ -453,7 +453,10 @@ fn removed_member_or_stranger_is_not_heard() {
     let mut group = Group::open(config(1), from).unwrap();
     let beat = || MessageBody::Heartbeat { commit: Index(0), round: None };
     assert_eq!(group.step(message(2, 1, 5, beat())), Err(Refused::RemovedSender));
-    assert_eq!(group.step(message(9, 1, 5, MessageBody::HeartbeatDone { commit: Index(0), round: None })), Err(Refused::NoMember));
+    assert_eq!(
+        group.step(message(9, 1, 5, MessageBody::HeartbeatDone { commit: Index(0), round: None, room: None })),
+        Err(Refused::NoMember)
+    );
     assert_eq!(group.step(message(9, 1, 5, beat())), Ok(()), "one that joined while this member was behind");
     assert_eq!(group.step(message(3, 2, 5, beat())), Err(Refused::NotOurs));
 }
@@ -485,7 +488,7 @@ fn late_copy_of_a_refusal_never_takes_progress_back() {
         bench.groups[leader].step(message(follower, leader as u64 + 1, term, late)),
         Err(Refused::Overtaken { index, matched: index })
     );
-    let beyond = MessageBody::Appended { index: Index(index.0 + 5), commit: Index(0) };
+    let beyond = MessageBody::Appended { index: Index(index.0 + 5), commit: Index(0), room: None };
     let refused = bench.groups[leader].step(message(follower, leader as u64 + 1, term, beyond));
     assert_eq!(refused, Err(Refused::BeyondLog { index: Index(index.0 + 5), last: index }));
     let next = bench.propose(leader, 7);
@@ -700,7 +703,7 @@ fn install_without_a_result_is_offered_again() {
     assert_eq!(offers(&bench), 1);
     for (ticks, expected) in [(10, 1), (10, 2)] {
         bench.tick(ticks);
-        bench.groups[leader].step(says(MessageBody::HeartbeatDone { commit: Index(0), round: None })).unwrap();
+        bench.groups[leader].step(says(MessageBody::HeartbeatDone { commit: Index(0), round: None, room: None })).unwrap();
         bench.run();
         assert_eq!(offers(&bench), expected, "the first was lost; it is offered again after two timeouts");
     }
@@ -794,14 +797,14 @@ fn every_message_of_the_codec_survives_raft_and_back() {
     let round = Some(Round { term: Term(3), count: 9 });
     let bodies = [
         append(4, 2, 3, vec![entry(2, 5), entry(3, 6)]),
-        MessageBody::Appended { index: Index(6), commit: Index(3) },
+        MessageBody::Appended { index: Index(6), commit: Index(3), room: None },
         MessageBody::AppendRefused { index: Index(6), hint: Index(2), hint_term: Term(1), commit: Index(1) },
         MessageBody::Vote { pre: true, forced: false, last: Index(6), last_term: Term(3), commit: Index(3), commit_term: Term(2) },
         MessageBody::Vote { pre: false, forced: true, last: Index(6), last_term: Term(3), commit: Index(3), commit_term: Term(2) },
         MessageBody::Voted { pre: true, granted: false, commit: Index(3), commit_term: Term(2) },
         MessageBody::Voted { pre: false, granted: true, commit: Index(0), commit_term: Term(0) },
         MessageBody::Heartbeat { commit: Index(3), round },
-        MessageBody::HeartbeatDone { commit: Index(3), round: None },
+        MessageBody::HeartbeatDone { commit: Index(3), round: None, room: None },
         MessageBody::Campaign,
         MessageBody::Install(Install { index: Index(3), index_term: Term(2), digest: [4; 16], members: members(3), reservations: None }),
     ];

@@ -48,6 +48,9 @@ pub fn config(label: &Label) -> StoreConfig {
     }
 }
 
+/// Of a drive, unless a test says otherwise.
+pub const DRIVE_BLOCKS: u64 = 12_000;
+
 impl Bench {
     pub fn new() -> Self {
         Self::on_node(1)
@@ -55,14 +58,14 @@ impl Bench {
 
     /// A store on a drive of its own, on node `no`.
     pub fn on_node(no: u8) -> Self {
-        Self::formatted(no, 9)
+        Self::on_drive(no, 9, DRIVE_BLOCKS)
     }
 
-    /// On a drive that was formatted anew.
-    pub fn formatted(no: u8, life: u8) -> Self {
+    /// On a drive of so many blocks, and formatted for that life.
+    pub fn on_drive(no: u8, life: u8, blocks: u64) -> Self {
         let (node, drive) = (NodeId([no; 16]), DriveId([no; 16]));
-        let label = Label::plan(ClusterId([1; 16]), node, drive, Incarnation([life; 16]), 12_000, 1, 2048).unwrap();
-        let mut media = vec![0; 12_000 * BLOCK];
+        let label = Label::plan(ClusterId([1; 16]), node, drive, Incarnation([life; 16]), blocks, 1, 2048).unwrap();
+        let mut media = vec![0; blocks as usize * BLOCK];
         for (at, block) in format(&label).unwrap() {
             media[at.0 as usize * BLOCK..][..BLOCK].copy_from_slice(&block);
         }

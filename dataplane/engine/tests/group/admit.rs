@@ -1,7 +1,7 @@
 //! Members whose drive is not what it was: wiped, put back from an older copy, made anew. None of them is heard in its group again.
 
 use super::cluster::{Cluster, members, shape};
-use crate::bench::{Bench, SEGMENT, pattern};
+use crate::bench::{Bench, DRIVE_BLOCKS, SEGMENT, pattern};
 use penstock_engine::*;
 use penstock_wire::*;
 
@@ -156,7 +156,7 @@ fn drive_wiped_and_its_replica_made_anew_is_stopped_by_the_others() {
         let at = (leader + 1) % 3;
         cluster.kill(at);
         let no = at as u8 + 1;
-        cluster.nodes[at] = Bench::formatted(no, 33);
+        cluster.nodes[at] = Bench::on_drive(no, 33, DRIVE_BLOCKS);
         let order = Order::CreateMember { shape: Box::new(shape(no)), members: Box::new(members(3)) };
         cluster.nodes[at].order(order).unwrap();
         // That its node knows the new drive by then says nothing about the replica.

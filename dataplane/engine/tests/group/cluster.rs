@@ -1,10 +1,13 @@
 //! Three stores of one group and the network between them: every word goes through its bytes, may be dropped, and is handed over in order.
 
-use crate::bench::{Bench, SEGMENT};
+use crate::bench::{Bench, DRIVE_BLOCKS, SEGMENT};
 use penstock_engine::replica::Part as GroupPart;
 use penstock_engine::*;
 use penstock_wire::peer::{Body, HEADER, Header, Member, MemberNo, Members, MessageBody, PROTOCOL, Role};
 use penstock_wire::*;
+
+/// Blocks of a drive that has hardly as much as the volume.
+pub const SMALL: u64 = 4_160;
 
 pub struct Cluster {
     pub nodes: Vec<Bench>,
@@ -44,9 +47,15 @@ pub fn members(count: u8) -> Members {
 impl Cluster {
     /// Members of one group, on a node each.
     pub fn new(count: u8) -> Self {
+        Self::on_drives(&vec![DRIVE_BLOCKS; count.into()])
+    }
+
+    /// The same on drives of so many blocks.
+    pub fn on_drives(blocks: &[u64]) -> Self {
+        let count = blocks.len() as u8;
         let mut nodes = Vec::new();
-        for no in 1..=count {
-            let mut bench = Bench::on_node(no);
+        for (no, blocks) in (1..).zip(blocks) {
+            let mut bench = Bench::on_drive(no, 9, *blocks);
             let (shape, members) = (Box::new(shape(no)), Box::new(members(count)));
             bench.order(Order::CreateMember { shape, members }).unwrap();
             nodes.push(bench);

@@ -4,6 +4,7 @@ mod admit;
 pub mod cluster;
 mod rebuild;
 mod restart;
+mod room;
 
 use crate::bench::{SEGMENT, pattern};
 use cluster::{Cluster, carries_payload, is_append};

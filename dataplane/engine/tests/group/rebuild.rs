@@ -1,7 +1,7 @@
 //! Members that need more than the log has are rebuilt by copying, while hosts go on: what they hold in the end is what was written, block by block.
 
 use super::B;
-use super::cluster::Cluster;
+use super::cluster::{Cluster, SMALL};
 use crate::bench::{SEGMENT, pattern};
 use penstock_engine::*;
 use penstock_wire::*;
@@ -21,7 +21,11 @@ fn is_copy(word: &PeerWord) -> bool {
 
 impl Volume {
     fn new() -> Self {
-        Self { cluster: Cluster::new(3), model: vec![0; BLOCKS as usize * BLOCK], dice: 7 }
+        Self::over(Cluster::new(3))
+    }
+
+    fn over(cluster: Cluster) -> Self {
+        Self { cluster, model: vec![0; BLOCKS as usize * BLOCK], dice: 7 }
     }
 
     fn roll(&mut self, below: u64) -> u64 {
@@ -61,6 +65,10 @@ impl Volume {
         for _ in 0..400 {
             self.busy(leader);
         }
+        self.see_left_behind(leader, at);
+    }
+
+    fn see_left_behind(&mut self, leader: usize, at: usize) {
         self.cluster.pass(2000);
         let log_begins = self.cluster.view(leader).group.unwrap().first;
         assert!(log_begins > self.cluster.view(at).group.unwrap().last, "the leader's log still has it all");
@@ -350,4 +358,29 @@ fn rebuilt_member_has_the_reservations_as_of_its_install_and_what_came_after() {
     volume.cluster.order(behind, Order::Drain).unwrap();
     volume.cluster.restart(behind);
     assert_eq!(state(&volume, behind), state(&volume, leader));
+}
+
+#[test]
+fn full_member_takes_what_gives_space_back_before_what_needs_it() {
+    let mut volume = Volume::over(Cluster::on_drives(&[SMALL; 3]));
+    let leader = volume.cluster.leader();
+    let behind = (leader + 1) % 3;
+    for block in (1000..2000).step_by(40) {
+        volume.write(leader, block, 40);
+    }
+    volume.cluster.agree();
+    volume.cluster.isolate(behind);
+    volume.zero(leader, 1000, 1000);
+    volume.cluster.pass(2000);
+    for _ in 0..10 {
+        for block in (0..1000).step_by(40) {
+            volume.write(leader, block, 40);
+        }
+    }
+    volume.see_left_behind(leader, behind);
+    volume.cluster.cut.clear();
+    volume.cluster.pass(500);
+    volume.wait_whole(behind);
+    assert_eq!(volume.rebuilds(behind), 1);
+    volume.check();
 }

@@ -159,7 +159,7 @@ impl Plan {
                 resets: rng.percent(30),
                 stores: 1,
                 ring_blocks: rng.pick(&[2048, 8192, 8192, 12291]),
-                extents: if fill { 128 } else { rng.pick(&[160, 256]) },
+                extents: if fill { rng.pick(&[128, 128, 160]) } else { rng.pick(&[160, 256]) },
                 latency_us: rng.pick(&[(5, 20), (20, 200), (20, 2000), (100, 400)]),
             })
             .collect();
@@ -170,6 +170,10 @@ impl Plan {
             strikes.retain(|strike| !matches!(strike, Strike::Freeze | Strike::Leap));
         }
         let some = |rng: &mut Rng, percent: u32, of: &[u32]| if rng.percent(percent) { rng.pick(of) } else { 0 };
+        if fill && rng.percent(50) {
+            // Nobody goes away: then no member may be left without space.
+            strikes.clear();
+        }
         let rots = rng.percent(25);
         let mut decay = Decay {
             rot_one_in: if rots { some(rng, 80, &[1500, 5000]) } else { 0 },

@@ -155,10 +155,12 @@ pub struct Round {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum MessageBody {
     Append(Append),
-    /// All up to `index` is persisted here, as the leader of this term has it.
+    /// All up to `index` is persisted here, as the leader of this term has it. `room`: extents that the sender's store can still promise, beside all that
+    /// it has taken in.
     Appended {
         index: Index,
         commit: Index,
+        room: Option<u64>,
     },
     /// There is no such entry `index` here; the logs may agree at `hint`.
     AppendRefused {
@@ -189,6 +191,7 @@ pub enum MessageBody {
     HeartbeatDone {
         commit: Index,
         round: Option<Round>,
+        room: Option<u64>,
     },
     /// The leader steps aside: the receiver is to campaign at once.
     Campaign,
@@ -224,8 +227,9 @@ const FLAG_PRE: u8 = 1;
 const FLAG_FORCED: u8 = 2;
 const FLAG_GRANTED: u8 = 4;
 const FLAG_ROUND: u8 = 8;
-/// From version 2 on.
+/// From version 2 on, as what follows.
 const FLAG_RESERVED: u8 = 16;
+const FLAG_ROOM: u8 = 32;
 
 impl Message {
     pub fn payload_blocks(&self) -> u32 {
@@ -237,18 +241,15 @@ impl Message {
 
     /// Bytes of the message in a body.
     pub fn encoded_len(&self) -> usize {
+        let of = |is_there: bool, bytes: usize| if is_there { bytes } else { 0 };
         MESSAGE_HEAD
             + match &self.body {
                 MessageBody::Append(append) => 32 + append.entries.iter().map(Entry::encoded_len).sum::<usize>(),
                 MessageBody::AppendRefused { .. } | MessageBody::Vote { .. } => 32,
-                MessageBody::Appended { .. } | MessageBody::Voted { .. } => 16,
-                MessageBody::Heartbeat { round, .. } | MessageBody::HeartbeatDone { round, .. } => {
-                    if round.is_some() {
-                        24
-                    } else {
-                        8
-                    }
-                }
+                MessageBody::Appended { room, .. } => 16 + of(room.is_some(), 8),
+                MessageBody::Voted { .. } => 16,
+                MessageBody::Heartbeat { round, .. } => 8 + of(round.is_some(), 16),
+                MessageBody::HeartbeatDone { round, room, .. } => 8 + of(round.is_some(), 16) + of(room.is_some(), 8),
                 MessageBody::Campaign => 0,
                 MessageBody::Install(install) => {
                     32 + install.members.encode().len() + install.reservations.as_ref().map_or(0, |state| 4 + state.encoded_len())
@@ -257,24 +258,27 @@ impl Message {
             }
     }
 
-    fn code(&self) -> (u8, u8) {
+    fn code(&self, version: u32) -> (u8, u8) {
         let flag = |set: bool, flag: u8| if set { flag } else { 0 };
         match &self.body {
             MessageBody::Append(_) => (APPEND, 0),
-            MessageBody::Appended { .. } => (APPENDED, 0),
+            MessageBody::Appended { room, .. } => (APPENDED, flag(said(*room, version).is_some(), FLAG_ROOM)),
             MessageBody::AppendRefused { .. } => (APPEND_REFUSED, 0),
             MessageBody::Vote { pre, forced, .. } => (VOTE, flag(*pre, FLAG_PRE) | flag(*forced, FLAG_FORCED)),
             MessageBody::Voted { pre, granted, .. } => (VOTED, flag(*pre, FLAG_PRE) | flag(*granted, FLAG_GRANTED)),
             MessageBody::Heartbeat { round, .. } => (HEARTBEAT, flag(round.is_some(), FLAG_ROUND)),
-            MessageBody::HeartbeatDone { round, .. } => (HEARTBEAT_DONE, flag(round.is_some(), FLAG_ROUND)),
+            MessageBody::HeartbeatDone { round, room, .. } => {
+                (HEARTBEAT_DONE, flag(round.is_some(), FLAG_ROUND) | flag(said(*room, version).is_some(), FLAG_ROOM))
+            }
             MessageBody::Campaign => (CAMPAIGN, 0),
             MessageBody::Install(install) => (INSTALL, flag(install.reservations.is_some(), FLAG_RESERVED)),
             MessageBody::Sleep { .. } => (SLEEP, 0),
         }
     }
 
-    pub(super) fn put(&self, w: &mut Grow) {
-        let (code, flags) = self.code();
+    /// As that version of the protocol says it: an older one leaves out what it does not know.
+    pub(super) fn put(&self, w: &mut Grow, version: u32) {
+        let (code, flags) = self.code(version);
         w.bytes(&self.segment.0);
         w.u64(self.from.0);
         w.u64(self.to.0);
@@ -293,9 +297,10 @@ impl Message {
                     entry.put(w);
                 }
             }
-            MessageBody::Appended { index, commit } => {
+            MessageBody::Appended { index, commit, room } => {
                 w.u64(index.0);
                 w.u64(commit.0);
+                said(*room, version).into_iter().for_each(|room| w.u64(room));
             }
             MessageBody::AppendRefused { index, hint, hint_term, commit } => {
                 w.u64(index.0);
@@ -313,11 +318,14 @@ impl Message {
                 w.u64(commit.0);
                 w.u64(commit_term.0);
             }
-            MessageBody::Heartbeat { commit, round } | MessageBody::HeartbeatDone { commit, round } => {
+            MessageBody::Heartbeat { commit, round } | MessageBody::HeartbeatDone { commit, round, .. } => {
                 w.u64(commit.0);
                 if let Some(round) = round {
                     w.u64(round.term.0);
                     w.u64(round.count);
+                }
+                if let MessageBody::HeartbeatDone { room, .. } = &self.body {
+                    said(*room, version).into_iter().for_each(|room| w.u64(room));
                 }
             }
             MessageBody::Campaign => {}
@@ -348,8 +356,10 @@ impl Message {
         let may = match code {
             VOTE => FLAG_PRE | FLAG_FORCED,
             VOTED => FLAG_PRE | FLAG_GRANTED,
-            HEARTBEAT | HEARTBEAT_DONE => FLAG_ROUND,
             INSTALL => FLAG_RESERVED,
+            HEARTBEAT => FLAG_ROUND,
+            HEARTBEAT_DONE => FLAG_ROUND | FLAG_ROOM,
+            APPENDED => FLAG_ROOM,
             _ => 0,
         };
         if flags & !may != 0 || flags == FLAG_PRE | FLAG_FORCED {
@@ -357,7 +367,7 @@ impl Message {
         }
         let body = match code {
             APPEND => MessageBody::Append(take_append(r, term)?),
-            APPENDED => MessageBody::Appended { index: take_index(r)?, commit: take_index(r)? },
+            APPENDED => MessageBody::Appended { index: take_index(r)?, commit: take_index(r)?, room: take_room(r, flags)? },
             APPEND_REFUSED => {
                 let (index, hint) = (take_index(r)?, take_index(r)?);
                 let hint_term = take_term(r, term)?;
@@ -376,7 +386,9 @@ impl Message {
                 MessageBody::Voted { pre: flags & FLAG_PRE != 0, granted: flags & FLAG_GRANTED != 0, commit, commit_term }
             }
             HEARTBEAT => MessageBody::Heartbeat { commit: take_index(r)?, round: take_round(r, flags, term)? },
-            HEARTBEAT_DONE => MessageBody::HeartbeatDone { commit: take_index(r)?, round: take_round(r, flags, term)? },
+            HEARTBEAT_DONE => {
+                MessageBody::HeartbeatDone { commit: take_index(r)?, round: take_round(r, flags, term)?, room: take_room(r, flags)? }
+            }
             CAMPAIGN => MessageBody::Campaign,
             INSTALL => {
                 let (index, index_term) = (take_index(r)?, take_term(r, term)?);
@@ -399,6 +411,11 @@ impl Message {
     }
 }
 
+/// A member's room, which version 1 does not speak of.
+fn said(room: Option<u64>, version: u32) -> Option<u64> {
+    room.filter(|_| version >= 2)
+}
+
 fn take_index(r: &mut Take<'_>) -> Result<Index, DecodeError> {
     Ok(Index(r.count("index of a message")?))
 }
@@ -419,6 +436,10 @@ fn take_round(r: &mut Take<'_>, flags: u8, term: Term) -> Result<Option<Round>, 
         return Err(DecodeError::Value { what: "round of another term, or count", found: round.count });
     }
     Ok(Some(round))
+}
+
+fn take_room(r: &mut Take<'_>, flags: u8) -> Result<Option<u64>, DecodeError> {
+    if flags & FLAG_ROOM == 0 { Ok(None) } else { r.count("room of a member").map(Some) }
 }
 
 fn take_append(r: &mut Take<'_>, term: Term) -> Result<Append, DecodeError> {

@@ -201,14 +201,14 @@ impl Body {
         }
     }
 
-    fn put(&self, w: &mut Grow) {
+    fn put(&self, w: &mut Grow, version: u32) {
         match self {
             Self::Hello(hello) => hello.put(w),
             Self::Beat(beat) => beat.put(w),
             Self::Groups(messages) => {
                 w.u32(messages.len() as u32);
                 for message in messages {
-                    message.put(w);
+                    message.put(w, version);
                 }
             }
             Self::FetchAsk(ask) => ask.put(w),
@@ -229,7 +229,7 @@ impl Body {
     /// [`Message::encoded_len`] and [`Message::payload_blocks`].
     pub fn encode(&self, version: u32, sequence: u64) -> Vec<u8> {
         let mut w = Grow(vec![0; HEADER]);
-        self.put(&mut w);
+        self.put(&mut w, version);
         let mut bytes = w.0;
         let body = &bytes[HEADER..];
         assert!(body.len() <= BODY_MAX, "a body of {} bytes; the limit is {BODY_MAX}", body.len());

@@ -1,7 +1,7 @@
 //! Round trips, every flipped bit, forged bodies behind right checksums, and each refusal by name.
 
 use super::*;
-use crate::sample::peer::{bodies, entries, members, messages, payload};
+use crate::sample::peer::{bodies, entries, members, messages, payload, roomy_messages};
 use crate::{Index, NodeId, ReplicaId, Term};
 use proptest::prelude::*;
 
@@ -78,6 +78,17 @@ fn header_of_a_version_that_is_not_spoken_is_refused_but_in_a_hello() {
         let ahead = body.encode(PROTOCOL + 1, 7);
         assert_eq!(Header::decode(&ahead).is_ok(), body.kind() == Kind::Hello, "{:?}", body.kind());
     }
+}
+
+#[test]
+fn room_is_left_out_of_what_version_1_is_told() {
+    let sent = Body::Groups(roomy_messages());
+    let bytes = sent.encode(1, 7);
+    let header = Header::decode(&bytes).unwrap();
+    let Ok(Body::Groups(came)) = Body::decode(&header, &bytes[HEADER..]) else { panic!("it is a frame of version 1") };
+    assert_eq!(came[0].body, MessageBody::Appended { index: Index(43), commit: Index(0x0a0b), room: None });
+    assert_eq!(came.len(), 3);
+    assert!(Body::Groups(came).encode(2, 7).len() < sent.encode(2, 7).len());
 }
 
 #[test]

@@ -51,6 +51,16 @@ pub fn reserved_messages() -> Vec<Message> {
     [MessageBody::Append(append), MessageBody::Install(install(Some(Box::new(super::reservations()))))].into_iter().map(message).collect()
 }
 
+/// Answers of version 2, which say how much room there is.
+pub fn roomy_messages() -> Vec<Message> {
+    let (commit, room) = (Index(0x0a0b), Some(0x0c_0d0e));
+    let round = Some(Round { term: Term(9), count: 0x0708 });
+    let appended = MessageBody::Appended { index: Index(43), commit, room };
+    [appended, MessageBody::HeartbeatDone { commit, round, room }, MessageBody::HeartbeatDone { commit, round: None, room }]
+        .map(message)
+        .to_vec()
+}
+
 fn message(body: MessageBody) -> Message {
     Message { segment: SegmentId(id(0x90)), from: MemberNo(0x11), to: MemberNo(0x12), term: Term(9), body }
 }
@@ -62,15 +72,15 @@ pub fn messages() -> Vec<Message> {
     let bodies = [
         MessageBody::Append(Append { prev: Index(40), prev_term: Term(4), commit, entries: entries() }),
         MessageBody::Append(Append { prev: Index(0), prev_term: Term(0), commit: Index(0), entries: vec![] }),
-        MessageBody::Appended { index: Index(43), commit },
+        MessageBody::Appended { index: Index(43), commit, room: None },
         MessageBody::AppendRefused { index: Index(40), hint: Index(30), hint_term: Term(3), commit },
         MessageBody::Vote { pre: true, forced: false, last: Index(0x0a0c), last_term: Term(8), commit, commit_term },
         MessageBody::Vote { pre: false, forced: true, last: Index(0x0a0c), last_term: Term(8), commit, commit_term },
         MessageBody::Voted { pre: true, granted: true, commit, commit_term },
         MessageBody::Voted { pre: false, granted: false, commit, commit_term },
         MessageBody::Heartbeat { commit, round: Some(round) },
-        MessageBody::HeartbeatDone { commit, round: Some(round) },
-        MessageBody::HeartbeatDone { commit, round: None },
+        MessageBody::HeartbeatDone { commit, round: Some(round), room: None },
+        MessageBody::HeartbeatDone { commit, round: None, room: None },
         MessageBody::Campaign,
         MessageBody::Install(install(None)),
         MessageBody::Sleep { last: Index(0x0e0f) },
@@ -183,6 +193,7 @@ pub fn bodies() -> Vec<(&'static str, Body, Vec<u8>)> {
         bare("peer-admit-ask-v2.bin", Body::AdmitAsk(admit)),
         bare("peer-admit-answer-v2.bin", Body::AdmitAnswer(admitted(Belief::Recorded))),
         bare("peer-admit-answer-forgot-v2.bin", Body::AdmitAnswer(admitted(Belief::Forgot))),
+        bare("peer-groups-room-v2.bin", Body::Groups(roomy_messages())),
     ]
 }
 

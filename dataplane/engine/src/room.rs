@@ -1,0 +1,244 @@
+//! Space at the other members: entries that are committed must find their extents everywhere, so a leader counts on what each member said last, and tells a
+//! host that there is no space before it proposes what some member could not take.
+//!
+//! A member says with its acknowledgements, and with its answers to heartbeats, how many extents its store can still promise
+//! ([`crate::alloc::Space::room`]), less a slack. From that the leader takes off what it proposed since. The slack is what several leaders may have on its way
+//! to one store at the same time; hosts of that store leave it alone too. It makes running out unlikely, not impossible: who has no space in spite of all this leaves entries out
+//! of an append (`follow`), and is behind until space is given back.
+//!
+//! Not counted on: learners, who may be given up, and members whose nodes are away. News that are old and tell of little are asked for again first: a member
+//! that sleeps may have drained, or taken in for other groups, since.
+
+use crate::config::Canary;
+use crate::member::Member;
+use crate::port::{Millis, ReplicaNo};
+use crate::store::Store;
+use penstock_wire::peer::{MemberNo, MessageBody, Role};
+use penstock_wire::{Index, NodeId};
+use std::collections::VecDeque;
+
+/// Older news are asked for again where they tell of little room.
+const FRESH_MS: u64 = 1000;
+/// Extents beyond what is asked for from which on news may be of any age.
+const SCARCE: u64 = 64;
+/// For a member to say something, and for drains and checkpoints to give space back, before a host is told that there is none.
+const PATIENCE_MS: u64 = 1000;
+/// Entries that took extents and that some member has not acknowledged: more are counted as one.
+const SPENT_MAX: usize = 1024;
+
+/// What a member said last.
+#[derive(Debug)]
+struct Told {
+    no: MemberNo,
+    room: u64,
+    /// What it had taken in when it said so counts in its room: entries up to here at least.
+    as_of: Index,
+    at: Millis,
+    /// Since when newer news are waited for.
+    asked: Option<Millis>,
+}
+
+/// What a leader knows of the others' space.
+#[derive(Default, Debug)]
+pub(crate) struct Rooms {
+    told: Vec<Told>,
+    /// Entries that took extents, and how many each.
+    spent: VecDeque<(Index, u64)>,
+    /// Since when some member is short.
+    short: Option<Millis>,
+}
+
+/// Whether a write that takes extents may be proposed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Verdict {
+    Room,
+    /// Asked again when the members have said more, or time has passed.
+    Wait,
+    Full,
+}
+
+impl Rooms {
+    fn hear(&mut self, no: MemberNo, room: u64, index: Option<Index>, now: Millis) {
+        let at = self.told.iter().position(|told| told.no == no).unwrap_or_else(|| {
+            self.told.push(Told { no, room, as_of: Index(0), at: now, asked: None });
+            self.told.len() - 1
+        });
+        let told = &mut self.told[at];
+        let as_of = told.as_of.max(index.unwrap_or_default());
+        *told = Told { no, room, as_of, at: now, asked: None };
+        let all_have = self.told.iter().map(|told| told.as_of).min().unwrap_or_default();
+        while self.spent.front().is_some_and(|(index, _)| *index <= all_have) {
+            self.spent.pop_front();
+        }
+    }
+
+    /// An entry was proposed that took so many extents.
+    pub fn spend(&mut self, index: Index, extents: u64) {
+        if extents == 0 {
+            return;
+        }
+        self.spent.push_back((index, extents));
+        if self.spent.len() > SPENT_MAX {
+            let (_, more) = self.spent.pop_front().expect("it is full");
+            self.spent[0].1 += more;
+        }
+    }
+
+    /// Its word counts no more.
+    pub fn forget(&mut self, no: MemberNo) {
+        self.told.retain(|told| told.no != no);
+    }
+
+    /// Whether those that `counts` can take `extents` more.
+    fn judge(&mut self, extents: u64, now: Millis, counts: impl Fn(MemberNo) -> bool) -> Verdict {
+        let (mut short, mut waits) = (false, false);
+        for told in &mut self.told {
+            if !counts(told.no) {
+                continue;
+            }
+            let spent: u64 = self.spent.iter().filter(|(index, _)| *index > told.as_of).map(|(_, extents)| extents).sum();
+            if told.room >= spent + extents + SCARCE {
+                continue;
+            }
+            if now.0 > told.at.0 + FRESH_MS {
+                // Who says nothing at all is not waited for.
+                waits |= now.0 < told.asked.get_or_insert(now).0 + PATIENCE_MS;
+            } else {
+                short |= told.room < spent + extents;
+            }
+        }
+        if short {
+            let since = *self.short.get_or_insert(now);
+            return if now.0 < since.0 + PATIENCE_MS { Verdict::Wait } else { Verdict::Full };
+        }
+        if waits {
+            return Verdict::Wait;
+        }
+        self.short = None;
+        Verdict::Room
+    }
+}
+
+impl Store {
+    /// Extents of which other leaders may count on this store.
+    pub(crate) fn room_to_tell(&self) -> u64 {
+        self.space.room().saturating_sub(self.space.slack())
+    }
+
+    /// Extents that hosts here leave alone.
+    pub(crate) fn slack(&self) -> u64 {
+        if self.groups.list.is_empty() { 0 } else { self.space.slack() }
+    }
+
+    /// A member answered, and said how much room it has.
+    pub(crate) fn hear_room(&mut self, no: ReplicaNo, from: MemberNo, body: &MessageBody) {
+        let (room, index) = match body {
+            MessageBody::Appended { room: Some(room), index, .. } => (*room, Some(*index)),
+            MessageBody::HeartbeatDone { room: Some(room), .. } => (*room, None),
+            _ => return,
+        };
+        let now = self.now;
+        if let Some(member) = self.member_mut(no).filter(|member| member.serving.is_some() && member.members.get(from).is_some()) {
+            member.rooms.hear(from, room, index, now);
+        }
+    }
+
+    /// A node is away: its members are counted on no more.
+    pub(crate) fn forget_rooms(&mut self, node: NodeId) {
+        for at in 0..self.groups.list.len() {
+            let Some(member) = self.member_mut(self.groups.list[at]) else { continue };
+            let there = member.members.list.iter().find(|other| other.node == node).map(|other| other.no);
+            there.into_iter().for_each(|no| member.rooms.forget(no));
+        }
+    }
+
+    /// Whether all members have room for so many extents more.
+    pub(crate) fn members_have_room(&mut self, no: ReplicaNo, extents: u32) -> Verdict {
+        let now = self.now;
+        if extents == 0 || self.canary(Canary::CountOwnSpaceAlone) {
+            return Verdict::Room;
+        }
+        let Some(member) = self.member_mut(no) else { return Verdict::Room };
+        let Member { rooms, members, .. } = member;
+        let verdict = rooms.judge(extents.into(), now, |no| members.get(no).is_some_and(|member| member.role == Role::Voter));
+        if verdict != Verdict::Room
+            && let Some(group) = member.group_mut()
+        {
+            // Heartbeats are answered with news.
+            group.wake();
+            self.touch(no);
+        }
+        verdict
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const A: MemberNo = MemberNo(2);
+    const B: MemberNo = MemberNo(3);
+
+    fn all(_: MemberNo) -> bool {
+        true
+    }
+
+    #[test]
+    fn nobody_said_anything_nobody_is_counted_on() {
+        assert_eq!(Rooms::default().judge(9999, Millis(5), all), Verdict::Room);
+    }
+
+    #[test]
+    fn extents_proposed_since_are_taken_off_until_they_are_acknowledged() {
+        let mut rooms = Rooms::default();
+        rooms.hear(A, 10, Some(Index(4)), Millis(0));
+        rooms.hear(B, 5000, Some(Index(9)), Millis(0));
+        rooms.spend(Index(5), 6);
+        assert_eq!(rooms.judge(4, Millis(1), all), Verdict::Room);
+        assert_eq!(rooms.judge(5, Millis(1), all), Verdict::Wait);
+        assert_eq!(rooms.judge(5, Millis(1), |no| no == B), Verdict::Room, "a learner is not counted on");
+        // It has taken them in, and says what is left.
+        rooms.hear(A, 6, Some(Index(5)), Millis(2));
+        assert_eq!(rooms.judge(6, Millis(3), all), Verdict::Room);
+        assert!(rooms.spent.is_empty());
+    }
+
+    #[test]
+    fn member_that_stays_short_is_told_of_after_a_while_and_room_is_seen_at_once() {
+        let mut rooms = Rooms::default();
+        for at in (0..=PATIENCE_MS).step_by(50) {
+            rooms.hear(A, 3, None, Millis(at));
+            let verdict = rooms.judge(4, Millis(at), all);
+            assert_eq!(verdict, if at < PATIENCE_MS { Verdict::Wait } else { Verdict::Full }, "at {at}");
+        }
+        assert_eq!(rooms.judge(3, Millis(PATIENCE_MS), all), Verdict::Room, "a write that fits");
+        rooms.hear(A, 4, None, Millis(PATIENCE_MS + 1));
+        assert_eq!(rooms.judge(4, Millis(PATIENCE_MS + 1), all), Verdict::Room);
+    }
+
+    #[test]
+    fn old_news_of_little_are_asked_for_and_not_waited_for_without_end() {
+        let mut rooms = Rooms::default();
+        rooms.hear(A, 50, None, Millis(0));
+        rooms.hear(B, 5000, None, Millis(0));
+        let late = FRESH_MS + 1;
+        assert_eq!(rooms.judge(1, Millis(late), all), Verdict::Wait);
+        assert_eq!(rooms.judge(1, Millis(late + PATIENCE_MS), all), Verdict::Room, "it says nothing");
+        rooms.hear(A, 0, None, Millis(late + PATIENCE_MS));
+        assert_eq!(rooms.judge(1, Millis(late + PATIENCE_MS), all), Verdict::Wait);
+        rooms.forget(A);
+        assert_eq!(rooms.judge(1, Millis(late + PATIENCE_MS), all), Verdict::Room);
+    }
+
+    #[test]
+    fn many_entries_of_a_laggard_are_counted_as_one() {
+        let mut rooms = Rooms::default();
+        rooms.hear(A, 2000, Some(Index(0)), Millis(0));
+        for index in 1..=1500 {
+            rooms.spend(Index(index), 1);
+        }
+        assert_eq!(rooms.spent.len(), SPENT_MAX);
+        assert_eq!(rooms.judge(500, Millis(0), all), Verdict::Room);
+        assert_eq!(rooms.judge(501, Millis(0), all), Verdict::Wait);
+    }
+}
