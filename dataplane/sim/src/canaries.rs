@@ -72,6 +72,8 @@ pub const SEEDED: &[Seeded] = &[
     store(Canary::DrainUnverified, "the drain copies what it does not verify (13, 14)", &[(Node, 50)]),
     store(Canary::CheckpointBeforeFlush, "a superblock is written before what it points at is durable (15)", &[(Node, 200)]),
     store(Canary::TrustTail, "what recovery reads is taken for durable (1, 9)", &[(Node, 100)]),
+    store(Canary::DiscardClears, "a discard over a snapshot lets the snapshot's block show again (2, 4)", &[(Node, 50)]),
+    store(Canary::AbsorbAcrossMarker, "a write overwrites what a snapshot in front of it holds (4)", &[(Node, 50)]),
     store(Canary::StampNewTerm, "a command of an old term is proposed under a new one (8)", &[(Fleets, 500)]),
     store(Canary::StageFirstPayload, "an entry is taken in without its own payload (14)", &[(Fleets, 50)]),
     store(Canary::CountOwnSpaceAlone, "a leader proposes what another member has no space for (15)", &[(Fleets, 2000)]),
