@@ -55,6 +55,8 @@ pub(crate) struct Admission {
     told: Option<Millis>,
     /// Those that have recorded this opening.
     recorded: Vec<MemberNo>,
+    /// The last entry that was acknowledged in this opening.
+    pub shown: Index,
 }
 
 impl Admission {
@@ -265,6 +267,10 @@ impl Store {
                 member.admission.recorded.push(answer.from);
             }
             self.consider_admission(no);
+            return;
+        }
+        if answer.belief == Belief::Forgot && answer.entry <= member.admission.shown {
+            // It was acknowledged in this opening, and came there before what asked. Asking goes on.
             return;
         }
         let found = (self.stream.generation, self.stream.found);

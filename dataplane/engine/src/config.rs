@@ -211,7 +211,7 @@ pub enum Stage {
 /// What recovery found.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct RecoveryReport {
-    /// How often the store was opened for writing, this time included.
+    /// How often the store was opened for writing, this time included unless it is fenced.
     pub generation: u64,
     pub batches: u64,
     pub entries: u64,

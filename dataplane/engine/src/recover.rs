@@ -709,6 +709,8 @@ impl Store {
 
     /// A fenced drive gets no barrier, so what no record knows durable may be gone tomorrow: nobody may see it today.
     fn serve_fenced(&mut self, reason: FenceReason, fx: &mut Effects) {
+        // No record of this opening stays for sure: a node that wrote it down would not know its own drive again.
+        self.report.generation = self.stream.generation.0 - 1;
         for (no, hidden) in self.index.hide_after(self.stream.proven) {
             self.map.undrained(no, -hidden);
         }

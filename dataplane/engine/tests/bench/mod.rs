@@ -99,8 +99,13 @@ impl Bench {
 
     /// The process dies and comes back; the drive keeps what it has.
     pub fn reopen(&mut self) {
+        self.reopen_as(None);
+    }
+
+    /// The same, with a fence that was recorded before or without.
+    pub fn reopen_as(&mut self, fenced: Option<FenceReason>) {
         self.openings += 1;
-        let mut config = config(&self.label);
+        let mut config = StoreConfig { fenced, ..config(&self.label) };
         let mut life = [self.openings; 16];
         life[0] = self.label.node.0[0];
         (config.replication.life, config.replication.witness) = (Incarnation(life), self.witness);

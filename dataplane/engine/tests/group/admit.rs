@@ -220,3 +220,47 @@ fn newborn_members_wait_for_a_quorum_of_others() {
     cluster.up[2] = true;
     cluster.leader();
 }
+
+#[test]
+fn member_that_was_opened_fenced_in_between_is_still_vouched_for() {
+    let mut cluster = Cluster::new(3);
+    let leader = cluster.leader();
+    cluster.agree();
+    let at = (leader + 1) % 3;
+    cluster.kill(at);
+    // Nothing is written, so the drive will not know of this opening.
+    cluster.nodes[at].reopen_as(Some(FenceReason::Drive));
+    cluster.kill(leader);
+    cluster.restart(at);
+    cluster.pass(2000);
+    assert!(cluster.view(at).admitted, "{:?}", cluster.view(at));
+    assert!((0..3).any(|at| cluster.up[at] && cluster.standing(at).serves));
+}
+
+#[test]
+fn opening_that_is_told_after_what_was_acknowledged_in_it_is_believed() {
+    fn tells(word: &PeerWord, member: u64) -> bool {
+        matches!(word, PeerWord::AdmitAsk(ask) if ask.to.0 == member)
+    }
+    let mut cluster = Cluster::new(3);
+    let leader = cluster.leader();
+    assert_eq!(cluster.write(leader, 0, &pattern(1, BLOCK)), Status::Ok);
+    cluster.agree();
+    let at = (leader + 1) % 3;
+    let late: [fn(&PeerWord) -> bool; 3] = [|word| tells(word, 1), |word| tells(word, 2), |word| tells(word, 3)];
+    cluster.hold = late[leader];
+    cluster.restart(at);
+    cluster.pass(1000);
+    assert!(cluster.view(at).admitted, "its node vouches and one other believes it");
+    assert_eq!(cluster.write(leader, 0, &pattern(2, BLOCK)), Status::Ok);
+    cluster.agree();
+    assert_eq!(cluster.leader(), leader);
+    cluster.hold = |_| false;
+    cluster.release();
+    assert_eq!(stopped(&cluster, at), None);
+    // The two go on without the third.
+    cluster.pass(2000);
+    cluster.kill(3 - leader - at);
+    assert_eq!(cluster.write(leader, 0, &pattern(3, BLOCK)), Status::Ok);
+    assert_eq!(stopped(&cluster, at), None);
+}
