@@ -37,7 +37,7 @@ enum CheckpointStage {
 /// Commands of a checkpoint that may be out at a time.
 const OUT_MAX: usize = 32;
 
-/// A member at one moment: what it had applied, its ballot's term, the rest of its row, and its volume's reservations.
+/// A member at one moment: what the extents have applied, its ballot's term, the rest of its row, and its volume's reservations.
 type AsOf = (Index, Term, MemberRow, Option<Box<Reservations>>);
 
 #[derive(Debug, Default)]
@@ -102,7 +102,9 @@ impl Store {
         for replica in self.map.iter() {
             if let Some(member) = &replica.member {
                 let reservations = self.reservations(replica.no);
-                self.checkpoint.members.insert(replica.no, (replica.applied, member.ballot.term, member_row(member), reservations));
+                let (applied, applied_term) = member.drained(replica.applied, covers);
+                let row = MemberRow { applied_term, ..member_row(member) };
+                self.checkpoint.members.insert(replica.no, (applied, member.ballot.term, row, reservations));
             }
         }
         self.checkpoint.pages = self.map.take_dirty();

@@ -7,7 +7,7 @@ use crate::admit::{Admission, Known};
 use crate::host::{JobId, Proposed};
 use crate::port::{BufId, OrderId, Standing};
 use crate::replica::{Ballot, Group, Mark, Stop};
-use penstock_wire::peer::{Entry, MemberNo, Members};
+use penstock_wire::peer::{Entry, EntryKind, MemberNo, Members};
 use penstock_wire::{Index, NodeId, Seq, Term};
 use rustc_hash::FxHashMap;
 use std::collections::VecDeque;
@@ -195,6 +195,18 @@ impl Member {
     pub fn proposal(&self, index: Index, term: Term) -> Option<&Proposal> {
         let at = self.proposals.binary_search_by_key(&index, |proposal| proposal.index).ok()?;
         Some(&self.proposals[at]).filter(|proposal| proposal.term == term)
+    }
+
+    /// How far all that is `applied` lies in batches up to `covers`, and the term there. What is applied beyond is in the log alone: if its record rots, a
+    /// checkpoint that called it applied would leave a hole that nobody sees. A membership is in the directory as it is applied, so nothing goes back beyond one.
+    pub fn drained(&self, applied: Index, covers: Seq) -> (Index, Term) {
+        let mut at = applied;
+        while let Some(logged) = self.get(at).filter(|logged| logged.seq.is_some_and(|seq| seq > covers))
+            && logged.entry.kind == EntryKind::Ops
+        {
+            at.0 -= 1;
+        }
+        (at, self.term_at(at).unwrap_or(self.applied_term))
     }
 
     /// First batch that the entries after `applied` need.

@@ -72,26 +72,38 @@ impl Cluster {
     /// Lets every node rest and hands over what was said until nobody says anything.
     pub fn run(&mut self) {
         for _ in 0..1000 {
-            let mut said = Vec::new();
-            for (from, node) in self.nodes.iter_mut().enumerate().filter(|(at, _)| self.up[*at]) {
-                node.run();
-                said.extend(std::mem::take(&mut node.sent).into_iter().map(|(to, word, payload)| (from, to, word, payload)));
-            }
-            if said.is_empty() {
+            self.nodes.iter_mut().zip(&self.up).filter(|(_, up)| **up).for_each(|(node, _)| node.run());
+            if !self.exchange() {
                 return;
-            }
-            for (from, to, word, payload) in said {
-                let to = self.at(to);
-                if self.up[to] && !self.cut.contains(&(from, to)) && !(self.lose)(&word) {
-                    if (self.hold)(&word) {
-                        self.held.push((from, to, word, payload));
-                    } else {
-                        self.hand_over(from, to, &word, &payload);
-                    }
-                }
             }
         }
         panic!("the members talk without end");
+    }
+
+    /// One turn of every node, and what was said in it is handed over.
+    pub fn step(&mut self) {
+        self.nodes.iter_mut().zip(&self.up).filter(|(_, up)| **up).for_each(|(node, _)| _ = node.turns(1));
+        self.exchange();
+    }
+
+    /// Whether anybody had said anything.
+    fn exchange(&mut self) -> bool {
+        let mut said = Vec::new();
+        for (from, node) in self.nodes.iter_mut().enumerate().filter(|(at, _)| self.up[*at]) {
+            said.extend(std::mem::take(&mut node.sent).into_iter().map(|(to, word, payload)| (from, to, word, payload)));
+        }
+        let any = !said.is_empty();
+        for (from, to, word, payload) in said {
+            let to = self.at(to);
+            if self.up[to] && !self.cut.contains(&(from, to)) && !(self.lose)(&word) {
+                if (self.hold)(&word) {
+                    self.held.push((from, to, word, payload));
+                } else {
+                    self.hand_over(from, to, &word, &payload);
+                }
+            }
+        }
+        any
     }
 
     /// Hands over what was held, however old it is.

@@ -214,6 +214,41 @@ fn rot_of_the_last_acknowledged_batch_is_not_taken_for_a_tear() {
 }
 
 #[test]
+fn rot_of_a_batch_that_a_checkpoint_was_told_of_and_does_not_cover_leaves_no_hole() {
+    let mut told = 0;
+    for (how, later) in (0..8).flat_map(|later| [(Ruin::Header, later), (Ruin::Payload, later)]) {
+        let mut cluster = Cluster::new(3);
+        let leader = cluster.leader();
+        // More than a slice of the drain.
+        for extent in 0..120 {
+            assert_eq!(cluster.write(leader, extent * 16 * B, &pattern(1, BLOCK)), Status::Ok);
+        }
+        cluster.agree();
+        // The drain has been here when the write is applied, and goes on elsewhere.
+        let node = &mut cluster.nodes[leader];
+        node.store.apply(Event::Order { id: OrderId(7), order: Order::Drain }, &mut node.mem, &mut node.fx);
+        (0..later).for_each(|_| cluster.step());
+        let io = cluster.begin(leader, HostOp::Write(Span { offset: 0, len: B }), pattern(2, BLOCK));
+        (0..200).for_each(|_| cluster.step());
+        assert_eq!(cluster.reply(leader, io), Some(Status::Ok));
+        cluster.nodes[leader].mem.host.remove(&io);
+        assert!(cluster.nodes[leader].orders.contains_key(&7));
+        let in_log_alone = cluster.nodes[leader].store.view().undrained_extents == 1;
+        cluster.agree();
+        let applied = cluster.applied(leader);
+        ruin(&mut cluster.nodes[leader], how);
+        (0..3).for_each(|at| cluster.restart(at));
+        told += usize::from(in_log_alone && cluster.applied(leader) + 1 == applied);
+        let next = cluster.leader();
+        assert_eq!(cluster.read(next, 0, B), pattern(2, BLOCK), "{how:?}, {later} turns later");
+        cluster.agree();
+        assert_eq!(cluster.contents(leader), cluster.contents((leader + 1) % 3), "{how:?}, {later} turns later");
+        cluster.audit();
+    }
+    assert!(told > 0, "no checkpoint was told of a write that it does not cover");
+}
+
+#[test]
 fn doubt_outlives_crashes_and_checkpoints() {
     for how in [Ruin::Header, Ruin::Payload] {
         let (mut cluster, [leader, has, _]) = one_behind();
