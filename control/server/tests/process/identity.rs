@@ -45,6 +45,7 @@ fn control_copied_state_refused_until_it_is_said_to_be_restored() {
     assert_eq!(refused.status.code(), Some(1));
     assert!(house.log().contains("--restored"), "{}", house.log());
     house.start_control(&["--restored"]);
+    house.settle(); // it has looked at its node
     let after = create(&house, "b").volume_id.0.parts();
     assert!(after.incarnation > before.incarnation && after.cluster == before.cluster, "{before:?} {after:?}");
     house.kill_control();
