@@ -131,11 +131,7 @@ impl Store {
         let last = LogEnd { term: member.term_at(member.last()).unwrap_or_default(), index: member.last() };
         let last = member.group().and_then(|group| group.floor()).map_or(last, |floor| floor.max(last));
         let (me, term) = (member.me, member.ballot.term);
-        for other in all.list.iter().filter(|other| other.no != me) {
-            if member.node_of(other.no).is_none() {
-                member.strangers.push((other.no, other.node));
-            }
-        }
+        all.list.iter().filter(|other| other.no != me).for_each(|other| member.meet(other.no, other.node));
         let segment = self.map.get(no).map(|replica| replica.shape.segment).expect("a member's replica stands");
         let (opening, found, sealed) = (self.opening_of(no), self.stream.found, self.stream.sealed_to());
         for to in all.list.iter().map(|other| other.no).filter(|other| *other != me) {
@@ -161,15 +157,11 @@ impl Store {
         let Some(no) = self.map.by_segment(ask.segment) else { return };
         let Some(member) = self.member_mut(no).filter(|member| member.me == ask.to && member.group().is_some()) else { return };
         if member.members.was_removed(ask.from) {
-            if !member.strangers.iter().any(|(stranger, _)| *stranger == ask.from) {
-                member.strangers.push((ask.from, from));
-            }
+            member.meet(ask.from, from);
             return self.answer_opening(no, ask.from, ask.opening, Belief::Removed, None, Index(0), fx);
         }
         let Some(other) = newest_members(member).get(ask.from).copied().filter(|other| other.node == from) else { return };
-        if member.node_of(other.no).is_none() {
-            member.strangers.push((other.no, other.node));
-        }
+        member.meet(other.no, other.node);
         let known = member.known.iter().find(|known| known.seen.no == ask.from).copied();
         let before = known.map(|known| known.seen);
         let told = LogEnd { term: ask.last_term, index: ask.last };

@@ -39,6 +39,13 @@ pub(crate) enum Carries {
     Nothing,
 }
 
+impl Carries {
+    /// Somebody waits for it without whom nothing goes on, and it is small: it waits for no batch, and may use what hosts leave of the ring.
+    fn is_urgent(&self) -> bool {
+        matches!(self, Self::Ballot(_) | Self::Seen(_) | Self::Own { blocks: 0, .. })
+    }
+}
+
 /// Something of a group's that waits for a batch.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Item {
@@ -138,20 +145,15 @@ impl Store {
         let mut left = blocks;
         self.groups.queue.iter().any(|item| {
             left = left.saturating_sub(item.blocks());
-            left == 0 || matches!(item.carries, Carries::Ballot(_) | Carries::Seen(_) | Carries::Own { blocks: 0, .. })
+            left == 0 || item.carries.is_urgent()
         })
     }
 
     /// How far a batch of groups' items alone may fill the ring: entries were admitted under the hosts' limit, what is small and lets a group
-    /// commit and the log be trimmed may go beyond it, and a ballot anywhere.
+    /// commit and the log be trimmed may go beyond it, and what is urgent anywhere.
     pub(crate) fn items_limit(&self, items: usize) -> u64 {
-        let ballot = self
-            .groups
-            .queue
-            .iter()
-            .take(items)
-            .any(|item| matches!(item.carries, Carries::Ballot(_) | Carries::Seen(_) | Carries::Own { blocks: 0, .. }));
-        if ballot { self.stream.ring_blocks() } else { self.stream.ring_blocks() - BATCH_BLOCKS_MAX - 64 }
+        let urgent = self.groups.queue.iter().take(items).any(|item| item.carries.is_urgent());
+        if urgent { self.stream.ring_blocks() } else { self.stream.ring_blocks() - BATCH_BLOCKS_MAX - 64 }
     }
 
     /// Descriptors of the first `items` of the queue.

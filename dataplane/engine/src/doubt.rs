@@ -52,11 +52,7 @@ impl Store {
             doubts.asked = Some(now);
             let (id, from, last) = (doubts.term.0, member.me, Index(member.last().0 + 1));
             let others = newest_members(member);
-            for other in others.list.iter().filter(|other| other.no != from) {
-                if member.node_of(other.no).is_none() {
-                    member.strangers.push((other.no, other.node));
-                }
-            }
+            others.list.iter().filter(|other| other.no != from).for_each(|other| member.meet(other.no, other.node));
             for other in others.list.iter().map(|other| other.no).filter(|other| *other != from) {
                 let ask = EntriesAsk { id, segment, from, to: other, first: last, last };
                 self.send_word(*no, other, PeerWord::EntriesAsk(ask), fx);

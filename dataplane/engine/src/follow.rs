@@ -13,8 +13,6 @@ use penstock_wire::batch::Op;
 use penstock_wire::peer::{Entry, MessageBody, Verified};
 use penstock_wire::{BLOCK, EXTENT_BLOCKS, Index, NodeId};
 
-/// Members that we have not heard of and whose nodes we remember.
-const STRANGERS_MAX: usize = 8;
 /// Blocks of peers' payloads that a store holds until they are in the log: 32 MiB. More is not taken in, and sent again: whoever holds all the
 /// memory there is has none left for the header of the batch by which it would be given back.
 const HELD_MAX: u64 = 8192;
@@ -51,16 +49,11 @@ impl Store {
     ) -> Option<()> {
         let no = self.map.by_segment(message.segment)?;
         let member = self.member_mut(no).filter(|member| member.speaks())?;
-        match member.members.get(message.from) {
-            Some(known) if known.node != from => return None,
-            Some(_) => {}
-            None => {
-                // Joined since: its node is where it speaks from.
-                member.strangers.retain(|(stranger, _)| *stranger != message.from);
-                member.strangers.truncate(STRANGERS_MAX - 1);
-                member.strangers.insert(0, (message.from, from));
-            }
+        if member.members.get(message.from).is_some_and(|known| known.node != from) {
+            return None;
         }
+        // Joined since: its node is where it speaks from.
+        member.meet(message.from, from);
         let len = message.payload_blocks() as usize * BLOCK;
         let bytes = match payload {
             Some(buf) => mem.bytes(buf).get(..len)?,

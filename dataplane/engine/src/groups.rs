@@ -14,6 +14,7 @@ use crate::member::{Member, MemberStage, Payload};
 use crate::port::*;
 use crate::rebuild::{Own, Source};
 use crate::replica::{Group, GroupConfig, Output, Part as GroupPart, Recovered, Stop};
+use crate::room::Rooms;
 use crate::send::Waiting;
 use crate::store::Store;
 use penstock_wire::batch::{Op, Section};
@@ -457,7 +458,7 @@ impl Store {
     pub(crate) fn on_peer_up(&mut self, node: NodeId, incarnation: Incarnation) {
         let restarted = self.groups.nodes.insert(node, incarnation) != Some(incarnation);
         self.tell_again(node);
-        self.tell_of_node(node, |group, no| {
+        self.tell_of_node(node, |group, _, no| {
             group.wake();
             if restarted {
                 group.on_restarted(no);
@@ -466,19 +467,19 @@ impl Store {
     }
 
     pub(crate) fn on_peer_down(&mut self, node: NodeId) {
-        self.forget_rooms(node);
-        self.tell_of_node(node, |group, no| {
+        self.tell_of_node(node, |group, rooms, no| {
+            rooms.forget(no);
             group.wake();
             group.on_unreachable(no);
         });
     }
 
     pub(crate) fn on_peer_lost(&mut self, node: NodeId) {
-        self.tell_of_node(node, Group::on_unreachable);
+        self.tell_of_node(node, |group, _, no| group.on_unreachable(no));
     }
 
     /// Tells every group that has a member on `node`.
-    fn tell_of_node(&mut self, node: NodeId, tell: impl Fn(&mut Group, MemberNo)) {
+    fn tell_of_node(&mut self, node: NodeId, tell: impl Fn(&mut Group, &mut Rooms, MemberNo)) {
         if node == self.config.replication.node {
             return;
         }
@@ -486,8 +487,8 @@ impl Store {
             let no = self.groups.list[at];
             let Some(member) = self.member_mut(no) else { continue };
             let Some(there) = member.members.list.iter().find(|other| other.node == node).map(|other| other.no) else { continue };
-            if let Some(group) = member.group_mut() {
-                tell(group, there);
+            if let MemberStage::Up(group) = &mut member.stage {
+                tell(group, &mut member.rooms, there);
                 self.touch(no);
             }
         }

@@ -12,6 +12,9 @@ use penstock_wire::{Index, NodeId, Seq, Term};
 use rustc_hash::FxHashMap;
 use std::collections::VecDeque;
 
+/// Members that the applied membership does not know and whose nodes are remembered.
+const STRANGERS_MAX: usize = 8;
+
 /// Where an entry's payload can be read.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Payload {
@@ -123,7 +126,7 @@ pub(crate) struct Member {
     pub rooms: crate::room::Rooms,
     /// A change of members that an order waits for.
     pub change: Option<(OrderId, Index)>,
-    /// Nodes of members that spoke to us and that we have not heard of yet.
+    /// Nodes of members that the applied membership does not know, the newest first.
     pub strangers: Vec<(MemberNo, NodeId)>,
     /// In the lists of those to settle and of those with marks, and counted as awake: see `groups`.
     pub touched: bool,
@@ -226,6 +229,16 @@ impl Member {
             MemberStage::Up(group) => Some(group),
             _ => None,
         }
+    }
+
+    /// Where a member is that the applied membership does not know; the newest word on it counts.
+    pub fn meet(&mut self, no: MemberNo, node: NodeId) {
+        if self.members.get(no).is_some() {
+            return;
+        }
+        self.strangers.retain(|(stranger, _)| *stranger != no);
+        self.strangers.truncate(STRANGERS_MAX - 1);
+        self.strangers.insert(0, (no, node));
     }
 
     pub fn node_of(&self, no: MemberNo) -> Option<NodeId> {

@@ -13,8 +13,8 @@ use crate::config::Canary;
 use crate::member::Member;
 use crate::port::{Millis, ReplicaNo};
 use crate::store::Store;
+use penstock_wire::Index;
 use penstock_wire::peer::{MemberNo, MessageBody, Role};
-use penstock_wire::{Index, NodeId};
 use std::collections::VecDeque;
 
 /// Older news are asked for again where they tell of little room.
@@ -59,13 +59,9 @@ pub(crate) enum Verdict {
 
 impl Rooms {
     fn hear(&mut self, no: MemberNo, room: u64, index: Option<Index>, now: Millis) {
-        let at = self.told.iter().position(|told| told.no == no).unwrap_or_else(|| {
-            self.told.push(Told { no, room, as_of: Index(0), at: now, asked: None });
-            self.told.len() - 1
-        });
-        let told = &mut self.told[at];
-        let as_of = told.as_of.max(index.unwrap_or_default());
-        *told = Told { no, room, as_of, at: now, asked: None };
+        let before = self.told.iter().find(|told| told.no == no).map(|told| told.as_of);
+        self.forget(no);
+        self.told.push(Told { no, room, as_of: before.max(index).unwrap_or_default(), at: now, asked: None });
         let all_have = self.told.iter().map(|told| told.as_of).min().unwrap_or_default();
         while self.spent.front().is_some_and(|(index, _)| *index <= all_have) {
             self.spent.pop_front();
@@ -84,7 +80,7 @@ impl Rooms {
         }
     }
 
-    /// Its word counts no more.
+    /// What it said counts no more.
     pub fn forget(&mut self, no: MemberNo) {
         self.told.retain(|told| told.no != no);
     }
@@ -140,15 +136,6 @@ impl Store {
         let now = self.now;
         if let Some(member) = self.member_mut(no).filter(|member| member.serving.is_some() && member.members.get(from).is_some()) {
             member.rooms.hear(from, room, index, now);
-        }
-    }
-
-    /// A node is away: its members are counted on no more.
-    pub(crate) fn forget_rooms(&mut self, node: NodeId) {
-        for at in 0..self.groups.list.len() {
-            let Some(member) = self.member_mut(self.groups.list[at]) else { continue };
-            let there = member.members.list.iter().find(|other| other.node == node).map(|other| other.no);
-            there.into_iter().for_each(|no| member.rooms.forget(no));
         }
     }
 

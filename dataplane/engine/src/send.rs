@@ -116,12 +116,11 @@ impl Store {
             && let MessageBody::Appended { room, .. } | MessageBody::HeartbeatDone { room, .. } = &mut message.body
         {
             *room = Some(self.room_to_tell());
-        }
-        if let PeerWord::Group(message) = &*word
-            && let MessageBody::Appended { index, .. } = message.body
-            && let Some(member) = self.member_mut(no)
-        {
-            member.admission.shown = member.admission.shown.max(index);
+            if let MessageBody::Appended { index, .. } = message.body
+                && let Some(member) = self.member_mut(no)
+            {
+                member.admission.shown = member.admission.shown.max(index);
+            }
         }
         let Some(node) = self.member(no).and_then(|member| member.node_of(to)) else { return };
         let first_part = fx.parts.len() as u32;

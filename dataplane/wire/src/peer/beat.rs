@@ -39,7 +39,7 @@ pub struct Room {
     pub blocks: u64,
 }
 
-/// Room in one store, which leaders reserve from before they propose.
+/// Room in one store. Nobody tells it in a beat today: leaders reserve from the room in the answers of their groups' members.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Space {
     pub drive: DriveId,
