@@ -236,6 +236,7 @@ typed_id!(
     VolumeId,
     SegmentId,
     ReplicaId,
+    SnapshotId,
 );
 
 impl ClusterId {

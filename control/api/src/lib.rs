@@ -14,7 +14,7 @@ pub mod rpc;
 pub mod size;
 
 pub use drive::{DriveKind, DriveSpec};
-pub use id::{ClusterId, DriveId, Id, NodeId, ReplicaId, SegmentId, VolumeId};
+pub use id::{ClusterId, DriveId, Id, NodeId, ReplicaId, SegmentId, SnapshotId, VolumeId};
 pub use name::{NodeName, Nqn, VolumeName};
 pub use size::ByteSize;
 

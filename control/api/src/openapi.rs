@@ -5,7 +5,7 @@ use utoipa::openapi::{RefOr, Schema};
 use utoipa::{PartialSchema, ToSchema};
 
 use crate::rpc::BlockSize;
-use crate::{ByteSize, ClusterId, DriveId, DriveSpec, Id, NodeId, NodeName, Nqn, ReplicaId, SegmentId, VolumeId, VolumeName};
+use crate::{ByteSize, ClusterId, DriveId, DriveSpec, Id, NodeId, NodeName, Nqn, ReplicaId, SegmentId, SnapshotId, VolumeId, VolumeName};
 
 macro_rules! plain_schema {
     ($($name:ty: $kind:expr, $example:expr, $description:literal;)+) => {$(
@@ -32,6 +32,7 @@ plain_schema! {
     VolumeId: Type::String, ID, "A volume's id";
     SegmentId: Type::String, ID, "A segment's id";
     ReplicaId: Type::String, ID, "A replica's id";
+    SnapshotId: Type::String, ID, "A snapshot's id";
     NodeName: Type::String, "n1", "As a volume's name";
     VolumeName: Type::String, "db-0", "1 to 63 letters, digits, '.', '_' or '-', starting with a letter or digit";
     Nqn: Type::String, "nqn.2026-11.io.penstock:db-0", "An NVMe qualified name";

@@ -13,6 +13,7 @@ mod frame;
 mod group;
 mod metrics;
 mod node;
+mod snapshot;
 mod volume;
 
 pub use drive::*;
@@ -21,6 +22,7 @@ pub use frame::*;
 pub use group::*;
 pub use metrics::*;
 pub use node::*;
+pub use snapshot::*;
 pub use volume::*;
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
