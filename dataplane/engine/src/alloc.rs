@@ -254,6 +254,11 @@ impl Space {
         self.waiting.push_back((epochs.close(), extent));
     }
 
+    /// Lets go of an extent that was taken from the map before the checkpoint that is durable now, once the reads of it have left.
+    pub fn let_go(&mut self, extent: ExtentNo, epochs: &mut Epochs) {
+        self.waiting.push_back((epochs.close(), extent));
+    }
+
     /// Frees what no read can look at any more.
     pub fn settle(&mut self, epochs: &Epochs) {
         while self.waiting.front().is_some_and(|(epoch, _)| epochs.passed(*epoch)) {

@@ -353,6 +353,9 @@ impl Store {
         self.space.release_slots(&mut dropped);
         self.checkpoint.dropped = dropped;
         self.checkpoint.directory.clear();
+        for extent in std::mem::take(&mut self.drain.freed) {
+            self.space.let_go(extent, &mut self.epochs);
+        }
         let first = self.checkpoint.first;
         if first > self.stream.first_kept() {
             self.stream.trim(first, &mut self.epochs);

@@ -76,6 +76,8 @@ pub enum Canary {
     VoteWhenWiped,
     /// A member whose drive was put back from an older copy is believed.
     VoteWhenRestored,
+    /// An extent that a merge frees is taken again before a checkpoint knows of the merge.
+    ReuseMergedEarly,
     /// A copied extent overwrites what entries newer than it wrote.
     CopyOverNewer,
     /// What a leader had taken in and not proposed when it lost its term is proposed under the next one that it leads.
@@ -99,7 +101,7 @@ impl Canary {
     /// Volume block over which [`Canary::PanicOnWrite`] falls.
     pub const FALLS_AT: u64 = 13;
 
-    pub const ALL: [Canary; 24] = [
+    pub const ALL: [Canary; 25] = [
         Canary::CountBeforeBarrier,
         Canary::AckEarly,
         Canary::TornIsCorruption,
@@ -124,6 +126,7 @@ impl Canary {
         Canary::ForgetDoubt,
         Canary::DiscardClears,
         Canary::AbsorbAcrossMarker,
+        Canary::ReuseMergedEarly,
     ];
 }
 

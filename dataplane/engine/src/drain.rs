@@ -8,6 +8,7 @@ use crate::alloc::ExtentNo;
 use crate::config::{Canary, FenceReason, Stage};
 use crate::index::{GroupId, GroupKey, Slot, Version};
 use crate::map::{Known, Layer, LayerKey, PageKey};
+use crate::merge::DIRTIES;
 use crate::port::*;
 use crate::store::{Owner, PageWaiter, Store};
 use penstock_wire::page::{BlockState, UNALLOCATED};
@@ -16,7 +17,7 @@ use penstock_wire::{BLOCK, EXTENT_BLOCKS, Seq};
 const BLOCKS: usize = EXTENT_BLOCKS as usize;
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-enum DrainStage {
+pub(crate) enum DrainStage {
     #[default]
     Idle,
     /// Waits for map pages.
@@ -44,7 +45,7 @@ struct Item {
 
 #[derive(Debug, Default)]
 pub(crate) struct Drain {
-    stage: DrainStage,
+    pub stage: DrainStage,
     items: Vec<Item>,
     /// Items that are not done.
     left: u32,
@@ -57,6 +58,11 @@ pub(crate) struct Drain {
     /// A page of a deleted replica that is being loaded to give its extents back.
     reclaiming: Option<PageKey>,
     pub deletions: u32,
+    /// Layers of removed snapshots that are to be merged, and a page of one that is.
+    pub merges: u32,
+    pub merge: Option<crate::merge::Merge>,
+    /// Extents that only the durable checkpoint refers to.
+    pub freed: Vec<ExtentNo>,
     /// Time has passed since it was looked whether log can be given back.
     pub look_at_log: bool,
 }
@@ -65,12 +71,17 @@ impl Drain {
     pub fn is_idle(&self) -> bool {
         self.stage == DrainStage::Idle
     }
+
+    /// What is to be tidied up in the map.
+    pub fn chores(&self) -> u32 {
+        self.deletions + self.merges
+    }
 }
 
 impl Store {
     /// Nothing is undrained, unsaved or being given back.
     pub(crate) fn drain_is_done(&self) -> bool {
-        self.drain.is_idle() && self.index.len() == 0 && !self.drain.unsaved && self.drain.deletions == 0 && self.checkpoint.is_idle()
+        self.drain.is_idle() && self.index.len() == 0 && !self.drain.unsaved && self.drain.chores() == 0 && self.checkpoint.is_idle()
     }
 
     /// Newest batch that nothing in the index needs.
@@ -122,14 +133,16 @@ impl Store {
         let over = self.drain.round.is_some_and(|to| drained >= to);
         let gain = self.gain(covers);
         let room = self.space.dirty_limit().saturating_sub(self.map.dirty());
-        let nothing_left = self.index.queued() == 0 && self.drain.deletions == 0;
-        let worth = room == 0 || over && (self.drain.deletions == 0 || self.index.queued() > 0) || nothing_left;
+        let nothing_left = self.index.queued() == 0 && self.drain.chores() == 0;
+        let worth = room < DIRTIES || over && (self.drain.chores() == 0 || self.index.queued() > 0) || nothing_left;
         if self.drain.unsaved && !self.is_installing() && (gain * 4 >= limit || worth) {
             self.begin_checkpoint(drained, covers.next(), mem, fx);
         } else if self.index.queued() > 0 && !over {
             self.begin_slice(room, mem, fx);
         } else if self.drain.deletions > 0 {
             self.reclaim(mem, fx);
+        } else if self.drain.merges > 0 {
+            self.begin_merge(mem, fx);
         }
         if over && self.drain.is_idle() {
             self.drain.round = None;
@@ -228,6 +241,10 @@ impl Store {
     pub(crate) fn on_drain_page<M: Memory>(&mut self, mem: &mut M, fx: &mut Effects) {
         if self.drain.reclaiming.is_some() {
             self.give_back_page();
+            return;
+        }
+        if self.drain.merge.is_some() {
+            self.load_merge(mem, fx);
             return;
         }
         self.drain.pages_out -= 1;

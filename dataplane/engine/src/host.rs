@@ -9,7 +9,7 @@ use penstock_wire::batch::OP_HEAD;
 use penstock_wire::layer::SnapshotShape;
 use penstock_wire::peer::Members;
 use penstock_wire::reservation::Reservations;
-use penstock_wire::{BLOCK, HostId, Index as RaftIndex, ReplicaShape};
+use penstock_wire::{BLOCK, HostId, Index as RaftIndex, ReplicaShape, SnapshotId};
 use std::collections::VecDeque;
 
 /// A host command in the slab.
@@ -37,6 +37,7 @@ pub enum What {
     /// All of the volume's reservations.
     Reserve(Box<Reservations>),
     Snapshot(Box<SnapshotShape>),
+    Unsnapshot(SnapshotId),
 }
 
 /// A replica that begins as the member of a group.
@@ -72,6 +73,7 @@ impl Proposed {
             What::Write { .. } => 4 * self.blocks as usize,
             What::Create(shape) => shape.encoded_len(),
             What::Snapshot(shape) => shape.encoded_len(),
+            What::Unsnapshot(_) => 16,
             What::CreateMember(birth) => birth.shape.encoded_len() + OP_HEAD + birth.members.encode().len(),
             What::Reserve(state) => state.encoded_len(),
             _ => 0,

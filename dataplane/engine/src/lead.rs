@@ -80,7 +80,7 @@ impl Store {
                 What::Zero => section.zero(op.block, op.blocks as u32),
                 What::Resize => section.resize(op.block),
                 What::Reserve(state) => section.reserve(state),
-                What::Create(_) | What::CreateMember(_) | What::Delete | What::Snapshot(_) => {
+                What::Create(_) | What::CreateMember(_) | What::Delete | What::Snapshot(_) | What::Unsnapshot(_) => {
                     unreachable!("a store's own op goes into no group's log")
                 }
             }

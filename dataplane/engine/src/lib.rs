@@ -27,6 +27,7 @@ mod lead;
 mod look;
 mod map;
 mod member;
+mod merge;
 mod orders;
 pub mod port;
 mod read;

@@ -13,7 +13,7 @@ use crate::port::{LayerNo, ReplicaNo};
 use penstock_wire::directory::PageRow;
 use penstock_wire::layer::{FrozenRow, SnapshotShape};
 use penstock_wire::page::{BlockState, EXTENTS_PER_PAGE, ExtentEntry, Page, UNALLOCATED};
-use penstock_wire::{EXTENT_BLOCKS, Index as RaftIndex, ReplicaShape, SegmentId, SnapshotId, Term};
+use penstock_wire::{EXTENT_BLOCKS, Index as RaftIndex, ReplicaShape, SegmentId, Seq, SnapshotId, Term};
 use rustc_hash::FxHashMap;
 
 /// A layer of a store.
@@ -94,16 +94,24 @@ pub struct Frozen {
     pub at: RaftIndex,
     /// Size of the volume as of the marker.
     pub blocks: u64,
+    /// Its snapshot is gone: it is merged into the layer above once the log up to here is drained, and with it all that belongs here.
+    pub removed: Option<Seq>,
 }
 
 impl Frozen {
     pub fn of_row(row: FrozenRow) -> Self {
-        Self { layer: Layer::of_rows(row.layer, &row.pages), snapshot: row.snapshot, at: row.at, blocks: row.blocks }
+        Self {
+            layer: Layer::of_rows(row.layer, &row.pages),
+            snapshot: row.snapshot,
+            at: row.at,
+            blocks: row.blocks,
+            removed: row.removed.then_some(Seq(0)),
+        }
     }
 
     pub fn row(&self) -> FrozenRow {
         let (layer, pages) = (self.layer.no.0, self.layer.rows());
-        FrozenRow { layer, snapshot: self.snapshot.clone(), removed: false, at: self.at, blocks: self.blocks, pages }
+        FrozenRow { layer, snapshot: self.snapshot.clone(), removed: self.removed.is_some(), at: self.at, blocks: self.blocks, pages }
     }
 }
 
@@ -163,14 +171,23 @@ impl Replica {
         Some(&self.frozen(no)?.layer)
     }
 
-    /// A layer that a snapshot has frozen.
-    pub fn frozen(&self, no: LayerNo) -> Option<&Frozen> {
+    fn frozen(&self, no: LayerNo) -> Option<&Frozen> {
         let at = self.frozen.binary_search_by_key(&no, |frozen| frozen.layer.no).ok()?;
         Some(&self.frozen[at])
     }
 
+    /// A layer that a snapshot holds.
+    pub fn kept(&self, no: LayerNo) -> Option<&Frozen> {
+        self.frozen(no).filter(|frozen| frozen.removed.is_none())
+    }
+
+    /// Whether a layer's snapshot is gone: blocks of it that the layer above covers may be anything.
+    pub fn is_removed(&self, no: LayerNo) -> bool {
+        self.frozen(no).is_some_and(|frozen| frozen.removed.is_some())
+    }
+
     pub fn snapshot(&self, id: SnapshotId) -> Option<&Frozen> {
-        self.frozen.iter().find(|frozen| frozen.snapshot.id == id)
+        self.frozen.iter().find(|frozen| frozen.snapshot.id == id && frozen.removed.is_none())
     }
 
     pub fn snapshots(&self) -> Vec<SnapshotView> {
@@ -181,7 +198,7 @@ impl Replica {
             blocks: frozen.blocks,
             allocated_extents: frozen.layer.allocated,
         };
-        self.frozen.iter().map(view).collect()
+        self.frozen.iter().filter(|frozen| frozen.removed.is_none()).map(view).collect()
     }
 
     /// The layer that was live at an entry.
@@ -315,7 +332,28 @@ impl Map {
         replica.since = at;
         let live = Layer::empty(LayerNo(replica.live.no.0 + 1));
         let layer = std::mem::replace(&mut replica.live, live);
-        replica.frozen.push(Frozen { layer, snapshot, at, blocks: replica.shape.blocks });
+        replica.frozen.push(Frozen { layer, snapshot, at, blocks: replica.shape.blocks, removed: None });
+    }
+
+    /// A snapshot is gone; what belongs to its layer is in the log up to `seq` at most.
+    pub fn unsnapshot(&mut self, no: ReplicaNo, id: SnapshotId, seq: Seq) {
+        let Some(replica) = self.get_mut(no) else { return };
+        if let Some(frozen) = replica.frozen.iter_mut().find(|frozen| frozen.snapshot.id == id && frozen.removed.is_none()) {
+            frozen.removed = Some(seq);
+        }
+    }
+
+    /// The log was redone up to `seq`: so far it may hold something of any removed layer.
+    pub fn redone(&mut self, seq: Seq) {
+        let removed =
+            self.replicas.iter_mut().flatten().flat_map(|replica| &mut replica.frozen).filter_map(|frozen| frozen.removed.as_mut());
+        removed.for_each(|by| *by = seq);
+    }
+
+    /// Forgets a removed layer whose pages are all gone.
+    pub fn drop_layer(&mut self, key: LayerKey) {
+        let Some(replica) = self.get_mut(key.replica) else { return };
+        replica.frozen.retain(|frozen| frozen.layer.no != key.layer || !frozen.layer.pages.is_empty());
     }
 
     #[inline]

@@ -67,6 +67,13 @@ impl Store {
                 }
                 Err(result) => return Some(result),
             },
+            Order::Unsnapshot { segment, snapshot } => {
+                let Some(no) = self.map.by_segment(segment) else { return Some(Err(OrderError::NoSuchSegment)) };
+                if self.map.get(no).is_none_or(|replica| replica.snapshot(snapshot).is_none()) {
+                    return Some(Ok(()));
+                }
+                (no, 0, What::Unsnapshot(snapshot))
+            }
             Order::Change { segment, members } => return self.begin_change(id, segment, &members),
             Order::Transfer { segment, to } => return Some(self.begin_transfer(segment, to)),
             Order::Drain | Order::ScrubStart | Order::ScrubStop | Order::Stop => unreachable!("not an order for the log"),
@@ -161,6 +168,7 @@ impl Store {
         if self.map.live(no).is_some() {
             self.map.mark_deleting(no);
             self.drain.deletions += 1;
+            self.count_merges();
         }
     }
 

@@ -11,7 +11,7 @@
 use crate::replica::Part as GroupPart;
 use crate::reserve::rules::Reserve;
 use penstock_wire::peer::{AdmitAnswer, AdmitAsk, CopyAnswer, CopyAsk, EntriesAnswer, EntriesAsk, MemberNo, Members, Message};
-use penstock_wire::{BlockAddr, HostId, Incarnation, NodeId, SegmentId, Term};
+use penstock_wire::{BlockAddr, HostId, Incarnation, NodeId, SegmentId, SnapshotId, Term};
 
 /// One host command that has not been answered. Chosen by the adapter, dense from 0, reused after the reply.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, PartialOrd, Ord)]
@@ -153,6 +153,11 @@ pub enum Order {
     Snapshot {
         segment: SegmentId,
         snapshot: Box<penstock_wire::layer::SnapshotShape>,
+    },
+    /// Remove a snapshot and give its space back in the background. Idempotent.
+    Unsnapshot {
+        segment: SegmentId,
+        snapshot: SnapshotId,
     },
     /// Answered when everything acknowledged before it is drained and checkpointed.
     Drain,

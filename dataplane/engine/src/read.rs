@@ -99,7 +99,7 @@ impl Store {
     fn layer_of(&self, no: ReplicaNo, op: HostOp) -> Option<LayerKey> {
         let replica = self.map.live(no)?;
         let layer = match op {
-            HostOp::ReadSnapshot(layer, _) => replica.frozen(layer)?.layer.no,
+            HostOp::ReadSnapshot(layer, _) => replica.kept(layer)?.layer.no,
             _ => replica.live.no,
         };
         Some(LayerKey { replica: no, layer })

@@ -652,10 +652,11 @@ impl Store {
                 Op::Resize { blocks } => self.redo_resize(no, blocks, seq, entry.index),
                 Op::Reserve(state) => self.apply_reserve(no, *state),
                 Op::Snapshot(shape) => self.apply_snapshot(no, &shape, entry.index),
+                Op::Unsnapshot(id) => self.apply_unsnapshot(no, id, seq),
                 // Of members of groups: `rejoin` has taken them.
                 Op::Members(_) | Op::Ballot { .. } | Op::Doubt { .. } | Op::Resolved => {}
                 Op::Install { .. } | Op::Whole { .. } | Op::Copy(_) | Op::Seen(_) => {}
-                Op::Unsnapshot(_) | Op::Origin { .. } => {}
+                Op::Origin { .. } => {}
             }
         }
     }
@@ -690,6 +691,8 @@ impl Store {
         let superblock = rec.superblock();
         let generation = Generation(rec.newest_generation().0 + 1);
         self.rejoin(rec);
+        self.map.redone(Seq(rec.seq.0 - 1));
+        self.count_merges();
         self.report = RecoveryReport { generation: generation.0, ..rec.report };
         self.index.put_in_order();
         self.stream.resume(superblock.log_seq, std::mem::take(&mut rec.places), rec.seq, rec.pos, superblock.log_at, generation);

@@ -1,13 +1,13 @@
 //! Snapshots of a volume: a marker in its log, from which on what is written goes to a layer of its own.
 //!
-//! Not here: which layer an entry belongs to (`map`) and how a stack of layers is read (`read`).
+//! Not here: which layer an entry belongs to (`map`), how a stack of layers is read (`read`), and where a removed one goes (`merge`).
 
 use crate::config::SnapshotView;
 use crate::map::Replica;
 use crate::port::*;
 use crate::store::Store;
 use penstock_wire::layer::{FROZEN_MAX, LAYER_NO_LIMIT, SnapshotShape};
-use penstock_wire::{Index as RaftIndex, SegmentId};
+use penstock_wire::{Index as RaftIndex, SegmentId, Seq, SnapshotId};
 
 impl Store {
     /// The replica that a snapshot may be taken of. Otherwise the order's answer.
@@ -30,6 +30,12 @@ impl Store {
 
     pub(crate) fn apply_snapshot(&mut self, no: ReplicaNo, snapshot: &SnapshotShape, index: RaftIndex) {
         self.map.freeze(no, snapshot.clone(), index);
+    }
+
+    /// Its layer goes as the drain gets to it.
+    pub(crate) fn apply_unsnapshot(&mut self, no: ReplicaNo, snapshot: SnapshotId, seq: Seq) {
+        self.map.unsnapshot(no, snapshot, seq);
+        self.count_merges();
     }
 
     /// A replica's snapshots, oldest first.

@@ -40,6 +40,9 @@ pub(crate) enum Owner {
     DrainWrite {
         item: u32,
     },
+    Merge {
+        join: u32,
+    },
     Checkpoint,
     Recovery,
     Scrub {
@@ -197,6 +200,7 @@ impl Store {
             Owner::Page { key, buf } => self.on_page_read(key, buf, ok, mem, fx),
             Owner::DrainRead { item } => self.on_drain_read(item, ok, mem, fx),
             Owner::DrainWrite { item } => self.on_drain_written(item, ok, mem, fx),
+            Owner::Merge { join } => self.on_merge_done(join, ok, mem, fx),
             Owner::Checkpoint => self.on_checkpoint_done(ok, mem, fx),
             Owner::Recovery => self.on_recovery_done(ok, mem, fx),
             Owner::Scrub { item } => self.on_scrub_read(item, ok, mem, fx),

@@ -355,6 +355,7 @@ impl Store {
                 What::Resize => self.stream.section.resize(op.block),
                 What::Reserve(state) => self.stream.section.reserve(state),
                 What::Snapshot(shape) => self.stream.section.snapshot(shape),
+                What::Unsnapshot(id) => self.stream.section.unsnapshot(*id),
             }
         }
         if plan.items > 0 {
@@ -654,6 +655,7 @@ impl Store {
             What::Resize => self.apply_resize(op.replica, op.block, seq, op.index.0, &mut promises, fx),
             What::Reserve(state) => self.apply_reserve(op.replica, (**state).clone()),
             What::Snapshot(shape) => self.apply_snapshot(op.replica, shape, op.index),
+            What::Unsnapshot(id) => self.apply_unsnapshot(op.replica, *id, seq),
         }
         self.give_up_promises(promises);
     }

@@ -104,7 +104,7 @@ impl Store {
         }
         let Some(span) = op.span() else { return Ok(()) };
         let blocks = match op {
-            HostOp::ReadSnapshot(layer, _) => replica.frozen(layer).ok_or(Status::NotReady)?.blocks,
+            HostOp::ReadSnapshot(layer, _) => replica.kept(layer).ok_or(Status::NotReady)?.blocks,
             _ => replica.limit_blocks,
         };
         let logical = u64::from(replica.shape.logical_block);

@@ -74,6 +74,11 @@ pub const SEEDED: &[Seeded] = &[
     store(Canary::TrustTail, "what recovery reads is taken for durable (1, 9)", &[(Node, 100)]),
     store(Canary::DiscardClears, "a discard over a snapshot lets the snapshot's block show again (2, 4)", &[(Node, 50)]),
     store(Canary::AbsorbAcrossMarker, "a write overwrites what a snapshot in front of it holds (4)", &[(Node, 50)]),
+    store(
+        Canary::ReuseMergedEarly,
+        "an extent that a merge frees is used again before the checkpoint that knows of it (15)",
+        &[(Node, 500)],
+    ),
     store(Canary::StampNewTerm, "a command of an old term is proposed under a new one (8)", &[(Fleets, 500)]),
     store(Canary::StageFirstPayload, "an entry is taken in without its own payload (14)", &[(Fleets, 50)]),
     store(Canary::CountOwnSpaceAlone, "a leader proposes what another member has no space for (15)", &[(Fleets, 2000)]),

@@ -46,6 +46,7 @@ impl World {
             self.audit(shard, "at rest");
             self.tally.check("accounting at rest (24)");
         }
+        self.remove_snapshots();
         self.stop();
         self.count_work();
         self.tally.check("all served and drained after faults (25)");
@@ -160,6 +161,33 @@ impl World {
                 "shard {shard} has no space for one block after everything was discarded: {}",
                 self.describe()
             );
+        }
+        self.read_back();
+    }
+
+    /// Snapshots go, most of the time, and give back all that they held.
+    fn remove_snapshots(&mut self) {
+        if self.rng.one_in(3) {
+            return;
+        }
+        for of in self.live_volumes() {
+            let shard = self.volumes[&of].shard;
+            for (no, ..) in self.taken(of) {
+                self.snapshots.get_mut(&no).expect("taken").removed = true;
+                let order = self.removal_order(no);
+                let id = self.order(shard, order);
+                self.until("a snapshot is removed", |w| w.shards[shard].done.contains_key(&id));
+                self.snapshot_removed(shard, no);
+            }
+        }
+        self.drain("third");
+        for of in self.live_volumes() {
+            let (shard, replica) = (self.volumes[&of].shard, self.volumes[&of].number.expect("told"));
+            self.until("the store is quiescent", |w| w.view(shard).is_none_or(|v| v.quiescent));
+            let usage = self.shards[shard].store.as_ref().expect("serves").usage(replica);
+            assert_eq!(usage.snapshot_extents, 0, "volume {of} has no snapshots, and extents for them");
+            self.audit(shard, "without snapshots");
+            self.tally.check("snapshots give back what they held (24)");
         }
         self.read_back();
     }

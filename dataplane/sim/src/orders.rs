@@ -18,14 +18,17 @@ pub enum Pending {
     Resize { order: Option<u64>, blocks: u64 },
     Delete { order: Option<u64> },
     Snapshot { order: Option<u64>, no: u32 },
+    Unsnapshot { order: Option<u64>, no: u32 },
 }
 
 impl Pending {
     fn order(self) -> Option<u64> {
         match self {
-            Pending::Create { order } | Pending::Resize { order, .. } | Pending::Delete { order } | Pending::Snapshot { order, .. } => {
-                order
-            }
+            Pending::Create { order }
+            | Pending::Resize { order, .. }
+            | Pending::Delete { order }
+            | Pending::Snapshot { order, .. }
+            | Pending::Unsnapshot { order, .. } => order,
         }
     }
 }
@@ -164,13 +167,16 @@ impl World {
             Pending::Resize { blocks, .. } => Order::Resize { segment, blocks },
             Pending::Delete { .. } => Order::Delete { segment },
             Pending::Snapshot { no, .. } => self.snapshot_order(no),
+            Pending::Unsnapshot { no, .. } => self.removal_order(no),
         };
         let id = self.order(shard, order);
         let v = self.volumes.get_mut(&volume).expect("there");
         match v.pending.as_mut().expect("pending") {
-            Pending::Create { order } | Pending::Resize { order, .. } | Pending::Delete { order } | Pending::Snapshot { order, .. } => {
-                *order = Some(id)
-            }
+            Pending::Create { order }
+            | Pending::Resize { order, .. }
+            | Pending::Delete { order }
+            | Pending::Snapshot { order, .. }
+            | Pending::Unsnapshot { order, .. } => *order = Some(id),
         }
     }
 
@@ -209,6 +215,10 @@ impl World {
             (Ok(()), Pending::Snapshot { no, .. }) => {
                 v.pending = None;
                 self.snapshot_taken(shard, no);
+            }
+            (Ok(()), Pending::Unsnapshot { no, .. }) => {
+                v.pending = None;
+                self.snapshot_removed(shard, no);
             }
             // What a shrink over a snapshot cuts off takes pages of the map.
             (Err(OrderError::NoSpace), Pending::Resize { .. }) => v.pending = None,

@@ -24,6 +24,8 @@ pub struct Snapshot {
     /// Once it was acknowledged.
     pub layer: Option<LayerNo>,
     pub size_blocks: u64,
+    /// It was ordered away: nobody reads it any more.
+    pub removed: bool,
     /// Commands that hosts may yet send before it is acknowledged.
     pub meanwhile: u32,
 }
@@ -46,22 +48,37 @@ pub fn layer_in(store: &Store, replica: ReplicaNo, no: u32) -> Option<LayerNo> {
 }
 
 impl World {
-    /// A volume is to be kept as it is about now.
+    /// A volume is to be kept as it is about now, or one of its snapshots to go.
     pub fn take_snapshot(&mut self, volume: u32) {
-        if self.snapshots.values().filter(|s| s.of == volume).count() >= SNAPSHOTS_MAX {
+        let taken = self.taken(volume);
+        if taken.len() >= SNAPSHOTS_MAX || !taken.is_empty() && self.rng.percent(40) {
+            let (no, ..) = self.rng.pick(&taken);
+            self.snapshots.get_mut(&no).expect("taken").removed = true;
+            self.volumes.get_mut(&volume).expect("there").pending = Some(Pending::Unsnapshot { order: None, no });
             return;
         }
         let no = self.next_volume;
         self.next_volume += 1;
         let size_blocks = self.volumes[&volume].shape.blocks;
         self.oracle.begin_snapshot(volume, no);
-        self.snapshots.insert(no, Snapshot { no, of: volume, layer: None, size_blocks, meanwhile: MEANWHILE_MAX });
+        self.snapshots.insert(no, Snapshot { no, of: volume, layer: None, size_blocks, removed: false, meanwhile: MEANWHILE_MAX });
         self.volumes.get_mut(&volume).expect("there").pending = Some(Pending::Snapshot { order: None, no });
     }
 
     pub fn snapshot_order(&self, no: u32) -> Order {
         let s = &self.snapshots[&no];
         Order::Snapshot { segment: self.volumes[&s.of].shape.segment, snapshot: Box::new(s.shape()) }
+    }
+
+    pub fn removal_order(&self, no: u32) -> Order {
+        Order::Unsnapshot { segment: self.volumes[&self.snapshots[&no].of].shape.segment, snapshot: id_of(no) }
+    }
+
+    pub fn snapshot_removed(&mut self, shard: usize, no: u32) {
+        let replica = self.volumes[&self.snapshots[&no].of].number.expect("a volume that was created was told");
+        let store = self.shards[shard].store.as_ref().expect("it answers");
+        assert_eq!(layer_in(store, replica, no), None, "snapshot {no} was removed and stands");
+        self.tally.did("snapshots removed", 1);
     }
 
     /// The store says that it stands.
@@ -92,6 +109,7 @@ impl World {
                 s.meanwhile = s.meanwhile.saturating_sub(1);
                 s.meanwhile > 0
             }
+            Some(Pending::Unsnapshot { .. }) => true,
             Some(_) => false,
         }
     }
@@ -101,9 +119,9 @@ impl World {
         self.snapshots.values().filter(move |s| s.of == volume).map(|s| s.no).chain([volume])
     }
 
-    /// Snapshots of a volume that were acknowledged.
+    /// Snapshots of a volume that were acknowledged and are to stay.
     pub fn taken(&self, volume: u32) -> Vec<(u32, LayerNo, u64)> {
-        let taken = self.snapshots.values().filter(|s| s.of == volume);
+        let taken = self.snapshots.values().filter(|s| s.of == volume && !s.removed);
         taken.filter_map(|s| Some((s.no, s.layer?, s.size_blocks))).collect()
     }
 

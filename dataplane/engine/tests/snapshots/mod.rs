@@ -17,6 +17,11 @@ impl Bench {
         self.layer(no).expect("it was taken")
     }
 
+    fn unsnapshot(&mut self, no: u8) {
+        self.order(Order::Unsnapshot { segment: SEGMENT, snapshot: shape(no).id }).unwrap();
+        assert_eq!(self.layer(no), None);
+    }
+
     fn layer(&self, no: u8) -> Option<LayerNo> {
         let snapshots = self.store.snapshots(self.store.replica_of(SEGMENT).unwrap());
         snapshots.iter().find(|view| view.snapshot == shape(no)).map(|view| view.layer)
@@ -219,4 +224,100 @@ fn scrub_reads_what_snapshots_hold() {
         bench.tick(10);
     }
     assert!(bench.notices.contains(&Notice::ScrubDone { blocks: 40, corrupt: 0 }), "{:?}", bench.notices);
+}
+
+/// Three snapshots with writes and discards between them; what each holds, and what is live.
+fn stacked(bench: &mut Bench) -> Vec<Vec<u8>> {
+    bench.create(2000);
+    let mut now = vec![0; 200 * BLOCK];
+    let mut held = Vec::new();
+    for no in 1..=4u8 {
+        // A base of all, then single blocks, runs, and zeros, so that extents meet in every way.
+        let writes: &[(usize, usize)] = match no {
+            1 => &[(0, 180)],
+            2 => &[(3, 1), (16, 16), (40, 9), (190, 4)],
+            3 => &[(4, 1), (44, 2), (100, 30)],
+            _ => &[(5, 1), (16, 3), (41, 14), (191, 1)],
+        };
+        for (at, count) in writes {
+            let bytes = pattern(no * 16 + *at as u8, count * BLOCK);
+            bench.write(*at as u64 * B, &bytes);
+            now[at * BLOCK..(at + count) * BLOCK].copy_from_slice(&bytes);
+        }
+        if no > 1 {
+            let at = 60 + usize::from(no) * 5;
+            bench.zero(at as u64 * B, 20 * B);
+            now[at * BLOCK..(at + 20) * BLOCK].fill(0);
+        }
+        if no < 4 {
+            bench.snapshot(no);
+        }
+        held.push(now.clone());
+    }
+    held
+}
+
+#[test]
+fn removed_snapshots_leave_the_others_what_they_hold_in_any_order_and_give_all_back() {
+    for order in [[1, 2, 3], [3, 2, 1], [2, 1, 3], [2, 3, 1], [1, 3, 2], [3, 1, 2]] {
+        for drained_first in [false, true] {
+            let mut bench = Bench::new();
+            let held = stacked(&mut bench);
+            if drained_first {
+                bench.order(Order::Drain).unwrap();
+            }
+            for (at, no) in order.into_iter().enumerate() {
+                bench.unsnapshot(no);
+                for round in 0..3 {
+                    let when = format!("{order:?}, {no} gone, round {round}");
+                    assert_eq!(bench.read(0, 200 * B), held[3], "{when}");
+                    for kept in &order[at + 1..] {
+                        assert_eq!(bench.read_snapshot(*kept, 0, 200 * B), held[usize::from(*kept) - 1], "{when}, of {kept}");
+                    }
+                    match round {
+                        0 => bench.order(Order::Drain).unwrap(),
+                        _ => bench.reopen(),
+                    }
+                    bench.audit();
+                }
+            }
+            bench.order(Order::Drain).unwrap();
+            let usage = bench.store.usage(bench.store.replica_of(SEGMENT).unwrap());
+            assert_eq!(usage.snapshot_extents, 0, "{order:?}");
+            assert!(usage.allocated_extents <= 13, "{order:?}: {usage:?}");
+        }
+    }
+}
+
+#[test]
+fn removal_is_idempotent_and_a_removed_snapshot_is_not_read() {
+    let mut bench = Bench::new();
+    bench.create(100);
+    bench.write(0, &pattern(1, BLOCK));
+    let layer = bench.snapshot(1);
+    bench.unsnapshot(1);
+    bench.unsnapshot(1);
+    let read = HostOp::ReadSnapshot(layer, Span { offset: 0, len: B });
+    assert_eq!(bench.host(read, vec![0; BLOCK]).0, Status::NotReady);
+    let nowhere = Order::Unsnapshot { segment: SegmentId([77; 16]), snapshot: shape(1).id };
+    assert_eq!(bench.order(nowhere), Err(OrderError::NoSuchSegment));
+    // Its number and id are free for another, which is not the same layer.
+    assert_ne!(bench.snapshot(1), layer);
+    assert_eq!(bench.read_snapshot(1, 0, B), pattern(1, BLOCK));
+}
+
+#[test]
+fn volume_deleted_with_its_snapshots_gives_all_back() {
+    let mut bench = Bench::new();
+    let free = bench.store.view().extents_free;
+    stacked(&mut bench);
+    bench.order(Order::Drain).unwrap();
+    bench.unsnapshot(2);
+    bench.order(Order::Delete { segment: SEGMENT }).unwrap();
+    bench.order(Order::Drain).unwrap();
+    bench.tick(1000);
+    bench.audit();
+    let view = bench.store.view();
+    assert!(view.extents_free + 4 >= free, "{free} extents were free, {} are", view.extents_free);
+    assert!(view.quiescent);
 }
