@@ -305,7 +305,10 @@ impl World {
             Status::NotReady => {
                 let of = self.snapshots.get(&command.volume).map_or(command.volume, |snapshot| snapshot.of);
                 let v = self.volumes.get(&of);
-                let settled = s.standing == Standing::Serving && v.is_some_and(|v| v.replica.is_some() && !v.doomed);
+                // A snapshot may go while it is read.
+                let stays =
+                    v.is_some_and(|v| v.replica.is_some() && !v.doomed) && self.snapshots.get(&command.volume).is_none_or(|s| !s.removed);
+                let settled = s.standing == Standing::Serving && stays;
                 assert!(!settled || command.serial < s.serves_since, "{:?} was answered NotReady by a store that serves", command.op);
             }
             Status::Unrecovered => self.tally.did("answers Unrecovered", 1),
