@@ -1,15 +1,17 @@
 #!/usr/bin/env bash
 # The main job, live: three nodes, a volume with a replica on each, verified random writes over NVMe/TCP, the node that leads killed -9 in
 # mid-write. Another leads, the load goes on, the node comes back and catches up, and every acknowledged block is verified on all three
-# replicas. Everything is on loopback and in a temporary folder, and is gone afterwards.
+# replicas. Then what a host feels of a lost leader, as a median of ten. Everything is on loopback and in a temporary folder, and is gone afterwards.
 #
 #   PENSTOCK_DEMO_DIR      where the pools' files go (default: a temporary folder; wants 4 GiB and O_DIRECT)
 #   PENSTOCK_DEMO_KEEP     set to keep the folder
 #   PENSTOCK_DEMO_SECONDS  how long the load runs (default: 20)
 #   PENSTOCK_DEMO_RATE     writes a second (default: 5000)
+#   PENSTOCK_DEMO_STRIKES  how often the leader is killed, stopped and cut off at the end, each (default: 10; 3 to 10, 0: not at all)
 source "$(dirname "${BASH_SOURCE[0]}")/demo-lib.sh"
 seconds=${PENSTOCK_DEMO_SECONDS:-20}
 rate=${PENSTOCK_DEMO_RATE:-5000}
+strikes=${PENSTOCK_DEMO_STRIKES:-10}
 base=$((20000 + RANDOM % 20000))
 export PENSTOCK_API=unix:$dir/control.sock
 declare -A daemon=([n1]= [n2]= [n3]=)
@@ -82,6 +84,11 @@ for node in n1 n2 n3; do
     penstock volume transfer demo --to $node
     "$bin/penstock-perf" verify --target "nvmf:tcp:$(door $node):$nqn" --path "$(door $node)" --journal "$dir/journal" --quiet
 done
+
+if [ "$strikes" -gt 0 ]; then
+    step "Three more nodes, default settings: how long a host waits when the leader is killed, stopped, cut off without a word; $strikes times each"
+    "$bin/penstock-perf" ratio 9 --pairs "$strikes" --no-control
+fi
 
 step 'Done'
 gap=$(sed -n 's/.*"longest_gap_ms": \([0-9.]*\).*/\1/p' "$dir/demo.json")

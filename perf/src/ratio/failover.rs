@@ -367,7 +367,7 @@ pub fn run(bench: &mut Bench<'_>) -> Result<(), RatioError> {
         };
         let mut ours = GapArm { fleet: fleet.clone(), fault };
         let mut peer = TimeoutArm { fleet: fleet.clone(), ms: timeout.as_secs_f64() * 1e3 };
-        bench.compare_times(question, TIMES_MAX, &mut ours, &mut peer)?;
+        bench.compare_to_constant(question, TIMES_MAX, &mut ours, &mut peer)?;
         let verified = fleet.borrow().verified - verified;
         let network = if has_spaces { "a network namespace each" } else { "one loopback" };
         bench.annotate(format!(

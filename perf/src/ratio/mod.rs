@@ -184,7 +184,18 @@ impl Bench<'_> {
 
     /// Runs a comparison and its control, and shows both as they go.
     pub fn compare(&mut self, question: Question, ours: &mut dyn Arm, peer: &mut dyn Arm) -> Result<(), RatioError> {
-        self.compare_times(question, usize::MAX, ours, peer)
+        self.compare_under(question, self.options.pairs, Some(self.options.foreign_max), ours, peer)
+    }
+
+    /// The same against a constant, with so many pairs at most. What others use of the machine can only worsen our side of it: no pair is discarded for that.
+    pub fn compare_to_constant(
+        &mut self,
+        question: Question,
+        pairs_max: usize,
+        ours: &mut dyn Arm,
+        peer: &mut dyn Arm,
+    ) -> Result<(), RatioError> {
+        self.compare_under(question, self.options.pairs.min(pairs_max), None, ours, peer)
     }
 
     /// Says more about the comparison that was run last, known only then.
@@ -194,11 +205,11 @@ impl Bench<'_> {
         }
     }
 
-    /// The same with so many pairs at most.
-    pub fn compare_times(
+    fn compare_under(
         &mut self,
         question: Question,
-        pairs_max: usize,
+        pairs: usize,
+        foreign_max: Option<f64>,
         ours: &mut dyn Arm,
         peer: &mut dyn Arm,
     ) -> Result<(), RatioError> {
@@ -206,13 +217,12 @@ impl Bench<'_> {
         ours.rest()?;
         peer.rest()?;
         eprintln!("\n[{}] {}: {} / {}", self.number, question.name, ours.name(), peer.name());
-        let pairs = self.options.pairs.min(pairs_max);
         let plan = Plan {
             pairs,
             pairs_max: pairs * 4,
             handicap: HandicapKind::None,
             seed: self.options.seed,
-            foreign_max: self.options.foreign_max,
+            foreign_max: foreign_max.unwrap_or(f64::INFINITY),
         };
         let unit = question.unit;
         let paired = pairs::measure(ours, peer, &plan, &mut |pair| show_pair(pair, unit))?;
@@ -228,7 +238,7 @@ impl Bench<'_> {
             paired,
             control: None,
             note: question.note,
-            is_for_orientation: self.options.foreign_max > FOREIGN_MAX,
+            is_for_orientation: foreign_max.is_some_and(|most| most > FOREIGN_MAX),
         };
         let handicap = match question.control {
             Control::None => None,
