@@ -40,7 +40,11 @@ fn state(view: &NodeView) -> String {
     }
 }
 
+/// Nodes that it hears, of those that it knows; what one that is away said last is no answer.
 fn peers(view: &NodeView) -> String {
+    if !view.reachable {
+        return "-".to_owned();
+    }
     let known = view.node.as_ref().map(|node| node.peers.as_slice()).unwrap_or_default();
     match known.len() {
         0 => "-".to_owned(),

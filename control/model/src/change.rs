@@ -73,8 +73,8 @@ pub fn remove_drive(desired: &Desired, id: DriveId, force: bool) -> Judged {
         desired.volumes_on(id).filter(|(_, volume)| volume.phase.is_present()).map(|(_, volume)| volume.name.as_str()).collect();
     if !names.is_empty() && !force {
         let shown = names.iter().take(5).copied().collect::<Vec<_>>().join(", ");
-        let more = if names.len() > 5 { ", …" } else { "" };
-        let error = ApiError::new(ErrorCode::Busy, format!("{} volumes live on drive {id}: {shown}{more}", names.len()));
+        let more = if names.len() > 5 { format!(", … ({} in all)", names.len()) } else { String::new() };
+        let error = ApiError::new(ErrorCode::Busy, format!("drive {id} holds volumes: {shown}{more}"));
         return Err(error.with_hint(
             "remove them first, or use --force to detach the drive with them: nothing is erased, `penstock pool import` brings them back",
         ));

@@ -215,7 +215,7 @@ impl Node {
         }
         let living: Vec<VolumeId> = self.volumes.borrow().iter().filter(|(_, v)| v.drive == id).map(|(&id, _)| id).collect();
         if !living.is_empty() && !params.force {
-            let message = format!("{} volumes live on drive {id}", living.len());
+            let message = format!("drive {id} holds volumes ({} of them)", living.len());
             return answer(Err(fail(ErrorCode::Busy, message, "remove them first, or detach the drive with force: nothing is erased")));
         }
         if let Some(drive) = self.drives.borrow_mut().get_mut(&id) {
