@@ -31,7 +31,7 @@ impl Store {
                 PeerWord::EntriesAnswer(answer) => self.on_entries_answer(from, &answer),
                 PeerWord::AdmitAsk(ask) => self.on_admit_ask(from, &ask, fx),
                 PeerWord::AdmitAnswer(answer) => self.on_admit_answer(from, &answer, mem, fx),
-                PeerWord::CopyAsk(ask) => self.on_copy_ask(from, ask),
+                PeerWord::CopyAsk(ask) => self.on_copy_ask(from, ask, fx),
                 PeerWord::CopyAnswer(answer) => _ = self.on_copy_answer(from, answer, payload, mem),
             }
         }
@@ -258,6 +258,9 @@ impl Store {
     pub(crate) fn truncate<M: Memory>(&mut self, no: ReplicaNo, from: Index, mem: &mut M, fx: &mut Effects) {
         let persisted = self.stream.persisted();
         self.uncover(no, from);
+        if let Some(member) = self.member_mut(no) {
+            member.recovered = member.recovered.min(Index(from.0 - 1));
+        }
         loop {
             let Some(member) = self.member_mut(no) else { return };
             if member.last() < from {

@@ -100,6 +100,8 @@ pub(crate) struct Member {
     pub start: Index,
     pub start_term: Term,
     pub log: VecDeque<Logged>,
+    /// Where the log ended when the store was opened, as far as it stands: what of that counts as applied no more may be in extents.
+    pub recovered: Index,
     /// What the others say to this opening of its store, and what it knows of theirs.
     pub admission: Admission,
     pub known: Vec<Known>,
@@ -145,6 +147,7 @@ impl Member {
             start: Index(0),
             start_term: Term(0),
             log: VecDeque::new(),
+            recovered: Index(0),
             admission: Admission::default(),
             known: Vec::new(),
             doubts: None,

@@ -340,7 +340,7 @@ impl Store {
         };
         let mut member = Member::new(me, stage, walked.members);
         (member.applied_term, member.ballot) = (walked.applied_term, walked.ballot);
-        (member.start, member.start_term, member.log) = (start, start_term, logged.into());
+        (member.start, member.start_term, member.log, member.recovered) = (start, start_term, logged.into(), Index(last));
         // Who never spoke may be a replica that was made anew, on a drive that was opened since.
         member.admission = Admission::new(vouched && walked.ballot.term.0 > 0);
         member.known = walked.seen.into_iter().map(Known::recovered).collect();

@@ -100,6 +100,7 @@ pub const SEEDED: &[Seeded] = &[
     group(replica::Canary::StepUnchecked, "messages reach raft unchecked (29)", &[(Groups, 300)]),
     group(replica::Canary::ForgetFloor, "a member votes although its log may have been longer (1, 11)", &[(Groups, 50)]),
     group(replica::Canary::RaftLease, "reads are served on the lease of crate raft (17)", &[(Groups, 100)]),
+    group(replica::Canary::ServeUnrebuilt, "a member that is rebuilt serves what it does not have yet (2, 6)", &[(Fleets, 2000)]),
     Seeded {
         bug: Bug::UnknownIsAbsent,
         breaks: "a record that cannot be judged is taken for one that never was (1, 13)",

@@ -1,5 +1,5 @@
-//! The asking side of a rebuild: range after range to whoever leads, one ask at a time, again when it is not answered, and whole when there is
-//! nothing left to ask for.
+//! The asking side of a rebuild: range after range to whoever leads, or to another where that one does not give, one ask at a time, again when it is
+//! not answered, and whole when there is nothing left to ask for.
 
 use super::{Copy, Own};
 use crate::config::RebuildView;
@@ -7,7 +7,7 @@ use crate::port::*;
 use crate::store::Store;
 use penstock_wire::batch::CopyOp;
 use penstock_wire::page::EXTENTS_PER_PAGE;
-use penstock_wire::peer::{Copied, CopyAnswer, CopyAsk, EXTENTS_END, MemberNo};
+use penstock_wire::peer::{Copied, CopyAnswer, CopyAsk, EXTENTS_END, MemberNo, Role};
 use penstock_wire::{BLOCK, EXTENT_BLOCKS, Index, NodeId, Term};
 use std::collections::BTreeSet;
 
@@ -26,8 +26,6 @@ const REST_MS: u64 = 100;
 struct Out {
     id: u64,
     to: MemberNo,
-    /// The one in which it leads: in another it may be another life of it.
-    term: Term,
     first: u64,
     until: u64,
     /// An extent that is asked for by itself.
@@ -49,6 +47,8 @@ pub(crate) struct Rebuild {
     /// Extents before this one are answered.
     next: u64,
     ask: Option<Out>,
+    /// Sources that did not give in this term.
+    tried: (Term, usize),
     /// What sources had applied, at most; and what one of them said of the volume's size, as of which entry.
     highest: Index,
     blocks: (Index, u64),
@@ -76,6 +76,7 @@ impl Rebuild {
             pages: None,
             next: 0,
             ask: None,
+            tried: (Term(0), 0),
             highest: from,
             blocks: (Index(0), 0),
             resized: Index(0),
@@ -107,16 +108,17 @@ impl Store {
         let now = self.now;
         let applied = self.map.live(no)?.applied;
         let member = self.member_mut(no)?;
-        let (me, view) = (member.me, member.group()?.view()?);
+        let (me, view, members) = (member.me, member.group()?.view()?, &member.members);
         let rebuild = member.rebuild.as_mut()?;
         rebuild.covered.retain(|(_, last)| *last > applied);
         if rebuild.whole {
             return None;
         }
         if let Some(out) = &rebuild.ask {
-            if (out.to, out.term) == (view.leader, view.term) && now.0 < out.sent.0 + AGAIN_MS {
+            if now.0 < out.sent.0 + AGAIN_MS {
                 return None;
             }
+            rebuild.tried.1 += 1;
             rebuild.again.extend(out.single);
             rebuild.ask = None;
         }
@@ -136,9 +138,16 @@ impl Store {
             self.queue_own(no, Own::Whole { blocks });
             return None;
         }
-        if view.leader == MemberNo(0) || view.leader == me || now < self.member(no)?.rebuild.as_ref()?.rest {
+        if now < rebuild.rest {
             return None;
         }
+        if rebuild.tried.0 < view.term {
+            rebuild.tried = (view.term, 0);
+        }
+        // Who leads first: there it is known who is not whole.
+        let mut sources: Vec<MemberNo> = members.list.iter().filter(|it| it.no != me && it.role == Role::Voter).map(|it| it.no).collect();
+        sources.sort_by_key(|source| *source != view.leader);
+        let to = *sources.get(rebuild.tried.1 % sources.len().max(1))?;
         // Copies leave room in the log for entries, and are drained as they come.
         let (used, limit) = (self.stream.used() + self.groups.queued_blocks(), self.stream.host_limit());
         let room = ((limit * 3 / 4).saturating_sub(used) / (EXTENT_BLOCKS + 1)).min(ROOM_MAX);
@@ -150,12 +159,12 @@ impl Store {
             None => self.next_range(no, mem, fx)?,
         };
         let segment = self.map.get(no)?.shape.segment;
-        let (id, to, term) = (self.number_word(), view.leader, view.term);
+        let id = self.number_word();
         let rebuild = self.member_mut(no)?.rebuild.as_mut()?;
         if let Some(extent) = single {
             rebuild.again.remove(&extent);
         }
-        rebuild.ask = Some(Out { id, to, term, first, until, single, sent: now, answered: Vec::new() });
+        rebuild.ask = Some(Out { id, to, first, until, single, sent: now, answered: Vec::new() });
         let ask = CopyAsk { id, segment, from: me, to, first, until, room: room as u32, changed };
         self.send_word(no, to, PeerWord::CopyAsk(ask), fx);
         Some(())
@@ -215,7 +224,8 @@ impl Store {
                 out.answered.push(extent);
                 rebuild.highest = rebuild.highest.max(applied);
                 if applied < rebuild.from {
-                    // From a leader of long ago.
+                    // From one that lags.
+                    rebuild.tried.1 += 1;
                     rebuild.again.insert(extent as u32);
                     rebuild.rest = Millis(now.0 + REST_MS);
                     return None;
@@ -233,6 +243,7 @@ impl Store {
                         rebuild.next = until.min(out.until);
                     }
                 } else {
+                    rebuild.tried.1 += usize::from(applied < rebuild.from);
                     rebuild.again.extend(out.single);
                     rebuild.rest = Millis(now.0 + REST_MS);
                 }

@@ -3,10 +3,11 @@
 //!
 //! ```text
 //! install: S counts as applied, the log begins after it     ask for a range → take what differs through the own log → ... → whole
-//! the content is whole as of an older entry                 meanwhile it votes, counts, takes and applies entries, and never campaigns
+//! the content is whole as of an older entry                 meanwhile it votes, counts, takes and applies entries, and serves nothing
 //! ```
 //!
-//! An extent is copied as of what its source had applied, A. What keeps copies and entries from harming each other:
+//! It asks who leads, and where that one cannot give, whoever else is whole. An extent is copied as of what its source had applied, A. What keeps
+//! copies and entries from harming each other:
 //!
 //! - A copy goes through this store's own log, as a record of its own, and sets no block that an entry after A in the member's log writes
 //!   ([`Store::mask_of`]). So it does not matter in which order the two take effect, live or when the log is redone. Where such an entry is
@@ -18,7 +19,7 @@
 //!
 //! After a restart it begins at the first extent again; what agrees costs nothing.
 //!
-//! Files: `source` (the leader's side), `member` (the asking), here what both the log and the asking know. Not here: raft's part
+//! Files: `source` (the giving side), `member` (the asking), here what both the log and the asking know. Not here: raft's part
 //! ([`crate::replica`]), and what recovery finds of it (`rejoin`).
 
 mod member;
@@ -299,6 +300,7 @@ impl Store {
             self.drop_own(id);
         }
         self.groups.rebuilding.retain(|listed| *listed != no);
+        self.feed_no_more(no);
     }
 
     /// Entries of a member from `from` on are gone: what a copy left to them is to be copied again.

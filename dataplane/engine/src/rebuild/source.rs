@@ -1,12 +1,13 @@
-//! The leader's side of a rebuild: what a member asks for is compared with what is here, and each extent that differs is read, verified and
+//! The giving side of a rebuild: what a member asks for is compared with what is here, and each extent that differs is read, verified and
 //! sent as of what is applied here at that moment.
 //!
-//! A leader that serves has nothing but what is committed, so no proof is asked for: a copy from one that was deposed is old, and not wrong.
+//! What is applied is committed, so anyone whole may give, and no proof of leadership is asked for: a copy from one that lags is old, and not wrong.
 
 use crate::config::Canary;
 use crate::epoch::Epoch;
 use crate::index::GroupKey;
 use crate::map::{Known, PageKey};
+use crate::member::Member;
 use crate::port::*;
 use crate::read::Place;
 use crate::store::{Owner, Store};
@@ -65,12 +66,21 @@ enum Stage {
     Whole,
 }
 
+/// A member that is, or was, rebuilt from here: when it asked last, and under which number.
+#[derive(Debug)]
+struct Fed {
+    no: ReplicaNo,
+    to: MemberNo,
+    last: Millis,
+    id: u64,
+}
+
 #[derive(Default, Debug)]
 pub(crate) struct Source {
     asks: VecDeque<Asked>,
     reading: Vec<Reading>,
-    /// Who asked last, when and under which number.
-    fed: Vec<(ReplicaNo, MemberNo, Millis, u64)>,
+    /// Who ever asked in this life of the store.
+    fed: Vec<Fed>,
     next: u32,
 }
 
@@ -86,21 +96,26 @@ impl Source {
 }
 
 impl Store {
-    pub(crate) fn on_copy_ask(&mut self, from: NodeId, ask: CopyAsk) {
+    pub(crate) fn on_copy_ask(&mut self, from: NodeId, ask: CopyAsk, fx: &mut Effects) {
         let Some(no) = self.map.by_segment(ask.segment) else { return };
-        let Some(member) = self.member(no).filter(|member| member.me == ask.to && member.node_of(ask.from) == Some(from)) else { return };
-        if member.serving.is_none() {
+        if self.member(no).is_none_or(|member| member.me != ask.to || member.node_of(ask.from) != Some(from)) {
             return;
         }
-        let now = self.now;
+        let (now, gives) = (self.now, self.may_feed(no));
+        if !gives {
+            return;
+        }
         let fed = &mut self.groups.source.fed;
-        fed.retain(|(_, _, last, _)| now.0 < last.0 + FED_MS);
-        // Each is answered once: the asker counts what came against what one answering says that it sent.
-        if fed.iter().any(|(of, to, _, id)| (*of, *to) == (no, ask.from) && *id >= ask.id) {
-            return;
+        match fed.iter_mut().find(|fed| (fed.no, fed.to) == (no, ask.from)) {
+            // Each is answered once: the asker counts what came against what one answering says that it sent.
+            Some(fed) if fed.id >= ask.id => return,
+            Some(fed) => (fed.last, fed.id) = (now, ask.id),
+            None => {
+                // It may be one that an earlier life of this store has answered in part: to be asked again.
+                fed.push(Fed { no, to: ask.from, last: now, id: ask.id });
+                return self.send_done(no, &ask, ask.first, 0, fx);
+            }
         }
-        fed.retain(|(of, to, ..)| (*of, *to) != (no, ask.from));
-        fed.push((no, ask.from, now, ask.id));
         // A newer ask of the same member ends the one before.
         let source = &mut self.groups.source;
         source.asks.retain(|asked| asked.no != no || asked.ask.from != ask.from);
@@ -110,9 +125,21 @@ impl Store {
         }
     }
 
+    /// Whether what is applied here is all here. After a restart extents may hold more than what counts as applied, and match no checksum.
+    fn may_feed(&self, no: ReplicaNo) -> bool {
+        let Some(replica) = self.map.live(no) else { return false };
+        let whole = |member: &&Member| member.speaks() && member.rebuild.is_none() && replica.applied >= member.recovered;
+        replica.member.as_deref().filter(whole).is_some()
+    }
+
+    /// The replica is gone, and its number is never given again.
+    pub(super) fn feed_no_more(&mut self, no: ReplicaNo) {
+        self.groups.source.fed.retain(|fed| fed.no != no);
+    }
+
     /// Whether a member is being rebuilt from here.
     pub(crate) fn feeds(&self, no: ReplicaNo, to: MemberNo) -> bool {
-        self.groups.source.fed.iter().any(|(of, who, last, _)| (*of, *who) == (no, to) && self.now.0 < last.0 + FED_MS)
+        self.groups.source.fed.iter().any(|fed| (fed.no, fed.to) == (no, to) && self.now.0 < fed.last.0 + FED_MS)
     }
 
     /// Sends what was read, and reads what is asked for, some extents at a time.
@@ -122,7 +149,7 @@ impl Store {
         }
         let mut source = std::mem::take(&mut self.groups.source);
         let serves = self.stage == crate::config::Stage::Serving;
-        source.asks.retain(|asked| serves && self.member(asked.no).is_some_and(|member| member.serving.is_some()));
+        source.asks.retain(|asked| serves && self.may_feed(asked.no));
         for _ in 0..source.asks.len() {
             let Some(mut asked) = source.asks.pop_front() else { break };
             self.walk_ask(&mut source, &mut asked, mem, fx);
@@ -153,7 +180,7 @@ impl Store {
         source.asks.retain(|asked| {
             let over = asked.sent == asked.started && (asked.at >= asked.ask.until || asked.started >= asked.ask.room);
             if over {
-                self.send_done(asked, fx);
+                self.send_done(asked.no, &asked.ask, asked.at, asked.sent, fx);
             }
             !over
         });
@@ -255,7 +282,7 @@ impl Store {
             let Some(buf) = mem.alloc(BLOCKS as u32) else { return };
             reading.buf = Some(buf);
         }
-        reading.applied = self.map.get(no).expect("it is served here").applied;
+        reading.applied = self.map.get(no).expect("it is given from here").applied;
         reading.changed = changed;
         (reading.out, reading.failed) = (0, false);
         let whole_runs = reading.strikes == 0;
@@ -346,19 +373,19 @@ impl Store {
         self.counters.copies_sent += 1;
         let late = self.map.get(asked.no).filter(|_| self.canary(Canary::CopyAsOfNow));
         let applied = late.map_or(reading.applied, |replica| replica.applied);
-        self.answer_copy(asked, applied, Copied::Extent { extent, changed, states, crcs }, &parts, fx);
+        self.answer_copy(asked.no, &asked.ask, applied, Copied::Extent { extent, changed, states, crcs }, &parts, fx);
     }
 
-    fn send_done(&mut self, asked: &Asked, fx: &mut Effects) {
-        let Some(replica) = self.map.get(asked.no) else { return };
+    fn send_done(&mut self, no: ReplicaNo, ask: &CopyAsk, until: u64, answers: u32, fx: &mut Effects) {
+        let Some(replica) = self.map.get(no) else { return };
         let (applied, blocks) = (replica.applied, replica.shape.blocks);
-        self.answer_copy(asked, applied, Copied::Done { until: asked.at, answers: asked.sent, blocks }, &[], fx);
+        self.answer_copy(no, ask, applied, Copied::Done { until, answers, blocks }, &[], fx);
     }
 
-    fn answer_copy(&mut self, asked: &Asked, applied: Index, copied: Copied, parts: &[Part], fx: &mut Effects) {
-        let CopyAsk { id, segment, from, to, .. } = asked.ask;
+    fn answer_copy(&mut self, no: ReplicaNo, ask: &CopyAsk, applied: Index, copied: Copied, parts: &[Part], fx: &mut Effects) {
+        let CopyAsk { id, segment, from, to, .. } = *ask;
         let answer = CopyAnswer { id, segment, from: to, to: from, applied, copied };
-        self.emit(asked.no, from, Box::new(PeerWord::CopyAnswer(answer)), parts, fx);
+        self.emit(no, from, Box::new(PeerWord::CopyAnswer(answer)), parts, fx);
     }
 }
 

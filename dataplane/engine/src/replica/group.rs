@@ -65,6 +65,8 @@ struct Live {
     resolved: bool,
     /// See [`Group::set_rebuilding`].
     rebuilding: bool,
+    /// Who was asked last to lead in this member's place, which cannot serve.
+    asked: MemberNo,
     /// What members had acknowledged to this leader, in this term, when they restarted.
     shown: Vec<(MemberNo, Term, Index)>,
 }
@@ -173,6 +175,7 @@ impl Group {
             floor: from.floor,
             resolved: false,
             rebuilding: false,
+            asked: MemberNo(0),
             shown: Vec::new(),
         };
         live.look_at_floor();
@@ -288,7 +291,7 @@ impl Group {
         self.guard(|live| live.raw.mut_store().offer(install));
     }
 
-    /// Its content is not what its log says: it votes and counts like any, and never campaigns.
+    /// Its content is not what its log says: it votes and counts like any, campaigns when the others had their chance, and leads to hand over alone.
     pub fn set_rebuilding(&mut self, rebuilding: bool) {
         self.guard(|live| live.rebuilding = rebuilding);
     }
@@ -394,7 +397,7 @@ impl Live {
             committed: Index(raft.raft_log.committed),
             persisted: Index(raft.raft_log.persisted),
             applied: Index(raft.raft_log.applied),
-            serves: self.leads() && raft.apply_to_current_term(),
+            serves: self.leads() && self.is_whole() && raft.apply_to_current_term(),
             asleep: self.asleep,
         }
     }
@@ -425,11 +428,36 @@ impl Live {
         let rank = self.members.voters().take_while(|no| *no != self.config.me).count() as u64;
         let place = if voters == 0 { 0 } else { (rank + self.raw.raft.term) % (voters + 1) };
         let timing = &self.config.timing;
-        let mut timeout = timing.election as usize + place as usize * timing.stride as usize;
-        if self.rebuilding || self.floor.is_some() && !self.canary(Canary::ForgetFloor) {
+        let (election, stride) = (timing.election as usize, timing.stride as usize);
+        let mut timeout = election + place as usize * stride;
+        if !self.is_whole() {
+            // Whoever could serve has campaigned twice by then.
+            timeout += 2 * (election + (voters as usize + 1) * stride);
+        }
+        if self.floor.is_some() && !self.canary(Canary::ForgetFloor) {
             timeout = NEVER;
         }
         self.raw.raft.set_randomized_election_timeout(timeout);
+    }
+
+    /// Whether hosts could be served here: the content is what the log says.
+    fn is_whole(&self) -> bool {
+        !self.rebuilding || self.canary(Canary::ServeUnrebuilt)
+    }
+
+    /// A leader that cannot serve brings the others' logs up to its own, which somebody had to who has more than they do, and asks those that have
+    /// it all to lead, one after the other: who cannot serve either refuses, and has its election timeout to do so.
+    fn hand_over(&mut self) {
+        if !self.leads() || self.is_whole() || self.raw.raft.lead_transferee.is_some() {
+            return;
+        }
+        let (last, prs) = (self.raw.raft.raft_log.last_index(), self.raw.raft.prs());
+        let is_level = |no: &MemberNo| *no != self.config.me && prs.get(no.0).is_some_and(|progress| progress.matched == last);
+        let level: Vec<MemberNo> = self.members.voters().filter(is_level).collect();
+        if let Some(to) = level.iter().find(|no| **no > self.asked).or(level.first()) {
+            self.asked = *to;
+            self.transfer(*to);
+        }
     }
 
     /// What raft-rs itself should hold (raft-rs #555): nothing is sent again from within what is acknowledged.
@@ -623,7 +651,13 @@ impl Live {
     fn consider_sleep(&mut self) {
         let Some(after) = self.config.timing.sleep else { return };
         let last = self.raw.raft.raft_log.last_index();
-        if !self.leads() || self.idle < after || !self.settled() || !self.rounds.is_idle() || self.raw.raft.lead_transferee.is_some() {
+        if !self.leads()
+            || !self.is_whole()
+            || self.idle < after
+            || !self.settled()
+            || !self.rounds.is_idle()
+            || self.raw.raft.lead_transferee.is_some()
+        {
             return;
         }
         if !self.raw.raft.apply_to_current_term() || self.raw.raft.prs().iter().any(|(_, progress)| progress.matched != last) {
@@ -645,6 +679,7 @@ impl Live {
     }
 
     fn settle(&mut self, now: Millis, out: &mut Output) {
+        self.hand_over();
         self.begin_round(now);
         loop {
             self.retire(out);

@@ -258,10 +258,12 @@ pub enum Canary {
     ForgetFloor,
     /// Reads are served on the lease of crate `raft`, which runs by ticks.
     RaftLease,
+    /// A member that is being rebuilt campaigns and serves like any.
+    ServeUnrebuilt,
 }
 
 impl Canary {
-    pub const ALL: [Canary; 12] = [
+    pub const ALL: [Canary; 13] = [
         Canary::AnswerEarly,
         Canary::CountUnpersisted,
         Canary::ForgetBallot,
@@ -274,5 +276,6 @@ impl Canary {
         Canary::StepUnchecked,
         Canary::ForgetFloor,
         Canary::RaftLease,
+        Canary::ServeUnrebuilt,
     ];
 }

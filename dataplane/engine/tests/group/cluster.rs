@@ -276,14 +276,20 @@ impl Cluster {
 
     /// Every member has applied the same.
     pub fn agree(&mut self) {
+        let up: Vec<usize> = (0..self.nodes.len()).filter(|at| self.up[*at]).collect();
+        self.agree_among(&up);
+    }
+
+    /// These members have applied the same.
+    pub fn agree_among(&mut self, among: &[usize]) {
         for _ in 0..300 {
-            let applied: Vec<u64> = (0..self.nodes.len()).filter(|at| self.up[*at]).map(|at| self.applied(at)).collect();
+            let applied: Vec<u64> = among.iter().map(|at| self.applied(*at)).collect();
             if applied.windows(2).all(|pair| pair[0] == pair[1]) {
                 return;
             }
             self.pass(10);
         }
-        panic!("the members do not come to the same: {:?}", (0..self.nodes.len()).map(|at| self.applied(at)).collect::<Vec<_>>());
+        panic!("the members do not come to the same: {:?}", among.iter().map(|at| self.applied(*at)).collect::<Vec<_>>());
     }
 
     /// Everything is drained, nothing is held, and the books of every member add up.

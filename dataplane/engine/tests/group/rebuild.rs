@@ -3,7 +3,9 @@
 use super::B;
 use super::cluster::{Cluster, SMALL};
 use crate::bench::{SEGMENT, pattern};
+use penstock_engine::replica::Part as GroupPart;
 use penstock_engine::*;
+use penstock_wire::peer::MessageBody;
 use penstock_wire::*;
 
 const BLOCKS: u64 = 2000;
@@ -133,9 +135,11 @@ fn begun() -> (Volume, usize, usize) {
     volume.cluster.cut.clear();
     for _ in 0..100 {
         volume.cluster.pass(10);
-        if !volume.cluster.held.is_empty() {
+        // The first answer of all is that it is to be asked again.
+        if volume.cluster.held.iter().any(|(.., word, _)| word.payload_blocks() > 0) {
             break;
         }
+        volume.cluster.release();
     }
     assert_eq!(volume.rebuilds(behind), 1);
     assert!(!volume.cluster.held.is_empty(), "nothing was copied: {:?}", volume.cluster.view(behind));
@@ -278,15 +282,79 @@ fn source_dies_or_steps_aside_while_a_member_is_rebuilt_from_it() {
 }
 
 #[test]
-fn member_that_is_rebuilt_never_leads() {
+fn member_that_is_rebuilt_is_not_asked_to_lead() {
     let (mut volume, leader, behind) = begun();
     let to = volume.cluster.view(behind).me;
     let refused = volume.cluster.order(leader, Order::Transfer { segment: SEGMENT, to });
     assert!(matches!(refused, Err(OrderError::Invalid(_))), "{refused:?}");
+}
+
+/// A member that is rebuilt has entries that count and the third lacks, and the leader that had them too is gone.
+fn longest_log_is_rebuilt() -> (Volume, usize, usize, usize) {
+    let (mut volume, leader, behind) = begun();
+    let third = 3 - leader - behind;
+    volume.cluster.isolate(third);
+    (0..5).for_each(|_| volume.busy(leader));
+    volume.cluster.agree_among(&[leader, behind]);
     volume.cluster.kill(leader);
-    volume.cluster.isolate(3 - leader - behind);
-    volume.cluster.pass(3000);
-    assert_eq!(volume.cluster.standing(behind).part, penstock_engine::replica::Part::Follower);
+    volume.cluster.cut.clear();
+    (volume, leader, behind, third)
+}
+
+#[test]
+fn member_that_is_rebuilt_and_has_the_longest_log_brings_a_whole_one_up_which_leads() {
+    let (mut volume, leader, behind, third) = longest_log_is_rebuilt();
+    let before = volume.cluster.standing(behind).term;
+    for _ in 0..300 {
+        volume.cluster.pass(10);
+        assert!(!volume.cluster.standing(behind).serves && volume.cluster.view(behind).rebuild.is_some());
+        if volume.cluster.standing(third).serves {
+            break;
+        }
+    }
+    assert_eq!(volume.cluster.leader(), third);
+    assert_eq!(volume.cluster.standing(third).term, Term(before.0 + 2), "the third wins by what the other brought it");
+    (0..5).for_each(|_| volume.busy(third));
+    volume.cluster.hold = |_| false;
+    volume.cluster.release();
+    volume.wait_whole(behind);
+    volume.cluster.restart(leader);
+    volume.check();
+    volume.check_reads(behind);
+    volume.cluster.audit();
+}
+
+#[test]
+fn leader_that_is_rebuilt_refuses_hosts_and_serves_once_a_whole_member_has_given_it_everything() {
+    let (mut volume, leader, behind, third) = longest_log_is_rebuilt();
+    volume.cluster.lose = |word| matches!(word, PeerWord::Group(message) if message.body == MessageBody::Campaign);
+    let leads = |volume: &Volume| volume.cluster.standing(behind).part == GroupPart::Leader;
+    for _ in 0..300 {
+        volume.cluster.pass(10);
+        if leads(&volume) {
+            break;
+        }
+    }
+    assert!(leads(&volume), "{:?}", volume.cluster.standing(behind));
+    volume.cluster.pass(1000);
+    for op in [HostOp::Read(Span { offset: 0, len: B }), HostOp::Write(Span { offset: 0, len: B }), HostOp::Flush] {
+        let payload = if op == HostOp::Flush { Vec::new() } else { pattern(1, BLOCK) };
+        assert_eq!(volume.cluster.host(behind, op, payload).0, Status::NotReady, "{op:?}");
+    }
+    assert!(leads(&volume) && volume.cluster.view(behind).rebuild.is_some());
+    volume.cluster.hold = |_| false;
+    volume.cluster.release();
+    volume.wait_whole(behind);
+    assert_eq!(volume.cluster.leader(), behind);
+    assert!(volume.cluster.nodes[third].store.view().counters.copies_sent > 0, "who follows gives");
+    // Whom it asked to lead last has its time to.
+    volume.cluster.pass(300);
+    volume.busy(behind);
+    volume.cluster.lose = |_| false;
+    volume.cluster.restart(leader);
+    volume.check();
+    volume.check_reads(behind);
+    volume.cluster.audit();
 }
 
 #[test]

@@ -1,5 +1,5 @@
-//! Copying a volume's content to a member that is being rebuilt: it asks for ranges of extents and says what it has of each; whoever
-//! leads sends those that differ, each as of what it had applied when it was read.
+//! Copying a volume's content to a member that is being rebuilt: it asks for ranges of extents and says what it has of each; another
+//! that is whole sends those that differ, each as of what it had applied when it was read.
 //!
 //! Not here: how entries that are newer than a copy come to lie over it (the store's: see ARCHITECTURE.md).
 
