@@ -165,14 +165,14 @@ impl Out {
 
     /// A read fills its memory: with what each block holds now, held at submission, or a mix where that changed.
     pub fn fill(&self, start: u64, drive: &Drive, mem: &mut SimMemory, rng: &mut Rng) {
-        let zero = [0; BLOCK];
+        let zero = &[0; BLOCK];
         for (n, (at, part, i)) in self.each_block().enumerate() {
             let (then, now) = (self.then[n].as_ref(), drive.look(start + at));
             let same = match (then, now) {
                 (Some(a), Some(b)) => Rc::ptr_eq(a, b),
                 (a, b) => a.is_none() && b.is_none(),
             };
-            let (then, now) = (then.map_or(&zero, |p| p), now.map_or(&zero, |p| p));
+            let (then, now) = (then.map_or(zero, |p| p), now.map_or(zero, |p| p));
             if same || rng.one_in(3) {
                 mem.device_fill(part, i, now);
             } else if rng.one_in(2) {

@@ -28,7 +28,7 @@ pub enum Lying {
 pub fn lying(page: Option<&Rc<Page>>) -> Lying {
     match page {
         None => Lying::Nothing,
-        Some(p) if p.iter().all(|b| *b == 0) => Lying::Zeros,
+        Some(p) if **p == [0; BLOCK] => Lying::Zeros,
         Some(p) if block_of(&p[..]).is_some() => Lying::Data,
         Some(_) => Lying::Metadata,
     }

@@ -23,13 +23,20 @@ const PROMISE_BLOCKS: usize = 4;
 /// And blocks that it did not promise.
 const OLD_PROMISE_BLOCKS: usize = 24;
 
-/// A block that a life on a copy has shown.
-struct Shown {
+/// What a life on a copy is asked for: the oracle's volume, and where the store has it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Sight {
     volume: u32,
     replica: ReplicaNo,
+    /// For a snapshot.
     layer: Option<LayerNo>,
-    block: u64,
-    image: Image,
+}
+
+/// Blocks that a life on a copy has shown whole.
+struct Shown {
+    sight: Sight,
+    blocks: Vec<u64>,
+    images: Vec<Image>,
 }
 
 impl World {
@@ -113,19 +120,16 @@ impl World {
         let Some(replica) = probe.replicas.iter().find(|(_, shape)| volume_of(&shape.segment) == command.volume).map(|(no, _)| *no) else {
             panic!("volume {} would be gone after a power cut, and a write to it was just acknowledged", command.volume);
         };
+        let sight = Sight { volume: command.volume, replica, layer: None };
         let (first, last) = (span.offset / BLOCK as u64, (span.offset + span.len - 1) / BLOCK as u64);
-        for _ in 0..PROMISE_BLOCKS.min((last - first + 1) as usize) {
-            let block = self.rng.within(first, last);
-            self.check_block(&mut probe, command.volume, replica, None, block, "after an acknowledgement and a power cut");
-        }
+        let some = PROMISE_BLOCKS.min((last - first + 1) as usize);
+        let promised: Vec<u64> = (0..some).map(|_| self.rng.within(first, last)).collect();
+        self.check_blocks(&mut probe, sight, &promised, "after an acknowledgement and a power cut");
         // Older promises stand too: of the blocks that were ever touched, some.
         let (touched, size) = (self.oracle.touched(command.volume), self.volumes[&command.volume].shape.blocks);
-        for _ in 0..OLD_PROMISE_BLOCKS.min(touched.len()) {
-            let block = self.rng.pick(&touched);
-            if block < size {
-                self.check_block(&mut probe, command.volume, replica, None, block, "after another acknowledgement and a power cut");
-            }
-        }
+        let some = OLD_PROMISE_BLOCKS.min(touched.len());
+        let old: Vec<u64> = (0..some).map(|_| self.rng.pick(&touched)).filter(|block| *block < size).collect();
+        self.check_blocks(&mut probe, sight, &old, "after another acknowledgement and a power cut");
         self.tally.check("promises on a copy of the media (9)");
     }
 
@@ -184,20 +188,22 @@ impl World {
         let rng = &mut self.rng.fork(8);
         drive.power_cut(rng.pick(&[Cut::AllLost, Cut::AllLost, Cut::PerBlock]), rng);
         let Some(mut next) = self.life_on(shard, drive, config, "when the power goes as soon as a store serves") else { return };
-        for s in shown {
-            let (status, bytes) =
-                next.read(s.replica, s.layer, s.block).unwrap_or_else(|stuck| panic!("{when}, then a power cut: {stuck}"));
-            let after = (status == Status::Ok).then(|| image_of(&bytes, &self.oracle.kin(s.volume), s.block));
-            // A fenced store shows what is proven, and a power cut may take the proof.
-            let same = after == Some(Ok(s.image)) || after.is_none() && fenced;
-            assert!(
-                same || self.shards[shard].clouded && after.is_none(),
-                "{when}: volume {} block {} was shown as {:?}; after a power cut it is {status:?} {after:?}",
-                s.volume,
-                s.block,
-                s.image
-            );
-            self.tally.check("shown, and there after a power cut (7)");
+        for Shown { sight, blocks, images } in shown {
+            let mut images = images.iter();
+            let show = |block, status, bytes: &[u8]| {
+                let image = images.next().expect("one for each block");
+                let after = (status == Status::Ok).then(|| image_of(bytes, self.oracle.kin(sight.volume), block));
+                // A fenced store shows what is proven, and a power cut may take the proof.
+                let same = after.as_ref() == Some(&Ok(*image)) || after.is_none() && fenced;
+                assert!(
+                    same || self.shards[shard].clouded && after.is_none(),
+                    "{when}: volume {} block {block} was shown as {image:?}; after a power cut it is {status:?} {after:?}",
+                    sight.volume,
+                );
+            };
+            let read = next.read_each(sight.replica, sight.layer, &blocks, show);
+            read.unwrap_or_else(|stuck| panic!("{when}, then a power cut: {stuck}"));
+            self.tally.checks("shown, and there after a power cut (7)", blocks.len() as u64);
         }
     }
 
@@ -217,45 +223,45 @@ impl World {
                 assert!(found == Some(layer) || clouded, "snapshot {snapshot} of volume {no} is layer {found:?} and was {layer:?} {when}");
                 views.extend(found.map(|layer| (snapshot, Some(layer), size)));
             }
-            for (no, layer, blocks) in views {
-                for block in self.oracle.touched(no).into_iter().filter(|b| *b < blocks) {
-                    let image = self.check_block(probe, no, replica, layer, block, when);
-                    shown.extend(image.map(|image| Shown { volume: no, replica, layer, block, image }));
-                }
+            for (volume, layer, size) in views {
+                let mut blocks = self.oracle.touched(volume);
+                blocks.retain(|block| *block < size);
+                shown.push(self.check_blocks(probe, Sight { volume, replica, layer }, &blocks, when));
             }
         }
         shown
     }
 
-    fn check_block(
-        &mut self,
-        probe: &mut Probe,
-        volume: u32,
-        replica: ReplicaNo,
-        layer: Option<LayerNo>,
-        block: u64,
-        when: &str,
-    ) -> Option<Image> {
+    /// Reads blocks in a second life and holds each against what it may hold; returns those that were whole.
+    fn check_blocks(&mut self, probe: &mut Probe, sight: Sight, blocks: &[u64], when: &str) -> Shown {
+        let Sight { volume, replica, layer } = sight;
+        let mut shown = Shown { sight, blocks: Vec::new(), images: Vec::new() };
         if self.volumes.get(&volume).is_some_and(|v| matches!(v.pending, Some(Pending::Resize { .. }))) {
             // A shrink may or may not have taken hold.
-            return None;
+            return shown;
         }
-        let possible = self.oracle.possible(volume, block).unwrap_or_else(|wrong| panic!("{wrong}"));
-        let (status, bytes) = probe.read(replica, layer, block).unwrap_or_else(|stuck| panic!("{when}: {stuck}"));
-        self.tally.check("blocks read in a second life");
-        match status {
-            Status::Ok => match image_of(&bytes, &self.oracle.kin(volume), block) {
-                Ok(image) if possible.contains(&image) => return Some(image),
-                Ok(image) => panic!("{when}: volume {volume} block {block} would hold {image:?}; it may hold {possible:?}"),
-                Err(wrong) => panic!("{when}: volume {volume} block {block}: {wrong}"),
-            },
-            Status::Unrecovered => assert!(
-                self.oracle.may_be_lost(volume, block) || probe.began_fenced(),
-                "{when}: volume {volume} block {block} would be lost, and no fault destroyed it; it may hold {possible:?}"
-            ),
-            other => panic!("{when}: a read of volume {volume} block {block} would be answered {other:?}"),
-        }
-        None
+        let (oracle, fenced) = (&self.oracle, probe.began_fenced());
+        let show = |block, status, bytes: &[u8]| {
+            let possible = oracle.possible(volume, block).unwrap_or_else(|wrong| panic!("{wrong}"));
+            match status {
+                Status::Ok => match image_of(bytes, oracle.kin(volume), block) {
+                    Ok(image) if possible.contains(&image) => {
+                        shown.blocks.push(block);
+                        shown.images.push(image);
+                    }
+                    Ok(image) => panic!("{when}: volume {volume} block {block} would hold {image:?}; it may hold {possible:?}"),
+                    Err(wrong) => panic!("{when}: volume {volume} block {block}: {wrong}"),
+                },
+                Status::Unrecovered => assert!(
+                    oracle.may_be_lost(volume, block) || fenced,
+                    "{when}: volume {volume} block {block} would be lost, and no fault destroyed it; it may hold {possible:?}"
+                ),
+                other => panic!("{when}: a read of volume {volume} block {block} would be answered {other:?}"),
+            }
+        };
+        probe.read_each(replica, layer, blocks, show).unwrap_or_else(|stuck| panic!("{when}: {stuck}"));
+        self.tally.checks("blocks read in a second life", blocks.len() as u64);
+        shown
     }
 
     /// `None` where metadata was hit and the store says so.

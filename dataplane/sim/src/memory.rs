@@ -55,6 +55,8 @@ struct Payload {
 pub struct SimMemory {
     bufs: Vec<Buf>,
     free: Vec<u32>,
+    /// What freed buffers lay in: a simulation allocates all the time.
+    spare: Vec<Vec<u8>>,
     payloads: Vec<Payload>,
     /// Blocks that may be out at once.
     limit_blocks: u64,
@@ -70,6 +72,7 @@ impl SimMemory {
         SimMemory {
             bufs: Vec::new(),
             free: Vec::new(),
+            spare: Vec::new(),
             payloads: Vec::new(),
             limit_blocks,
             out_blocks: 0,
@@ -236,7 +239,8 @@ impl Memory for SimMemory {
             return None;
         }
         self.out_blocks += u64::from(blocks);
-        let bytes = vec![0xdb; blocks as usize * BLOCK];
+        let mut bytes = self.spare.pop().unwrap_or_default();
+        bytes.resize(blocks as usize * BLOCK, 0xdb);
         let buf = Buf { bytes, live: true, holds: Holds::default() };
         // Late reuse would hide a stale id; an early one shows what it does. Both are wanted.
         if self.free.len() > 8 || !self.free.is_empty() && self.rng.one_in(2) {
@@ -256,7 +260,9 @@ impl Memory for SimMemory {
         self.out_blocks -= (b.bytes.len() / BLOCK) as u64;
         let b = &mut self.bufs[buf.0 as usize];
         b.live = false;
-        b.bytes = Vec::new();
+        let mut bytes = std::mem::take(&mut b.bytes);
+        bytes.clear();
+        self.spare.push(bytes);
         self.free.push(buf.0);
     }
 

@@ -4,6 +4,7 @@
 //! injected fault) and tells what a block may hold at any moment, for those who look at a drive directly.
 //! Not here: the engine, drives, or the choice of commands.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
 use penstock_engine::{HostOp, Span, Status};
@@ -57,6 +58,18 @@ struct Volume {
     kin: BTreeSet<u32>,
     /// Snapshots of it that are on their way.
     snapshots: Vec<u32>,
+}
+
+impl Volume {
+    /// The blocks that a command touches, which began there.
+    fn touched_by(&mut self, span: Span) -> impl Iterator<Item = (u64, &mut Register)> {
+        let blocks = span.offset / BLOCK as u64..(span.offset + span.len).div_ceil(BLOCK as u64);
+        let mut registers = self.blocks.range_mut(blocks.clone());
+        blocks.map(move |block| {
+            let (_, register) = registers.next().filter(|(at, _)| **at == block).expect("answered, so begun");
+            (block, register)
+        })
+    }
 }
 
 /// What is wrong, in words.
@@ -147,8 +160,8 @@ impl Oracle {
     }
 
     /// Volumes whose stamps a volume's blocks may show.
-    pub fn kin(&self, volume: u32) -> BTreeSet<u32> {
-        self.volumes.get(&volume).map(|v| v.kin.clone()).unwrap_or_default()
+    pub fn kin(&self, volume: u32) -> &BTreeSet<u32> {
+        &self.volumes[&volume].kin
     }
 
     /// Blocks that commands have touched.
@@ -165,10 +178,10 @@ impl Oracle {
     }
 
     /// What the block may hold if the node died now.
-    pub fn possible(&self, volume: u32, block: u64) -> Result<Vec<Image>, Wrong> {
+    pub fn possible(&self, volume: u32, block: u64) -> Result<Cow<'_, [Image]>, Wrong> {
         match self.volumes.get(&volume).and_then(|v| v.blocks.get(&block)) {
             Some(r) => r.possible().map_err(|c| at(volume, block, c)),
-            None => Ok(vec![ZEROS]),
+            None => Ok(Cow::Borrowed(&[ZEROS])),
         }
     }
 
@@ -182,9 +195,9 @@ impl Oracle {
         for no in self.also(c) {
             let v = self.volumes.get_mut(&no).expect("known");
             v.writes.extend([c.id].into_iter().chain(c.other).filter(|id| *id != 0));
-            let Some((span, acts)) = acts_of(c) else { return };
+            let Some(span) = c.op.span() else { return };
             assert!(span.offset + span.len <= v.size_blocks * BLOCK as u64, "bad spans are not for the oracle");
-            for (block, act) in acts {
+            for (block, act) in acts_of(c, span) {
                 v.blocks.entry(block).or_default().begin(c.serial, now, act);
             }
         }
@@ -197,11 +210,10 @@ impl Oracle {
     }
 
     /// Of a snapshot that is on its way a command's answer tells nothing: it may be in it.
-    fn answered_meanwhile(&mut self, c: &Command, acts: &[(u64, Act)], status: Status, now: Clock) -> Result<(), Wrong> {
+    fn answered_meanwhile(&mut self, c: &Command, span: Span, status: Status, now: Clock) -> Result<(), Wrong> {
         for no in self.volumes[&c.volume].snapshots.clone() {
             let v = self.volumes.get_mut(&no).expect("on its way");
-            for (block, _) in acts {
-                let r = v.blocks.get_mut(block).expect("begun there too");
+            for (block, r) in v.touched_by(span) {
                 let judged = if c.op.reads() {
                     r.withdrawn(c.serial)
                 } else if status == Status::Fenced {
@@ -209,7 +221,7 @@ impl Oracle {
                 } else {
                     r.uncertain(c.serial, now)
                 };
-                judged.map_err(|why| at(no, *block, why))?;
+                judged.map_err(|why| at(no, block, why))?;
             }
         }
         Ok(())
@@ -226,18 +238,17 @@ impl Oracle {
         if !self.volumes.contains_key(&c.volume) {
             return Ok(());
         }
-        let Some((span, acts)) = acts_of(c) else {
+        let Some(span) = c.op.span() else {
             return if matches!(status, Status::Ok | Status::NotReady | Status::Fenced) {
                 Ok(())
             } else {
                 Err(format!("{c:?} was answered {status:?}"))
             };
         };
-        self.answered_meanwhile(c, &acts, status, now)?;
-        let lone = acts.len() == 1;
+        self.answered_meanwhile(c, span, status, now)?;
+        let v = self.volumes.get_mut(&c.volume).expect("known");
         if status == Status::Unrecovered {
-            let v = &self.volumes[&c.volume];
-            if !clouded && !acts.iter().any(|(b, _)| v.blocks.get(b).is_some_and(Register::has_destroyed)) {
+            if !clouded && !v.touched_by(span).any(|(_, r)| r.has_destroyed()) {
                 return Err(format!("{c:?} was answered Unrecovered, and no fault destroyed anything there"));
             }
             self.lost_accepted += 1;
@@ -256,22 +267,22 @@ impl Oracle {
             _ => None,
         };
         let v = self.volumes.get_mut(&c.volume).expect("known");
-        for (i, (block, act)) in acts.into_iter().enumerate() {
-            let r = v.blocks.get_mut(&block).expect("begun");
+        let lone = (span.offset % BLOCK as u64) + span.len <= BLOCK as u64;
+        for (i, (block, r)) in v.touched_by(span).enumerate() {
             let judged = match (&c.op, status) {
-                (HostOp::Read(_) | HostOp::ReadSnapshot(..), Status::Ok) => r.answered(c.serial, now, Act::See(seen[i].1)),
-                (HostOp::Write(_) | HostOp::Zero(_) | HostOp::CompareWrite(_), Status::Ok) => r.answered(c.serial, now, act),
+                (HostOp::Read(_) | HostOp::ReadSnapshot(..), Status::Ok) => r.answered(c.serial, now, Some(Act::See(seen[i].1))),
+                (HostOp::Write(_) | HostOp::Zero(_) | HostOp::CompareWrite(_), Status::Ok) => r.answered(c.serial, now, None),
                 (HostOp::CompareWrite(_), Status::Miscompare { .. }) => {
                     let (bad_block, first) = differs.expect("a miscompare");
-                    let Act::Swap { expect, .. } = act else { unreachable!("compare-and-write swaps") };
+                    let expect = c.expect[i].1;
                     match block.cmp(&bad_block) {
-                        std::cmp::Ordering::Less => r.answered(c.serial, now, Act::See(expect)),
-                        std::cmp::Ordering::Equal => r.answered(c.serial, now, Act::Differ { expect, first }),
+                        std::cmp::Ordering::Less => r.answered(c.serial, now, Some(Act::See(expect))),
+                        std::cmp::Ordering::Equal => r.answered(c.serial, now, Some(Act::Differ { expect: Box::new(expect), first })),
                         std::cmp::Ordering::Greater => r.withdrawn(c.serial),
                     }
                 }
                 (HostOp::Flush, Status::Unrecovered) => return Err(format!("{c:?} was answered {status:?}")),
-                (_, Status::Unrecovered) if lone && !clouded => r.answered(c.serial, now, Act::SeeLost),
+                (_, Status::Unrecovered) if lone && !clouded => r.answered(c.serial, now, Some(Act::SeeLost)),
                 (HostOp::Read(_) | HostOp::ReadSnapshot(..), Status::Unrecovered | Status::NotReady | Status::Fenced) => {
                     r.withdrawn(c.serial)
                 }
@@ -311,9 +322,8 @@ impl Oracle {
     /// Nobody will ever answer the command, or what it was answered tells nothing: it may have taken effect by now, and will not later.
     pub fn lapsed(&mut self, c: &Command) -> Result<(), Wrong> {
         let now = self.tick();
-        let (Some(v), Some((_, acts))) = (self.volumes.get_mut(&c.volume), acts_of(c)) else { return Ok(()) };
-        for (block, _) in acts {
-            let r = v.blocks.get_mut(&block).expect("begun");
+        let (Some(v), Some(span)) = (self.volumes.get_mut(&c.volume), c.op.span()) else { return Ok(()) };
+        for (block, r) in v.touched_by(span) {
             r.uncertain(c.serial, now).map_err(|why| at(c.volume, block, why))?;
         }
         Ok(())
@@ -321,9 +331,8 @@ impl Oracle {
 
     /// The command changed nothing, or saw nothing that anyone heard of.
     pub fn withdrawn(&mut self, c: &Command) -> Result<(), Wrong> {
-        let (Some(v), Some((_, acts))) = (self.volumes.get_mut(&c.volume), acts_of(c)) else { return Ok(()) };
-        for (block, _) in acts {
-            let r = v.blocks.get_mut(&block).expect("begun");
+        let (Some(v), Some(span)) = (self.volumes.get_mut(&c.volume), c.op.span()) else { return Ok(()) };
+        for (block, r) in v.touched_by(span) {
             r.withdrawn(c.serial).map_err(|why| at(c.volume, block, why))?;
         }
         Ok(())
@@ -358,29 +367,26 @@ fn at(volume: u32, block: u64, why: Contradiction) -> Wrong {
     format!("volume {volume} block {block}: {}", why.0)
 }
 
-/// What a command does to each block it touches; `None` for one that touches none.
-fn acts_of(c: &Command) -> Option<(Span, Vec<(u64, Act)>)> {
-    let acts = match c.op {
-        HostOp::Flush | HostOp::Reserve(_) => return None,
-        HostOp::Read(span) | HostOp::ReadSnapshot(_, span) => pieces_of(span, 0).into_iter().map(|(b, _)| (b, Act::Look)).collect(),
-        HostOp::Zero(span) => pieces_of(span, 0).into_iter().map(|(b, p)| (b, Act::Put(vec![p]))).collect(),
-        HostOp::Write(span) => {
+/// What a command does to each block of its span.
+fn acts_of(c: &Command, span: Span) -> Vec<(u64, Act)> {
+    match c.op {
+        HostOp::Read(_) | HostOp::ReadSnapshot(..) => pieces_of(span, 0).into_iter().map(|(b, _)| (b, Act::Look)).collect(),
+        HostOp::CompareWrite(_) => {
+            let swap =
+                |((b, expect), (_, put)): (&(u64, Patch), (u64, Patch))| (*b, Act::Swap { expect: Box::new(*expect), put: Box::new(put) });
+            c.expect.iter().zip(pieces_of(span, c.id)).map(swap).collect()
+        }
+        _ => {
             let mut acts: Vec<(u64, Act)> = pieces_of(span, c.id).into_iter().map(|(b, p)| (b, Act::Put(vec![p]))).collect();
-            if let Some(other) = c.other {
-                for ((_, act), (_, p)) in acts.iter_mut().zip(pieces_of(span, other)) {
-                    if let Act::Put(puts) = act {
-                        puts.push(p);
-                    }
+            let others = c.other.iter().flat_map(|other| pieces_of(span, *other));
+            for ((_, act), (_, p)) in acts.iter_mut().zip(others) {
+                if let Act::Put(puts) = act {
+                    puts.push(p);
                 }
             }
             acts
         }
-        HostOp::CompareWrite(span) => {
-            let put = pieces_of(span, c.id);
-            c.expect.iter().zip(put).map(|((b, expect), (_, put))| (*b, Act::Swap { expect: *expect, put })).collect()
-        }
-    };
-    c.op.span().map(|span| (span, acts))
+    }
 }
 
 #[cfg(test)]

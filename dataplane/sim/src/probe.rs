@@ -20,6 +20,8 @@ use crate::stamp::BLOCK;
 
 /// Turns that anything may take: recovery of a full log needs a few hundred.
 const TURNS_MAX: u32 = 200_000;
+/// Blocks that one read asks for at most.
+const TOGETHER_MAX: u64 = 64;
 
 pub struct Probe {
     store: Store,
@@ -81,12 +83,39 @@ impl Probe {
         &self.store
     }
 
-    /// Reads one block of a volume, or of the snapshot that froze a layer.
-    pub fn read(&mut self, replica: ReplicaNo, layer: Option<LayerNo>, block: u64) -> Result<(Status, Vec<u8>), String> {
+    /// Reads blocks of a volume, or of the snapshot that froze a layer, and shows each with how its read was answered: neighbours in one read,
+    /// up to as many as chance says, and alone where such a read is not answered well.
+    pub fn read_each(
+        &mut self,
+        replica: ReplicaNo,
+        layer: Option<LayerNo>,
+        blocks: &[u64],
+        mut show: impl FnMut(u64, Status, &[u8]),
+    ) -> Result<(), String> {
+        let mut left = blocks;
+        while let [first, ..] = left {
+            let most = if self.rng.one_in(4) { 1 } else { self.rng.within(1, TOGETHER_MAX) } as usize;
+            let run = left.iter().zip(*first..).take(most).take_while(|(at, next)| *at == next).count();
+            let (together, later) = left.split_at(run);
+            left = later;
+            let (status, bytes) = self.read(replica, layer, *first, run)?;
+            if status == Status::Ok || run == 1 {
+                together.iter().zip(bytes.chunks_exact(BLOCK)).for_each(|(block, bytes)| show(*block, status, bytes));
+                continue;
+            }
+            for block in together {
+                let (status, bytes) = self.read(replica, layer, *block, 1)?;
+                show(*block, status, &bytes);
+            }
+        }
+        Ok(())
+    }
+
+    fn read(&mut self, replica: ReplicaNo, layer: Option<LayerNo>, first: u64, blocks: usize) -> Result<(Status, Vec<u8>), String> {
         let io = IoId(0);
-        let span = Span { offset: block * BLOCK as u64, len: BLOCK as u64 };
+        let span = Span { offset: first * BLOCK as u64, len: (blocks * BLOCK) as u64 };
         let direct = self.rng.one_in(2);
-        self.mem.put(io, vec![0xab; BLOCK], direct, None);
+        self.mem.put(io, vec![0xab; blocks * BLOCK], direct, None);
         let op = layer.map_or(HostOp::Read(span), |layer| HostOp::ReadSnapshot(layer, span));
         self.inbox.push(Event::Host { io, replica, host: HostId::default(), op });
         self.until("a read is answered", |p| p.replies.contains_key(&0))?;

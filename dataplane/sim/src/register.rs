@@ -5,7 +5,8 @@
 //! that a crash left unanswered may have happened before the crash or never; what later reads see narrows that down for
 //! good. Sub-block commands touch some sectors. Not here: which commands exist (`oracle`), and drives.
 
-use std::collections::HashSet;
+use std::borrow::Cow;
+use std::collections::BTreeSet;
 
 use crate::stamp::{Image, SECTORS, ZEROS};
 
@@ -50,9 +51,9 @@ pub enum Act {
     /// The block could not be given: only where its value was destroyed by an injected fault.
     SeeLost,
     /// Compare-and-write: takes effect where the block matches.
-    Swap { expect: Patch, put: Patch },
+    Swap { expect: Box<Patch>, put: Box<Patch> },
     /// Compare-and-write found sector `first` to be the first of `expect` that differs.
-    Differ { expect: Patch, first: usize },
+    Differ { expect: Box<Patch>, first: usize },
 }
 
 #[derive(Clone, Debug)]
@@ -106,12 +107,14 @@ impl Register {
         self.entries.push(Entry { serial, from: now, to: NEVER, act, must: false });
     }
 
-    /// The command was answered and this is what it did or saw.
-    pub fn answered(&mut self, serial: u64, now: Clock, act: Act) -> Result<(), Contradiction> {
+    /// The command was answered and this is what it did or saw; nothing if it did what it began as.
+    pub fn answered(&mut self, serial: u64, now: Clock, act: Option<Act>) -> Result<(), Contradiction> {
         let entry = self.entries.iter_mut().find(|e| e.serial == serial).expect("answered, so begun");
         entry.to = now;
         entry.must = true;
-        entry.act = act;
+        if let Some(act) = act {
+            entry.act = act;
+        }
         self.open -= 1;
         self.rest_if_idle()
     }
@@ -157,12 +160,12 @@ impl Register {
     }
 
     /// Everything that the block may hold if the node died at this moment.
-    pub fn possible(&self) -> Result<Vec<Image>, Contradiction> {
+    pub fn possible(&self) -> Result<Cow<'_, [Image]>, Contradiction> {
         let live: Vec<Entry> = self.entries.iter().filter(|e| e.act != Act::Look).cloned().collect();
         if live.is_empty() && self.ghosts.is_empty() {
-            return Ok(self.states.clone());
+            return Ok(Cow::Borrowed(&self.states));
         }
-        self.search(live)
+        self.search(live).map(Cow::Owned)
     }
 
     pub fn destroy(&mut self, image: Image) {
@@ -192,23 +195,25 @@ impl Register {
     }
 
     fn rest(&mut self) -> Result<(), Contradiction> {
-        let entries = std::mem::take(&mut self.entries);
-        if entries.is_empty() && self.ghosts.is_empty() {
-            return Ok(());
-        }
-        // Most blocks rest after one command.
-        if let ([one], true) = (entries.as_slice(), self.ghosts.is_empty())
-            && let (true, Act::Put(puts)) = (one.must, &one.act)
-            && let [put] = puts.as_slice()
-        {
-            for s in &mut self.states {
-                *s = put.over(s);
+        match (self.entries.as_slice(), self.ghosts.is_empty()) {
+            ([], true) => return Ok(()),
+            // Most blocks rest after one command.
+            ([Entry { must: true, act: Act::Put(puts), .. }], true) if puts.len() == 1 => {
+                for s in &mut self.states {
+                    *s = puts[0].over(s);
+                }
+                self.states.sort_unstable();
+                self.states.dedup();
             }
-            self.states.sort_unstable();
-            self.states.dedup();
-            return Ok(());
+            ([Entry { must: true, act: Act::See(seen), .. }], true) if self.states.iter().any(|s| seen.matches(s)) => {
+                self.states.retain(|s| seen.matches(s));
+            }
+            _ => {
+                let entries = std::mem::take(&mut self.entries);
+                self.states = self.search(entries)?;
+            }
         }
-        self.states = self.search(entries)?;
+        self.entries.clear();
         Ok(())
     }
 
@@ -216,8 +221,8 @@ impl Register {
         entries.extend(self.ghosts.iter().map(|act| Entry { serial: 0, from: Clock(0), to: NEVER, act: act.clone(), must: false }));
         assert!(entries.len() <= 64, "a history of {} commands", entries.len());
         let all_musts = entries.iter().enumerate().filter(|(_, e)| e.must).fold(0u64, |m, (i, _)| m | 1 << i);
-        let mut ends = HashSet::new();
-        let mut seen = HashSet::new();
+        let mut ends = BTreeSet::new();
+        let mut seen = BTreeSet::new();
         let mut stack: Vec<(u64, Image)> = self.states.iter().map(|s| (0, *s)).collect();
         while let Some((mut done, state)) = stack.pop() {
             // What can be seen now costs nothing to see now, unless a command that may have happened must come before.
@@ -251,9 +256,7 @@ impl Register {
         if ends.is_empty() {
             return Err(Contradiction(self.explain(&entries)));
         }
-        let mut ends: Vec<Image> = ends.into_iter().collect();
-        ends.sort_unstable();
-        Ok(ends)
+        Ok(ends.into_iter().collect())
     }
 
     fn sees(&self, act: &Act, state: &Image) -> bool {
@@ -308,6 +311,9 @@ mod tests {
     fn see(id: u64) -> Act {
         Act::See(whole(id))
     }
+    fn swap(expect: u64, put: u64) -> Act {
+        Act::Swap { expect: Box::new(whole(expect)), put: Box::new(whole(put)) }
+    }
 
     type Row = (u64, u64, u64, Act);
 
@@ -327,7 +333,7 @@ mod tests {
             match (ends, act) {
                 (false, Act::Put(_) | Act::Swap { .. }) => r.begin(*serial, Clock(t), act.clone()),
                 (false, _) => r.begin(*serial, Clock(t), Act::Look),
-                (true, _) => r.answered(*serial, Clock(t), act.clone())?,
+                (true, _) => r.answered(*serial, Clock(t), Some(act.clone()))?,
             }
         }
         if rows.iter().any(|row| row.2 == 0) {
@@ -372,21 +378,13 @@ mod tests {
                     (3, 10, 11, Act::See(Patch { mask: 0xff, image: [0, 0, 0, 0, 2, 2, 2, 2] })),
                 ],
             ),
+            ("swap that matched", true, vec![(1, 1, 2, put(1)), (2, 3, 4, swap(1, 2)), (3, 5, 6, see(2))]),
+            ("two swaps from one value", false, vec![(1, 1, 2, put(1)), (2, 3, 9, swap(1, 2)), (3, 4, 8, swap(1, 3))]),
             (
-                "swap that matched",
-                true,
-                vec![(1, 1, 2, put(1)), (2, 3, 4, Act::Swap { expect: whole(1), put: whole(2) }), (3, 5, 6, see(2))],
-            ),
-            (
-                "two swaps from one value",
+                "miscompare where it matched",
                 false,
-                vec![
-                    (1, 1, 2, put(1)),
-                    (2, 3, 9, Act::Swap { expect: whole(1), put: whole(2) }),
-                    (3, 4, 8, Act::Swap { expect: whole(1), put: whole(3) }),
-                ],
+                vec![(1, 1, 2, put(1)), (2, 3, 4, Act::Differ { expect: Box::new(whole(1)), first: 0 })],
             ),
-            ("miscompare where it matched", false, vec![(1, 1, 2, put(1)), (2, 3, 4, Act::Differ { expect: whole(1), first: 0 })]),
             ("lost without a fault", false, vec![(1, 1, 2, put(1)), (2, 3, 4, Act::SeeLost)]),
         ];
         for (name, fine, rows) in cases {
@@ -399,9 +397,9 @@ mod tests {
         let mut r = run(&[(1, 1, 2, put(1)), (2, 3, 0, put(2))]).expect("fine");
         assert_eq!(r.possible().expect("fine").len(), 2);
         r.begin(3, Clock(101), Act::Look);
-        r.answered(3, Clock(102), see(1)).expect("either is fine");
+        r.answered(3, Clock(102), Some(see(1))).expect("either is fine");
         r.begin(4, Clock(103), Act::Look);
-        let late = r.answered(4, Clock(104), see(2));
+        let late = r.answered(4, Clock(104), Some(see(2)));
         assert!(late.is_err(), "once seen not to have happened, it never does");
     }
 
@@ -410,11 +408,11 @@ mod tests {
         let mut r = run(&[(1, 1, 2, put(1))]).expect("fine");
         r.destroy([1; SECTORS]);
         r.begin(2, Clock(3), Act::Look);
-        r.answered(2, Clock(4), Act::SeeLost).expect("destroyed");
+        r.answered(2, Clock(4), Some(Act::SeeLost)).expect("destroyed");
         r.begin(3, Clock(5), put(2));
-        r.answered(3, Clock(6), put(2)).expect("fine");
+        r.answered(3, Clock(6), Some(put(2))).expect("fine");
         r.begin(4, Clock(7), Act::Look);
-        assert!(r.answered(4, Clock(8), Act::SeeLost).is_err(), "the new value was not destroyed");
+        assert!(r.answered(4, Clock(8), Some(Act::SeeLost)).is_err(), "the new value was not destroyed");
     }
 
     #[test]
@@ -423,8 +421,8 @@ mod tests {
         let mut r = run(&[(1, 1, 2, both)]).expect("fine");
         assert_eq!(r.possible().expect("fine").len(), 2);
         r.begin(2, Clock(3), Act::Look);
-        r.answered(2, Clock(4), see(2)).expect("one of them");
-        assert_eq!(r.possible().expect("fine"), vec![[2; SECTORS]]);
+        r.answered(2, Clock(4), Some(see(2))).expect("one of them");
+        assert_eq!(*r.possible().expect("fine"), [[2; SECTORS]]);
     }
 
     #[test]
@@ -434,10 +432,10 @@ mod tests {
         r.begin(2, Clock(2), put(2));
         r.uncertain(2, Clock(3)).expect("fine");
         r.begin(3, Clock(4), Act::Look);
-        r.answered(3, Clock(5), see(0)).expect("nothing happened yet");
+        r.answered(3, Clock(5), Some(see(0))).expect("nothing happened yet");
         r.begin(4, Clock(6), Act::Look);
-        r.answered(4, Clock(7), see(2)).expect("judged when the block rests");
-        assert!(r.answered(1, Clock(8), put(1)).is_err());
+        r.answered(4, Clock(7), Some(see(2))).expect("judged when the block rests");
+        assert!(r.answered(1, Clock(8), Some(put(1))).is_err());
     }
 
     #[test]
@@ -446,12 +444,12 @@ mod tests {
         r.begin(2, Clock(3), put(2));
         r.haunting(2).expect("fine");
         r.begin(3, Clock(5), Act::Look);
-        r.answered(3, Clock(6), see(1)).expect("not yet");
+        r.answered(3, Clock(6), Some(see(1))).expect("not yet");
         r.crashed(Clock(7)).expect("fine");
         assert_eq!(r.possible().expect("fine").len(), 2);
         r.begin(4, Clock(8), Act::Look);
-        r.answered(4, Clock(9), see(1)).expect("it was not found");
+        r.answered(4, Clock(9), Some(see(1))).expect("it was not found");
         r.begin(5, Clock(10), Act::Look);
-        assert!(r.answered(5, Clock(11), see(2)).is_err());
+        assert!(r.answered(5, Clock(11), Some(see(2))).is_err());
     }
 }
