@@ -2,18 +2,24 @@
 //!
 //! `make chaos MINUTES=10` runs this inside a network namespace, with one more for each node, so that links can be cut one way too. Without
 //! them (`cargo test --test chaos -- --ignored`) the faults of the network are left out. What must hold: nothing that was acknowledged is lost,
-//! nothing wrong is read, acknowledgements go on in most seconds in which a connected majority stood, and all replicas are equal at the end.
+//! nothing wrong is read, acknowledgements go on in most seconds in which a connected majority stood, and all replicas are equal at the end. Drives are
+//! damaged one at a time, and what an operator would do about it the command penstock does, of a control that took up what the nodes have.
 
+use penstock::guest::initiator::{Namespace, Refusal};
 use penstock::guest::replay::Dice;
-use penstock::process::fleet::{Fleet, Plan};
-use penstock::process::paths::{Registers, Tally};
-use penstock::process::{Result, dice};
+use penstock::process::fleet::{FILLER, Fleet, Plan, VOLUME_NAME};
+use penstock::process::house::LIMIT;
+use penstock::process::image::Image;
+use penstock::process::paths::{self, Registers, Tally};
+use penstock::process::{GuestError, Result, dice, failed};
 use penstock_api::ByteSize;
+use penstock_api::rpc::GroupPart;
 use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::net::TcpStream;
+use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 const VOLUME: u64 = 32 << 20;
@@ -37,9 +43,14 @@ enum Fault {
     FailingDrive,
     Transfer,
     Garbage,
+    RottenData,
+    RottenLog,
+    FullDrive,
+    OlderDrive,
+    WipedDrive,
 }
 
-const ALL: [Fault; 14] = [
+const ALL: [Fault; 19] = [
     Fault::KillOne,
     Fault::KillTwo,
     Fault::KillAll,
@@ -54,6 +65,11 @@ const ALL: [Fault; 14] = [
     Fault::FailingDrive,
     Fault::Transfer,
     Fault::Garbage,
+    Fault::RottenData,
+    Fault::RottenLog,
+    Fault::FullDrive,
+    Fault::OlderDrive,
+    Fault::WipedDrive,
 ];
 
 impl Fault {
@@ -73,12 +89,34 @@ impl Fault {
             Fault::FailingDrive => "drive that refuses writes",
             Fault::Transfer => "leader transfer",
             Fault::Garbage => "garbage to a peer's port",
+            Fault::RottenData => "blocks rotten in extents",
+            Fault::RottenLog => "blocks rotten in the oplog",
+            Fault::FullDrive => "drive filled by another volume",
+            Fault::OlderDrive => "drive put back from an older copy",
+            Fault::WipedDrive => "drive wiped",
         }
     }
 
     fn wants_network(self) -> bool {
         matches!(self, Fault::Isolate | Fault::OneWay | Fault::Bridge | Fault::SlowLink)
     }
+}
+
+/// Writes until there is no room: a block to each extent.
+fn fill(line: &mut Namespace) -> Result<()> {
+    const EXTENT: u64 = 64 << 10;
+    for at in 0.. {
+        match line.try_write(at * EXTENT, &[0x5a; 4096])? {
+            Ok(()) => {}
+            Err(Refusal::CAPACITY_EXCEEDED) => return Ok(()),
+            Err(other) => return Err(failed("a write to a drive that gets full", format!("{other:?}"))),
+        }
+    }
+    unreachable!("the volume ends, and writes beyond its end are refused")
+}
+
+fn file_failed(path: &Path, e: std::io::Error) -> GuestError {
+    failed(path.display().to_string(), e.to_string())
 }
 
 /// What strikes, and since when how many stood connected.
@@ -88,6 +126,9 @@ struct Storm {
     struck: BTreeMap<Fault, u64>,
     /// Drives that were fenced, and then cleared.
     fenced: u64,
+    /// Blocks that rotted, and replicas that were replaced.
+    rotten: u64,
+    replaced: u64,
     tally: Arc<Tally>,
     began: Instant,
     /// Acknowledged up to the second before, seconds with a connected majority, and those of them with an answer.
@@ -106,24 +147,40 @@ impl Storm {
                 std::thread::sleep(left);
                 return;
             }
-            std::thread::sleep(Duration::from_secs(1));
-            let now = self.tally.answered();
-            if majority {
-                self.seconds += 1;
-                self.served += u64::from(now > self.last);
-            }
-            let count = |value: &std::sync::atomic::AtomicU64| value.load(Ordering::Relaxed);
-            println!(
-                "{:4} s  {:>9} writes {:>8} reads {:>3} in doubt  {:>6} a second  {}",
-                self.began.elapsed().as_secs(),
-                count(&self.tally.writes),
-                count(&self.tally.reads),
-                count(&self.tally.doubts),
-                now - self.last,
-                what
-            );
-            self.last = now;
+            self.second(majority, what);
         }
+    }
+
+    /// Lets a majority's time pass until something is so.
+    fn pass_until(&mut self, what: &str, stop: &AtomicBool, mut is_so: impl FnMut(&Fleet) -> Result<bool>) -> Result<()> {
+        let end = Instant::now() + LIMIT;
+        while !stop.load(Ordering::Relaxed) && !is_so(&self.fleet)? {
+            if Instant::now() > end {
+                return Err(failed(format!("{what}: not within {LIMIT:?}"), self.fleet.last_words()));
+            }
+            self.second(true, what);
+        }
+        Ok(())
+    }
+
+    fn second(&mut self, majority: bool, what: &str) {
+        std::thread::sleep(Duration::from_secs(1));
+        let now = self.tally.answered();
+        if majority {
+            self.seconds += 1;
+            self.served += u64::from(now > self.last);
+        }
+        let count = |value: &AtomicU64| value.load(Ordering::Relaxed);
+        println!(
+            "{:4} s  {:>9} writes {:>8} reads {:>3} in doubt  {:>6} a second  {}",
+            self.began.elapsed().as_secs(),
+            count(&self.tally.writes),
+            count(&self.tally.reads),
+            count(&self.tally.doubts),
+            now - self.last,
+            what
+        );
+        self.last = now;
     }
 
     fn some(&mut self) -> usize {
@@ -190,8 +247,87 @@ impl Storm {
                     }
                 }
             }
+            Fault::RottenData | Fault::RottenLog => self.rot(fault, victim, long, stop)?,
+            Fault::FullDrive => {
+                let mut line = self.fleet.make_filler(victim)?.connect()?;
+                let filling = std::thread::spawn(move || fill(&mut line));
+                self.pass_until(name, stop, |_| Ok(filling.is_finished()))?;
+                filling.join().expect("it does not panic")?;
+                self.pass(long + 2000, true, stop, name);
+                self.fleet.control().run(&format!("volume rm {FILLER} --force"))?;
+                self.whole(victim, name, stop)?;
+            }
+            Fault::OlderDrive => {
+                let (image, copy) = (self.fleet.image(victim), self.fleet.path("older.img"));
+                let put = |from: &Path, to: &Path| std::fs::copy(from, to).map(drop).map_err(|e| file_failed(to, e));
+                self.fleet.kill(victim)?;
+                put(&image, &copy)?;
+                self.fleet.start(victim)?;
+                self.whole(victim, name, stop)?;
+                self.pass(long, true, stop, name);
+                self.fleet.kill(victim)?;
+                put(&copy, &image)?;
+                self.fleet.start(victim)?;
+                self.pass_until("the older drive to be refused", stop, |fleet| {
+                    Ok(fleet.group(victim).is_some_and(|group| group.part == GroupPart::Stopped))
+                })?;
+                self.replace(victim, name, stop)?;
+            }
+            Fault::WipedDrive => {
+                self.fleet.kill(victim)?;
+                let image = self.fleet.image(victim);
+                std::fs::remove_file(&image).map_err(|e| file_failed(&image, e))?;
+                self.fleet.start(victim)?;
+                self.pass(long, true, stop, name);
+                self.fleet.renew_drive(victim)?;
+                self.replace(victim, name, stop)?;
+            }
         }
         Ok(())
+    }
+
+    /// Bytes of a node's drive turn while it is down.
+    fn rot(&mut self, fault: Fault, victim: usize, long: u64, stop: &AtomicBool) -> Result<()> {
+        let name = fault.name();
+        match fault {
+            Fault::RottenLog => self.fleet.kill(victim)?,
+            _ => self.fleet.stop(victim)?,
+        }
+        let image = Image::open(&self.fleet.image(victim))?;
+        let zones = &image.zones()?[0];
+        let dice = &mut self.dice;
+        self.rotten += match fault {
+            Fault::RottenLog => image.rot(&zones.oplog, 4, || dice.roll(), |_| true)?,
+            _ => image.rot(&zones.extents, 16, || dice.roll(), paths::is_written)?,
+        };
+        self.fleet.start(victim)?;
+        self.whole(victim, name, stop)?;
+        // Hosts read there then.
+        if let Some(leader) = self.fleet.leader().filter(|leader| *leader != victim) {
+            let _ = self.fleet.ask_transfer(leader, victim);
+        }
+        self.pass(long + 2000, true, stop, name);
+        // A pass of the scrub finds what is left and has it mended, so the one after it finds nothing.
+        self.pass_until("a scrub that finds nothing", stop, |fleet| fleet.scrub(victim).map(|bad| bad == 0))
+    }
+
+    /// The replica on a node is given up for a new one there.
+    fn replace(&mut self, victim: usize, name: &str, stop: &AtomicBool) -> Result<()> {
+        self.replaced += 1;
+        let command = format!("replica replace {VOLUME_NAME} n{} --timeout 0", victim + 1);
+        // Refused as long as control has not seen who leads.
+        self.pass_until(name, stop, |fleet| Ok(fleet.control().commands().run(&command)?.code.is_some_and(|code| code == 0 || code == 4)))?;
+        self.whole(victim, name, stop)
+    }
+
+    /// Waits until a replica has everything and takes part again, as control sees it.
+    fn whole(&mut self, victim: usize, name: &str, stop: &AtomicBool) -> Result<()> {
+        let node = format!("n{}", victim + 1);
+        self.pass_until(name, stop, |fleet| {
+            let volume = fleet.control().volume(VOLUME_NAME)?;
+            let there = volume.replicas.iter().find(|replica| replica.node == node);
+            Ok(volume.change.is_none() && there.is_some_and(|replica| replica.reachable && replica.progress.is_settled()))
+        })
     }
 
     fn cut(&mut self, links: &[(usize, usize)], ms: u64, stop: &AtomicBool, name: &str) -> Result<()> {
@@ -226,7 +362,10 @@ fn nodes_under_faults_lose_nothing_and_read_nothing_wrong() {
         std::env::var("PENSTOCK_CHAOS_OPLOG_MIB").ok().and_then(|text| text.parse().ok()).map_or(Plan::default().oplog, ByteSize::mib);
     let drive = if oplog > Plan::default().oplog { "2GiB" } else { Plan::default().drive };
     let nodes = std::env::var("PENSTOCK_CHAOS_NODES").ok().and_then(|text| text.parse().ok()).unwrap_or(Plan::default().nodes);
-    let fleet = Fleet::new(Plan { nodes, namespaces, oplog, drive, ..Plan::default() }).unwrap();
+    let mut fleet = Fleet::new(Plan { nodes, namespaces, oplog, drive, ..Plan::default() }).unwrap();
+    fleet.wait_for_leader().unwrap();
+    // An operator, who renews drives and replaces replicas.
+    fleet.begin_control().unwrap();
     // Some alone, by a part of their names, to look closer at what they show.
     let only = std::env::var("PENSTOCK_CHAOS_ONLY").unwrap_or_default();
     let slows = fleet.can_cut() && fleet.slow_link(0, true).and_then(|()| fleet.slow_link(0, false)).is_ok();
@@ -237,7 +376,6 @@ fn nodes_under_faults_lose_nothing_and_read_nothing_wrong() {
     let wanted = |fault: &Fault| possible(fault) && only.split(',').any(|part| fault.name().contains(part));
     let faults: Vec<_> = ALL.into_iter().filter(wanted).collect();
     assert!(!faults.is_empty(), "no fault's name has any of {only} in it");
-    fleet.wait_for_leader().unwrap();
     let doors = fleet.doors();
     let mut registers = Registers::new(seed, VOLUME, WORKERS);
     let tally = Arc::new(Tally::default());
@@ -246,6 +384,8 @@ fn nodes_under_faults_lose_nothing_and_read_nothing_wrong() {
         dice,
         struck: BTreeMap::new(),
         fenced: 0,
+        rotten: 0,
+        replaced: 0,
         tally: Arc::clone(&tally),
         began: Instant::now(),
         last: 0,
@@ -267,7 +407,16 @@ fn nodes_under_faults_lose_nothing_and_read_nothing_wrong() {
     for (fault, times) in &storm.struck {
         println!("{:36} {times:>6}", fault.name());
     }
-    println!("{:36} {:>6}", "drives fenced and cleared", storm.fenced);
+    let count = |value: &AtomicU64| value.load(Ordering::Relaxed);
+    for (what, times) in [
+        ("drives fenced and cleared", storm.fenced),
+        ("blocks rotten", storm.rotten),
+        ("replicas replaced", storm.replaced),
+        ("commands refused for want of room", count(&tally.refused)),
+        ("commands failed", count(&tally.failed)),
+    ] {
+        println!("{what:36} {times:>6}");
+    }
     let (seconds, served) = (storm.seconds, storm.served);
     println!("acknowledgements in {served} of {seconds} seconds with a connected majority; lost 0, wrong 0");
     assert!(served * 100 >= seconds * SERVED_PERCENT, "acknowledgements in {served} of {seconds} seconds only");

@@ -15,7 +15,7 @@ use std::time::Duration;
 const MIB: u64 = 1 << 20;
 const BLOCK: u64 = 4096;
 const TOLD: [End; 4] = [End::Told, End::Told, End::Told, End::Told];
-const CAPACITY_EXCEEDED: Refusal = Refusal { code_type: 0, code: 0x81 };
+const CAPACITY_EXCEEDED: Refusal = Refusal::CAPACITY_EXCEEDED;
 
 fn wait_for_answers(progress: &Progress, count: u64) {
     let wanted = progress.acknowledged() + count;

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 const MIB: u64 = 1 << 20;
 const BLOCK: u64 = 4096;
-const CAPACITY_EXCEEDED: Refusal = Refusal { code_type: 0, code: 0x81 };
+const CAPACITY_EXCEEDED: Refusal = Refusal::CAPACITY_EXCEEDED;
 const UNRECOVERED_READ: Refusal = Refusal { code_type: 2, code: 0x81 };
 const TOLD: [End; 4] = [End::Told, End::Told, End::Told, End::Told];
 

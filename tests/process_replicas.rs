@@ -2,55 +2,40 @@
 //! acknowledged still there on each replica. Not here: partitions and pauses (chaos), what one node does with a group (fleet).
 
 use penstock::guest::wait::wait_for;
-use penstock::process::cluster::Cluster;
+use penstock::process::cluster::{Cluster, VOLUME};
 use penstock::process::dice;
 use penstock::process::house::LIMIT;
 use penstock::process::perf;
 use std::time::Duration;
 
-/// Reads what the journal promises from the replica of each node in turn, which has to lead for it.
-fn verify_everywhere(cluster: &Cluster, name: &str, journal: &std::path::Path) {
-    let doors = cluster.doors(name).unwrap();
-    for (door, at) in doors.iter().zip(1..) {
-        cluster.did(&format!("volume transfer {name} --to n{at}"));
-        assert_eq!(cluster.leader(name), Some(at));
-        let (is_good, report) = perf::verify_over(std::slice::from_ref(door), journal).unwrap();
-        assert!(is_good, "on n{at}: {report:#}");
-        println!("n{at}: {report}");
-    }
-}
-
-fn answered(cluster: &Cluster, name: &str) -> u64 {
-    let volume = cluster.volume(name).unwrap();
+fn answered(cluster: &Cluster) -> u64 {
+    let volume = cluster.volume(VOLUME).unwrap();
     volume.replicas.iter().filter_map(|replica| replica.observed.as_ref()).map(|seen| seen.counters.writes).max().unwrap_or(0)
 }
 
 #[test]
 fn leader_killed_under_load_loses_nothing_and_comes_back() {
     let mut dice = dice("leader killed");
-    let mut cluster = Cluster::new(3, "512MiB").unwrap();
-    cluster.did("volume create v --size 64MiB --replicas 3");
-    cluster.did("volume export v --nvmf");
-    let first = cluster.wait_for_leader_but("v", 0).unwrap();
-    cluster.settle("v").unwrap();
+    let mut cluster = Cluster::with_volume(3, "64MiB").unwrap();
+    let first = cluster.wait_for_leader_but(VOLUME, 0).unwrap();
     let journal = cluster.path("journal");
     let load = format!("--mix 20:70:10 --depth 8 --rate 1500 --duration 12s --no-final-pass --seed {}", dice.roll());
-    let running = perf::start_run_over(&cluster.doors("v").unwrap(), &journal, &load).unwrap();
-    wait_for("the load to be under way", LIMIT, || Ok((answered(&cluster, "v") > 300).then_some(()))).unwrap();
+    let running = perf::start_run_over(&cluster.doors(VOLUME).unwrap(), &journal, &load).unwrap();
+    wait_for("the load to be under way", LIMIT, || Ok((answered(&cluster) > 300).then_some(()))).unwrap();
     std::thread::sleep(Duration::from_millis(dice.below(500)));
 
     cluster.kill(first).unwrap();
-    let second = cluster.wait_for_leader_but("v", first).unwrap();
+    let second = cluster.wait_for_leader_but(VOLUME, first).unwrap();
     println!("n{first} led and was killed, n{second} leads");
     // Writes go on with two of three.
-    let before = answered(&cluster, "v");
-    wait_for("writes without the dead node", LIMIT, || Ok((answered(&cluster, "v") > before + 300).then_some(()))).unwrap();
+    let before = answered(&cluster);
+    wait_for("writes without the dead node", LIMIT, || Ok((answered(&cluster) > before + 300).then_some(()))).unwrap();
     cluster.start(first).unwrap();
 
     let outcome = perf::finish(running).unwrap().expect_ok("a load over three paths");
     println!("{}", outcome.out);
-    cluster.settle("v").unwrap();
-    verify_everywhere(&cluster, "v", &journal);
+    cluster.settle(VOLUME).unwrap();
+    cluster.verify(VOLUME, &journal).unwrap();
     cluster.did("volume unexport v");
     cluster.did("volume rm v");
 }
@@ -58,12 +43,9 @@ fn leader_killed_under_load_loses_nothing_and_comes_back() {
 #[test]
 fn control_killed_changes_nothing_for_hosts() {
     let mut dice = dice("control killed");
-    let mut cluster = Cluster::new(3, "512MiB").unwrap();
-    cluster.did("volume create v --size 32MiB --replicas 3");
-    cluster.did("volume export v --nvmf");
-    cluster.wait_for_leader_but("v", 0).unwrap();
+    let mut cluster = Cluster::with_volume(3, "32MiB").unwrap();
     let journal = cluster.path("journal");
-    let doors = cluster.doors("v").unwrap();
+    let doors = cluster.doors(VOLUME).unwrap();
     let load = format!("--mix 20:80:0 --depth 4 --operations 3000 --no-final-pass --seed {}", dice.roll());
     let running = perf::start_run_over(&doors, &journal, &load).unwrap();
     cluster.kill_control().unwrap();
@@ -76,6 +58,6 @@ fn control_killed_changes_nothing_for_hosts() {
     let (is_good, report) = perf::verify_over(&doors, &journal).unwrap();
     assert!(is_good, "{report:#}");
     cluster.start_control().unwrap();
-    cluster.settle("v").unwrap();
-    verify_everywhere(&cluster, "v", &journal);
+    cluster.settle(VOLUME).unwrap();
+    cluster.verify(VOLUME, &journal).unwrap();
 }

@@ -85,7 +85,7 @@ fn columns(replica: &ReplicaView) -> Vec<String> {
     vec![
         replica.member.to_string(),
         replica.node.clone(),
-        fresh(Some(replica.part.map_or("single", |part| part.word()).to_owned())),
+        fresh(replica.observed.as_ref().map(|_| replica.part.map_or("single", |part| part.word()).to_owned())),
         fresh(replica.term.map(|term| term.to_string())),
         fresh(replica.applied.map(|applied| applied.to_string())),
         fresh(replica.lag.map(|lag| lag.to_string())),

@@ -64,6 +64,10 @@ pub struct Refusal {
     pub code: u8,
 }
 
+impl Refusal {
+    pub const CAPACITY_EXCEEDED: Self = Self { code_type: 0, code: 0x81 };
+}
+
 impl std::fmt::Display for Refusal {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "status code type {}, code {:#04x}", self.code_type, self.code)

@@ -1,17 +1,18 @@
 //! Several nodes under one control on loopback: what people have, driven by the command penstock alone. For nodes driven by their own calls,
 //! or over links that can be cut, see [`super::fleet`].
 
-use super::house::{Commands, LIMIT, TcpDoor, try_rpc};
+use super::control::Control;
+use super::house::{Commands, LIMIT, TcpDoor, start_answering};
+use super::perf;
 use super::program::{Outcome, built, words};
 use super::turn::Turn;
-use super::{Result, failed, http};
+use super::{Result, failed};
 use crate::guest::target::{Daemon, free_port};
 use crate::guest::wait::wait_for;
-use penstock_api::http::{NodeView, ReplicaView, VolumeView};
-use penstock_api::rpc::{Empty, GroupPart, NodeGet};
-use serde::de::DeserializeOwned;
+use penstock_api::http::{ReplicaView, VolumeView};
+use penstock_api::rpc::GroupPart;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Memory of each node in MiB: three of them are on a small machine together.
 const MEMORY: u32 = 512;
@@ -23,11 +24,14 @@ struct Node {
     door: u16,
 }
 
+/// The volume of [`Cluster::with_volume`].
+pub const VOLUME: &str = "v";
+
 /// Nodes are named n1, n2 and so on, and counted from 1 here too.
 pub struct Cluster {
     // Ended first, then the directory goes, then another test has its turn.
     nodes: Vec<Node>,
-    control: Daemon,
+    control: Control,
     dir: tempfile::TempDir,
     _turn: Turn,
 }
@@ -45,19 +49,16 @@ impl Cluster {
         for at in 1..=count {
             nodes.push(node(dir.path().join(format!("n{at}")), &key, at)?);
         }
-        let root = dir.path().display();
-        let mut flags = words(&format!("--state-dir {root}/control --listen unix:{root}/control.sock --period-ms 100"));
-        for (at, node) in (1..).zip(&nodes) {
+        let each = (1..).zip(&nodes).map(|(at, node): (usize, &Node)| {
             let socket = node.root.join("run/penstockd.sock");
-            let (peer, door) = (node.peer, node.door);
-            flags.extend(["--node".into(), format!("n{at}={},peer=127.0.0.1:{peer},nvmf=127.0.0.1:{door}", socket.display())]);
-        }
-        let control = Daemon::new(built("penstock-control")?, flags, dir.path().join("control.log"));
+            format!("n{at}={},peer=127.0.0.1:{},nvmf=127.0.0.1:{}", socket.display(), node.peer, node.door)
+        });
+        let control = Control::new(dir.path(), each)?;
         let mut cluster = Cluster { nodes, control, dir, _turn: turn };
         for at in 1..=count {
             cluster.start(at)?;
         }
-        cluster.start_control()?;
+        cluster.control.start()?;
         for at in 1..=count {
             let image = cluster.path(&format!("n{at}.img"));
             cluster.did(&format!("pool add file:{}?size={drive} --node n{at} --oplog 128MiB", image.display()));
@@ -69,17 +70,20 @@ impl Cluster {
         self.dir.path().join(name)
     }
 
+    /// As [`Self::new`] with drives of half a GiB, and with a volume [`VOLUME`] of three replicas that has doors and a leader.
+    pub fn with_volume(count: usize, size: &str) -> Result<Self> {
+        let cluster = Cluster::new(count, "512MiB")?;
+        cluster.did(&format!("volume create {VOLUME} --size {size} --replicas 3"));
+        cluster.did(&format!("volume export {VOLUME} --nvmf"));
+        cluster.wait_for_leader_but(VOLUME, 0)?;
+        cluster.settle(VOLUME)?;
+        Ok(cluster)
+    }
+
     /// Starts a node and waits until it answers calls, which is before its drive is open.
     pub fn start(&mut self, at: usize) -> Result<()> {
         let node = &mut self.nodes[at - 1];
-        let socket = node.root.join("run/penstockd.sock");
-        node.daemon.start()?;
-        let daemon = &mut node.daemon;
-        let answered = wait_for("penstockd to answer", LIMIT, || {
-            daemon.expect_alive()?;
-            Ok(try_rpc::<NodeGet>(&socket, &Empty {}).is_ok().then_some(()))
-        });
-        answered.map_err(|e| failed(e.to_string(), daemon.last_words()))
+        start_answering(&mut node.daemon, &node.root.join("run/penstockd.sock"))
     }
 
     /// kill -9.
@@ -93,40 +97,33 @@ impl Cluster {
 
     /// Starts control and waits until it sees all nodes.
     pub fn start_control(&mut self) -> Result<()> {
-        self.control.start()?;
-        wait_for("control to see all nodes", LIMIT, || {
-            self.control.expect_alive()?;
-            Ok(self.get::<Vec<NodeView>>("/v1/nodes").is_ok_and(|nodes| nodes.iter().all(|node| node.reachable)).then_some(()))
-        })
-        .map_err(|e| failed(e.to_string(), self.last_words()))
+        self.control.start().map_err(|e| failed(e.to_string(), self.last_words()))
     }
 
     pub fn commands(&self) -> Commands {
-        Commands::at(&self.path("control.sock"))
+        self.control.commands()
     }
 
     /// Runs the command penstock, which has to succeed.
     #[track_caller]
     pub fn did(&self, command: &str) -> Outcome {
-        let outcome = self.commands().run(command).unwrap_or_else(|e| panic!("penstock {command}: {e}"));
-        if outcome.code == Some(0) { outcome } else { outcome.expect_ok(&format!("penstock {command}\n{}", self.last_words())) }
-    }
-
-    fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T> {
-        let answer = http::request(&self.path("control.sock"), "GET", path, b"", LIMIT)?;
-        serde_json::from_slice(&answer.body).map_err(|e| failed(format!("GET {path}"), format!("{e}: {}", answer.text())))
+        self.control.run(command).unwrap_or_else(|e| panic!("{e}\n{}", self.last_words()))
     }
 
     pub fn volume(&self, name: &str) -> Result<VolumeView> {
-        self.get(&format!("/v1/volumes/{name}"))
+        self.control.volume(name)
+    }
+
+    /// The nodes that have a replica of a volume, in order.
+    pub fn nodes_of(&self, name: &str) -> Result<Vec<usize>> {
+        nodes_of(&self.volume(name)?)
     }
 
     /// The node whose replica leads, as control sees it.
     pub fn leader(&self, name: &str) -> Option<usize> {
         let volume = self.volume(name).ok()?;
         let leads = |replica: &&ReplicaView| replica.reachable && replica.part == Some(GroupPart::Leader);
-        let leader = volume.replicas.iter().filter(leads).max_by_key(|replica| replica.term)?;
-        leader.node.strip_prefix('n')?.parse().ok()
+        number(&volume.replicas.iter().filter(leads).max_by_key(|replica| replica.term)?.node).ok()
     }
 
     /// Waits until a node leads that is not `other` (0: any).
@@ -140,7 +137,7 @@ impl Cluster {
         let mut last = String::new();
         let settled = wait_for("all replicas to be equal", LIMIT, || {
             let volume = self.volume(name)?;
-            let nodes: Vec<NodeView> = self.get("/v1/nodes")?;
+            let nodes = self.control.nodes()?;
             last = format!("{:?}\n{:?}", volume.replicas, nodes.iter().map(|node| &node.unsettled).collect::<Vec<_>>());
             let applied: Vec<_> = volume.replicas.iter().map(|replica| replica.applied).collect();
             let are_equal = applied.iter().all(|one| one.is_some() && *one == applied[0]);
@@ -148,6 +145,50 @@ impl Cluster {
             Ok((are_equal && are_well && nodes.iter().all(|node| node.settled)).then_some(()))
         });
         settled.map_err(|e| failed(e.to_string(), format!("{last}\n{}", self.last_words())))
+    }
+
+    /// Waits until the replicas are on these nodes, none is on its way, and they are as [`Self::settle`] says.
+    pub fn settle_on(&self, name: &str, nodes: &[usize]) -> Result<()> {
+        let mut last = String::new();
+        let arrived = wait_for("the replicas to be where they are to be", LIMIT, || {
+            let volume = self.volume(name)?;
+            last = format!("{:?} {:?}", volume.change, volume.replicas);
+            Ok((volume.change.is_none() && nodes_of(&volume)? == nodes).then_some(()))
+        });
+        arrived.map_err(|e| failed(e.to_string(), format!("{last}\n{}", self.last_words())))?;
+        self.settle(name)
+    }
+
+    /// Lets the replica on a node lead.
+    pub fn transfer(&self, name: &str, to: usize) -> Result<()> {
+        // Refused for a moment, as long as the leader has not heard that a member is whole.
+        let led = wait_for("the transfer", LIMIT, || {
+            Ok((self.commands().run(&format!("volume transfer {name} --to n{to}"))?.code == Some(0)).then_some(()))
+        });
+        led.map_err(|e| failed(e.to_string(), self.last_words()))
+    }
+
+    /// Reads what a load's journal promises from each replica in turn, which has to lead for it.
+    ///
+    /// # Errors
+    /// What is not as the journal says.
+    pub fn verify(&self, name: &str, journal: &Path) -> Result<()> {
+        let doors = self.doors(name)?;
+        for at in self.nodes_of(name)? {
+            self.transfer(name, at)?;
+            let (is_good, report) = perf::verify_over(&doors[at - 1..at], journal)?;
+            println!("n{at}: {report}");
+            if !is_good {
+                return Err(failed(format!("volume {name} on n{at}"), format!("{report:#}")));
+            }
+        }
+        Ok(())
+    }
+
+    /// The doors of some nodes.
+    pub fn doors_on(&self, name: &str, nodes: &[usize]) -> Result<Vec<TcpDoor>> {
+        let doors = self.doors(name)?;
+        Ok(nodes.iter().map(|at| doors[at - 1].clone()).collect())
     }
 
     /// The volume's NVMe/TCP doors, in the order of the nodes.
@@ -161,12 +202,24 @@ impl Cluster {
 
     pub fn last_words(&self) -> String {
         let each = self.nodes.iter().zip(1..).map(|(node, at)| format!("--- n{at} ---\n{}\n", node.daemon.last_words()));
-        each.chain([format!("--- control ---\n{}\n", self.control.last_words())]).collect()
+        each.chain([self.control.last_words()]).collect()
     }
 }
 
+/// A node's number by its name.
+fn number(name: &str) -> Result<usize> {
+    let number = name.strip_prefix('n').and_then(|number| number.parse().ok());
+    number.ok_or_else(|| failed("a node", format!("{name} is none of ours")))
+}
+
+fn nodes_of(volume: &VolumeView) -> Result<Vec<usize>> {
+    let mut nodes = volume.replicas.iter().map(|replica| number(&replica.node)).collect::<Result<Vec<_>>>()?;
+    nodes.sort_unstable();
+    Ok(nodes)
+}
+
 /// A key of the right length; that nobody can guess it does not matter on loopback.
-fn write_key(path: &std::path::Path) -> Result<()> {
+pub(super) fn write_key(path: &Path) -> Result<()> {
     use std::io::Write;
     use std::os::unix::fs::OpenOptionsExt;
     let file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
@@ -174,7 +227,7 @@ fn write_key(path: &std::path::Path) -> Result<()> {
     written.map_err(|e| failed(path.display().to_string(), e.to_string()))
 }
 
-fn node(root: PathBuf, key: &std::path::Path, at: usize) -> Result<Node> {
+fn node(root: PathBuf, key: &Path, at: usize) -> Result<Node> {
     std::fs::create_dir(&root).map_err(|e| failed(root.display().to_string(), e.to_string()))?;
     let (peer, door) = (free_port()?, free_port()?);
     let shown = root.display();
@@ -199,7 +252,7 @@ impl Drop for Cluster {
         let keep = std::env::temp_dir().join(format!("penstock-cluster-logs-{}", std::process::id()));
         let _ = std::fs::create_dir_all(&keep);
         let logs = self.nodes.iter().zip(1..).map(|(node, at)| (node.root.join("log"), format!("n{at}.log")));
-        for (log, name) in logs.chain([(self.path("control.log"), "control.log".to_owned())]) {
+        for (log, name) in logs.chain([(self.control.log().to_owned(), "control.log".to_owned())]) {
             let _ = std::fs::copy(log, keep.join(name));
         }
         eprintln!("logs are kept in {}\n{}", keep.display(), self.last_words());

@@ -1,9 +1,12 @@
-//! Several penstockd that are each other's peers, one replica of one volume on each, driven by their own calls: no control.
+//! Several penstockd that are each other's peers, one replica of one volume on each, driven by their own calls. A control may take them up later
+//! ([`Fleet::begin_control`]).
 //!
 //! On loopback, or, where links are to be cut, each in a network namespace that the caller made (scripts/chaos.sh): node N is in namespace
 //! `PREFIX-N` at 10.77.0.N, and whoever runs this is in one that reaches them all. Not here: loads and what they judge ([`super::paths`]).
 
-use super::house::{LIMIT, TcpDoor, try_rpc};
+use super::cluster::write_key;
+use super::control::Control;
+use super::house::{LIMIT, TcpDoor, start_answering, try_rpc};
 use super::program::{built, words};
 use super::turn::Turn;
 use super::{Result, failed};
@@ -14,8 +17,8 @@ use penstock_api::id::{ClusterTag, Id, IdParts, Incarnation, NodeNumber, Sequenc
 use penstock_api::rpc::{
     BlockSize, ControllerRange, Door, DriveAdd, DriveAddParams, DriveClearFence, DriveClearFenceParams, DriveList, DriveState, Empty,
     ExportAdd, ExportAddParams, GroupInfo, GroupMember, GroupMembers, GroupTransfer, GroupTransferParams, MemberCreate, MemberCreateParams,
-    MemberRole, Method, NodeClaim, NodeClaimParams, NodeGet, PeerAddress, PeersSet, PeersSetParams, RpcError, VolumeInfo, VolumeList,
-    VolumeState,
+    MemberRole, Method, NodeClaim, NodeClaimParams, PeerAddress, PeersSet, PeersSetParams, RpcError, Scrub, ScrubAction, ScrubParams,
+    VolumeInfo, VolumeList, VolumeState,
 };
 use penstock_api::{ByteSize, ClusterId, DriveId, NodeId, ReplicaId, SegmentId, VolumeId};
 use serde_json::json;
@@ -58,6 +61,7 @@ struct Node {
 pub struct Fleet {
     nodes: Vec<Node>,
     plan: Plan,
+    control: Option<Control>,
     // After the daemons: they write there.
     dir: tempfile::TempDir,
     _turn: Turn,
@@ -76,6 +80,10 @@ const DELAYED: &str = "Delayed";
 /// As SPDK names what it delays.
 const LATENCIES: [&str; 4] = ["p99_read", "p99_write", "avg_read", "avg_write"];
 
+/// What control knows the volume as.
+pub const VOLUME_NAME: &str = "fleet";
+/// The volume of [`Fleet::make_filler`].
+pub const FILLER: &str = "filler";
 const VOLUME: u64 = 1;
 const SEGMENT: u64 = 2;
 const REPLICAS: u64 = 10;
@@ -92,14 +100,12 @@ impl Fleet {
         let dir = tempfile::Builder::new().prefix("penstock-fleet-").tempdir_in("/var/tmp");
         let dir = dir.map_err(|e| failed("temporary directory", e.to_string()))?;
         let key = dir.path().join("cluster.key");
-        std::fs::write(&key, "5a".repeat(32)).map_err(|e| failed("cluster key", e.to_string()))?;
-        let status = Command::new("chmod").arg("600").arg(&key).status();
-        status.map_err(|e| failed("chmod", e.to_string()))?;
+        write_key(&key)?;
         let mut nodes = Vec::new();
         for at in 0..plan.nodes {
             nodes.push(node(&plan, dir.path(), &key, at)?);
         }
-        let mut fleet = Fleet { nodes, plan, dir, _turn: turn };
+        let mut fleet = Fleet { nodes, plan, control: None, dir, _turn: turn };
         for at in 0..fleet.nodes.len() {
             fleet.start(at)?;
         }
@@ -120,11 +126,8 @@ impl Fleet {
             let (cluster_id, node_id, drive_id) = (ClusterId::of(cluster()), node.id, DriveId(id(DRIVES + at as u64)));
             self.call::<NodeClaim>(at, &NodeClaimParams { cluster_id, node_id })?;
             self.call::<PeersSet>(at, &PeersSetParams { peers: peers.clone() })?;
-            let spec = if self.plan.delayed == Some(at) {
-                self.make_delayed(at)?
-            } else {
-                format!("file:{}?size={}", self.image(at).display(), self.plan.drive)
-            };
+            let spec =
+                if self.plan.delayed == Some(at) { self.make_delayed(at)? } else { format!("{}?size={}", self.spec(at), self.plan.drive) };
             let spec = spec.parse().map_err(|e| failed(spec, format!("{e}")))?;
             let oplog_bytes = Some(self.plan.oplog);
             let drive =
@@ -134,7 +137,7 @@ impl Fleet {
                 volume_id: Self::volume_id(),
                 segment_id: SegmentId(id(SEGMENT)),
                 replica_id: members.list[at].replica_id,
-                name: "fleet".parse().map_err(|e| failed("volume name", format!("{e}")))?,
+                name: VOLUME_NAME.parse().map_err(|e| failed("volume name", format!("{e}")))?,
                 size_bytes: self.plan.volume,
                 block_size: self.plan.block,
                 drive_id,
@@ -142,11 +145,65 @@ impl Fleet {
             };
             self.call::<MemberCreate>(at, &replica)?;
             let door = Door::Nvmf { address: node.door.ip(), port: node.door.port(), nqn: None };
-            let first = 1 + 1000 * at as u16;
-            let controllers = Some(ControllerRange { first, last: first + 999 });
+            // As control deals them out.
+            let first = 1 + 4094 * at as u16;
+            let controllers = Some(ControllerRange { first, last: first + 4093 });
             self.call::<ExportAdd>(at, &ExportAddParams { volume_id: Self::volume_id(), door, controllers })?;
         }
         Ok(())
+    }
+
+    /// Starts a control of which nodes are named n1, n2 and so on, and lets it take up what they have: all of them must be there.
+    pub fn begin_control(&mut self) -> Result<()> {
+        let each = (1..).zip(&self.nodes).map(|(at, node): (usize, &Node)| {
+            format!("n{at}={},peer={},nvmf={}", node.root.join("run/penstockd.sock").display(), node.peer, node.door)
+        });
+        let mut control = Control::new(self.dir.path(), each)?;
+        control.start()?;
+        control.run("pool import")?;
+        let taken = control.volume(VOLUME_NAME)?.replicas.len();
+        if taken != self.nodes.len() {
+            return Err(failed("the import", format!("{taken} replicas of {}", self.nodes.len())));
+        }
+        self.control = Some(control);
+        Ok(())
+    }
+
+    /// The control that [`Self::begin_control`] began.
+    pub fn control(&self) -> &Control {
+        self.control.as_ref().expect("it was begun")
+    }
+
+    /// What a node's drive is for the command penstock.
+    pub fn spec(&self, at: usize) -> String {
+        format!("file:{}", self.image(at).display())
+    }
+
+    /// A new volume on a node's drive alone that is larger than the drive, and its door.
+    pub fn make_filler(&self, at: usize) -> Result<TcpDoor> {
+        let (drive, size) = (self.volume(at)?.drive_id, self.plan.drive);
+        self.control().run(&format!("volume create {FILLER} {size} --drive {drive}"))?;
+        self.control().run(&format!("volume export {FILLER} --nvmf"))?;
+        let nqn = self.control().volume(FILLER)?.exports.into_iter().find_map(|export| export.observed?.nqn);
+        let nqn = nqn.ok_or_else(|| failed(FILLER, "it has no door"))?.to_string();
+        Ok(TcpDoor { address: self.nodes[at].door, nqn })
+    }
+
+    /// A blank drive takes the place of a node's, of which nothing is left.
+    pub fn renew_drive(&self, at: usize) -> Result<()> {
+        let (spec, Plan { drive, oplog, .. }) = (self.spec(at), &self.plan);
+        self.control().run(&format!("pool rm {spec} --force"))?;
+        self.control().run(&format!("pool add {spec}?size={drive} --node n{} --stores 1 --oplog {}", at + 1, oplog.0)).map(drop)
+    }
+
+    /// Reads a node's drive through, and answers how many blocks were bad.
+    pub fn scrub(&self, at: usize) -> Result<u64> {
+        let drive_id = self.volume(at)?.drive_id;
+        let scrub = |action| self.call::<Scrub>(at, &ScrubParams { drive_id, action });
+        scrub(ScrubAction::Start)?;
+        wait_for("the end of a scrub", LIMIT, || {
+            Ok(Some(scrub(ScrubAction::Status)?).filter(|scrub| !scrub.running).map(|scrub| scrub.blocks_bad))
+        })
     }
 
     /// Makes the drive that can be delayed, and answers its spec.
@@ -211,14 +268,8 @@ impl Fleet {
 
     /// Starts a node and waits until it answers calls, which is before its drive is open.
     pub fn start(&mut self, at: usize) -> Result<()> {
-        let socket = self.nodes[at].root.join("run/penstockd.sock");
-        let daemon = &mut self.nodes[at].daemon;
-        daemon.start()?;
-        let answered = wait_for("penstockd to answer", LIMIT, || {
-            daemon.expect_alive()?;
-            Ok(try_rpc::<NodeGet>(&socket, &Empty {}).is_ok().then_some(()))
-        });
-        answered.map_err(|e| failed(e.to_string(), daemon.last_words()))
+        let node = &mut self.nodes[at];
+        start_answering(&mut node.daemon, &node.root.join("run/penstockd.sock"))
     }
 
     pub fn is_up(&self, at: usize) -> bool {
@@ -343,7 +394,8 @@ impl Fleet {
     }
 
     pub fn last_words(&self) -> String {
-        self.nodes.iter().enumerate().map(|(at, node)| format!("--- node {} ---\n{}\n", at + 1, node.daemon.last_words())).collect()
+        let each = self.nodes.iter().enumerate().map(|(at, node)| format!("--- node {} ---\n{}\n", at + 1, node.daemon.last_words()));
+        each.chain(self.control.as_ref().map(Control::last_words)).collect()
     }
 }
 
@@ -398,6 +450,9 @@ impl Drop for Fleet {
             let _ = std::fs::create_dir_all(&keep);
             for (at, node) in self.nodes.iter().enumerate() {
                 let _ = std::fs::copy(node.root.join("log"), keep.join(format!("node{}.log", at + 1)));
+            }
+            if let Some(control) = &self.control {
+                let _ = std::fs::copy(control.log(), keep.join("control.log"));
             }
             eprintln!("logs are kept in {}\n{}", keep.display(), self.last_words());
         }

@@ -148,21 +148,8 @@ impl House {
 
     /// Starts penstockd and waits until it answers.
     pub fn start_node(&mut self) -> Result<()> {
-        self.node.start()?;
-        let mut last = String::new();
         let socket = self.rpc_socket();
-        let node = &mut self.node;
-        let answered = wait_for("penstockd to answer", LIMIT, || {
-            node.expect_alive()?;
-            match try_rpc::<NodeGet>(&socket, &Empty {}) {
-                Ok(_) => Ok(Some(())),
-                Err(why) => {
-                    last = why.to_string(); // the socket of a killed predecessor refuses at first
-                    Ok(None)
-                }
-            }
-        });
-        answered.map_err(|e| failed(e.to_string(), format!("{last}\n--- penstockd said ---\n{}", self.node.last_words())))
+        start_answering(&mut self.node, &socket)
     }
 
     /// Starts penstock-control, if the house has one, and waits until it answers.
@@ -333,6 +320,23 @@ impl House {
         });
         found.map_err(|e| failed(e.to_string(), format!("{last}\n{}", self.node.last_words())))
     }
+}
+
+/// Starts a penstockd and waits until it answers calls at `socket`, which is before its drives are open.
+pub(super) fn start_answering(node: &mut Daemon, socket: &Path) -> Result<()> {
+    node.start()?;
+    let mut last = String::new();
+    let answered = wait_for("penstockd to answer", LIMIT, || {
+        node.expect_alive()?;
+        match try_rpc::<NodeGet>(socket, &Empty {}) {
+            Ok(_) => Ok(Some(())),
+            Err(why) => {
+                last = why.to_string(); // the socket of a killed predecessor refuses at first
+                Ok(None)
+            }
+        }
+    });
+    answered.map_err(|e| failed(e.to_string(), format!("{last}\n--- penstockd said ---\n{}", node.last_words())))
 }
 
 /// Calls a method of the penstockd at `socket`.

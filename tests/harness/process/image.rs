@@ -50,6 +50,25 @@ impl Image {
         self.write(at, &[old[0] ^ 1 << bit])
     }
 
+    /// Turns one bit round in each of `count` blocks of a range, of those that hold anything and are `meant`; answers in how many, as it gives up where
+    /// there are few.
+    pub fn rot(&self, range: &Range<u64>, count: u64, mut roll: impl FnMut() -> u64, meant: impl Fn(&[u8]) -> bool) -> Result<u64> {
+        let blocks = (range.end - range.start) / BLOCK as u64;
+        let mut done = 0;
+        for _ in 0..count * 1000 {
+            let at = range.start + roll() % blocks * BLOCK as u64;
+            let block = self.read(at, BLOCK)?;
+            if block.iter().any(|byte| *byte != 0) && meant(&block) {
+                self.flip_bit(at + roll() % BLOCK as u64, (roll() % 8) as u8)?;
+                done += 1;
+            }
+            if done == count {
+                break;
+            }
+        }
+        Ok(done)
+    }
+
     /// Byte ranges of superblocks, oplog and extents of each store.
     pub fn zones(&self) -> Result<Vec<Zones>> {
         let label = self.label()?;

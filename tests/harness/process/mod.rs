@@ -1,11 +1,12 @@
 //! Real processes on loopback: penstockd, penstock-control and the commands, over temporary pools.
 //!
 //! A [`house::House`] is one node with its control; a [`ledger::Ledger`] writes to a volume, keeps what was acknowledged
-//! and judges what is read back; a [`fleet::Fleet`] is several nodes that are peers, [`paths`] a host with a path to each, [`fleet_target`] a fleet as
-//! a guest's target; [`hostile`] says wrong things to sockets. Processes and clients are shared with the guest tests ([`crate::guest`]). Tests take turns (see [`turn`]), since two pollers on two cores would starve each other.
+//! and judges what is read back; a [`fleet::Fleet`] is several nodes that are peers, a [`cluster::Cluster`] such nodes under one
+//! [`control::Control`], [`paths`] a host with a path to each, [`fleet_target`] a fleet as a guest's target; [`hostile`] says wrong things to sockets. Processes and clients are shared with the guest tests ([`crate::guest`]). Tests take turns (see [`turn`]), since two pollers on two cores would starve each other.
 //! Deliberately not here: QEMU, and assertions on wall-clock time.
 
 pub mod cluster;
+pub mod control;
 pub mod fleet;
 pub mod fleet_target;
 pub mod hostile;
@@ -36,6 +37,6 @@ pub fn dice(test: &str) -> Dice {
     Dice::new(seed)
 }
 
-pub(crate) fn failed(what: impl Into<String>, detail: impl Into<String>) -> GuestError {
+pub fn failed(what: impl Into<String>, detail: impl Into<String>) -> GuestError {
     GuestError::failed(what, detail)
 }

@@ -33,7 +33,7 @@ pub struct Paths<'a> {
 enum Ended<T> {
     Done(T),
     /// For something else than its path.
-    Refused,
+    Refused(Refusal),
     /// No path has answered; it may have taken effect.
     Doubt,
 }
@@ -68,7 +68,7 @@ impl<'a> Paths<'a> {
                     refused_by += 1;
                     pause_after(&mut refused_by, self.doors.len());
                 }
-                Ok(Err(_)) => return Ended::Refused,
+                Ok(Err(refusal)) => return Ended::Refused(refusal),
                 Err(_) => {
                     self.lines[self.at] = None;
                     self.next();
@@ -98,14 +98,20 @@ struct Cell {
 pub struct Tally {
     pub writes: AtomicU64,
     pub reads: AtomicU64,
-    /// Commands that were refused for something else than their path, as full drives do.
+    /// Commands that were refused as there is no room.
     pub refused: AtomicU64,
+    /// Commands that failed for something else than their path.
+    pub failed: AtomicU64,
     pub doubts: AtomicU64,
 }
 
 impl Tally {
     pub fn answered(&self) -> u64 {
         self.writes.load(Ordering::Relaxed) + self.reads.load(Ordering::Relaxed)
+    }
+
+    fn of(&self, refusal: Refusal) -> &AtomicU64 {
+        if refusal == Refusal::CAPACITY_EXCEEDED { &self.refused } else { &self.failed }
     }
 }
 
@@ -137,6 +143,11 @@ fn stamp(sector: u64, version: u64, bytes: &mut [u8]) {
     for word in bytes[24..].chunks_exact_mut(8) {
         word.copy_from_slice(&dice.roll().to_le_bytes());
     }
+}
+
+/// Whether a worker wrote this block.
+pub fn is_written(block: &[u8]) -> bool {
+    block.starts_with(&MAGIC.to_le_bytes())
 }
 
 /// Which version these bytes are, if they are one of that sector.
@@ -260,12 +271,12 @@ impl Share {
             match ended {
                 Ended::Done(()) => *cell = Cell { held: version, doubt: None },
                 // Given before on another path, it may have taken effect there.
-                Ended::Refused | Ended::Doubt => cell.doubt = Some(version),
+                Ended::Refused(_) | Ended::Doubt => cell.doubt = Some(version),
             }
         }
         match ended {
             Ended::Done(()) => &tally.writes,
-            Ended::Refused => &tally.refused,
+            Ended::Refused(refusal) => tally.of(refusal),
             Ended::Doubt => &tally.doubts,
         }
         .fetch_add(1, Ordering::Relaxed);
@@ -306,7 +317,7 @@ impl Share {
                 }
                 tally.reads.fetch_add(1, Ordering::Relaxed);
             }
-            Ended::Refused => drop(tally.refused.fetch_add(1, Ordering::Relaxed)),
+            Ended::Refused(refusal) => drop(tally.of(refusal).fetch_add(1, Ordering::Relaxed)),
             Ended::Doubt => drop(tally.doubts.fetch_add(1, Ordering::Relaxed)),
         }
         Ok(())
