@@ -80,6 +80,8 @@ pub enum Canary {
     ReuseMergedEarly,
     /// A copied extent overwrites what entries newer than it wrote.
     CopyOverNewer,
+    /// A member that is asked for a block with a certain checksum gives whatever it has, and whoever asked takes it.
+    RepairOlder,
     /// What a leader had taken in and not proposed when it lost its term is proposed under the next one that it leads.
     StampNewTerm,
     /// Every entry of an append is taken to have its payload at the append's first block.
@@ -101,7 +103,7 @@ impl Canary {
     /// Volume block over which [`Canary::PanicOnWrite`] falls.
     pub const FALLS_AT: u64 = 13;
 
-    pub const ALL: [Canary; 25] = [
+    pub const ALL: [Canary; 26] = [
         Canary::CountBeforeBarrier,
         Canary::AckEarly,
         Canary::TornIsCorruption,
@@ -119,6 +121,7 @@ impl Canary {
         Canary::VoteWhenWiped,
         Canary::VoteWhenRestored,
         Canary::CopyOverNewer,
+        Canary::RepairOlder,
         Canary::StampNewTerm,
         Canary::StageFirstPayload,
         Canary::SkipSeal,
@@ -224,7 +227,7 @@ pub struct RecoveryReport {
     pub dropped_batches: u64,
     /// Headers read from their second copy.
     pub repaired_headers: u64,
-    /// Blocks of durable batches that are gone: they read as errors.
+    /// Blocks of durable batches that are bad: reads of them ask the other members, and are errors where there are none.
     pub lost_blocks: u64,
     /// Batches whose descriptors are gone too.
     pub lost_batches: u64,
@@ -268,6 +271,8 @@ counters! {
     /// Members that began to be rebuilt here, extents that were copied from others, and to others.
     rebuilds, copies_taken, copies_sent,
     corrupt_blocks, scrubbed_blocks,
+    /// Bad blocks that another member had, of those how many were put back here, that nobody had, and that this store gave to others.
+    fetched_blocks, repaired_blocks, unrepaired_blocks, fetches_answered,
     disk_reads, disk_writes, disk_flushes,
 }
 

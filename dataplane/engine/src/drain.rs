@@ -10,6 +10,8 @@ use crate::index::{GroupId, GroupKey, Slot, Version};
 use crate::map::{Known, Layer, LayerKey, PageKey};
 use crate::merge::DIRTIES;
 use crate::port::*;
+use crate::read::Place;
+use crate::repair::Waiter;
 use crate::store::{Owner, PageWaiter, Store};
 use penstock_wire::page::{BlockState, UNALLOCATED};
 use penstock_wire::{BLOCK, EXTENT_BLOCKS, Seq};
@@ -40,6 +42,8 @@ struct Item {
     out: u32,
     read_failed: bool,
     reread: bool,
+    /// Blocks of a member's that are bad, and go to the extent as they are: their checksum is what other members are asked for.
+    bad: u16,
     done: bool,
 }
 
@@ -200,6 +204,7 @@ impl Store {
                 out: 0,
                 read_failed: false,
                 reread: false,
+                bad: 0,
                 done: false,
             };
             self.drain.items.push(item);
@@ -380,9 +385,13 @@ impl Store {
         }
     }
 
-    /// The only copy of these blocks is bad, twice: they are lost, and say so until they are written again.
+    /// The copy of these blocks here is bad, twice. If it is the only one they are lost, and say so until they are written again.
     fn lose_blocks(&mut self, at: u32, bad: u16, fx: &mut Effects) {
         let (key, group) = (self.drain.items[at as usize].key, self.drain.items[at as usize].group);
+        let others = self.member(key.layer.replica).is_some();
+        if others {
+            self.drain.items[at as usize].bad = bad;
+        }
         for i in 0..BLOCKS {
             if bad >> i & 1 == 0 {
                 continue;
@@ -391,9 +400,11 @@ impl Store {
             let lost = Some(Slot { seq: slot.seq, version: Version::Lost });
             if let Version::Log { at: ring, .. } = slot.version {
                 let block = u64::from(key.extent) * EXTENT_BLOCKS + i as u64;
-                fx.list.push(Effect::Notice(Notice::Corrupt { replica: key.layer.replica, block, place: self.ring_block(ring) }));
+                self.found_bad(key.layer.replica, block, self.ring_block(ring), fx);
             }
-            self.counters.corrupt_blocks += 1;
+            if others {
+                continue;
+            }
             if self.index.group(group).slots[i] == Some(slot) {
                 self.index.group_mut(group).slots[i] = lost;
                 self.map.undrained(key.layer.replica, -i64::from(Slot::in_log(&Some(slot))));
@@ -534,6 +545,14 @@ impl Store {
             }
         }
         self.index.finish(item.group);
+        for i in (0..BLOCKS).filter(|i| item.bad >> i & 1 != 0) {
+            let block = u64::from(key.extent) * EXTENT_BLOCKS + i as u64;
+            if let Ok(Place::At(place, crc)) = self.place_of(key.layer, block)
+                && place == self.extent_block(item.place, i as u64)
+            {
+                self.begin_fetch(key.layer.replica, block, place, crc, Waiter::Nobody);
+            }
+        }
         // Writers under pressure get what the drain gives back, more of it the more room is left.
         let (used, limit) = (self.stream.used(), self.stream.host_limit());
         let gain = 1 + 8 * limit.saturating_sub(used) / limit;

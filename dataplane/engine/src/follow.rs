@@ -33,6 +33,8 @@ impl Store {
                 PeerWord::AdmitAnswer(answer) => self.on_admit_answer(from, &answer, mem, fx),
                 PeerWord::CopyAsk(ask) => self.on_copy_ask(from, ask, fx),
                 PeerWord::CopyAnswer(answer) => _ = self.on_copy_answer(from, answer, payload, mem),
+                PeerWord::FetchAsk(ask) => self.on_fetch_ask(from, ask, fx),
+                PeerWord::FetchAnswer(answer) => _ = self.on_fetch_answer(from, &answer, payload, mem, fx),
             }
         }
         if let Some(buf) = payload {

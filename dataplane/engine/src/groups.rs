@@ -13,6 +13,7 @@ use crate::map::PageKey;
 use crate::member::{Member, MemberStage, Payload};
 use crate::port::*;
 use crate::rebuild::{Own, Source};
+use crate::repair::Repair;
 use crate::replica::{Group, GroupConfig, Output, Part as GroupPart, Recovered, Stop};
 use crate::room::Rooms;
 use crate::send::Waiting;
@@ -58,6 +59,8 @@ pub(crate) struct Groups {
     pub source: Source,
     pub own: FxHashMap<u32, Own>,
     pub next_own: u32,
+    /// Blocks that are asked of other members, and that they ask of this one.
+    pub repair: Repair,
     /// Pages that may tell that there is more space than it seems.
     pub pages: Vec<PageKey>,
     /// Members of which others want to hear that their opening is recorded; and somebody has news of an opening of ours to tell.
@@ -110,6 +113,7 @@ impl Groups {
             && self.sends.is_empty()
             && self.rebuilding.is_empty()
             && self.source.is_idle()
+            && self.repair.is_idle()
     }
 
     /// Nothing waits for the stream, and no memory is held.
@@ -178,12 +182,13 @@ impl Store {
 
     /// The groups' part of a turn.
     pub(crate) fn settle_groups<M: Memory>(&mut self, mem: &mut M, fx: &mut Effects) {
-        if self.groups.list.is_empty() && self.groups.sends.is_empty() && self.groups.source.is_idle() {
+        if self.groups.list.is_empty() && self.groups.sends.is_empty() && self.groups.source.is_idle() && self.groups.repair.is_idle() {
             return;
         }
         if self.stage != Stage::Serving {
             self.settle_sends(mem, fx);
             self.settle_source(mem, fx);
+            self.settle_repair(mem, fx);
             return;
         }
         if self.groups.tells {
@@ -207,6 +212,7 @@ impl Store {
                 self.load_page(key, mem, fx);
             }
         }
+        self.settle_repair(mem, fx);
         self.settle_sends(mem, fx);
         self.settle_source(mem, fx);
         self.settle_rebuilds(mem, fx);

@@ -34,6 +34,7 @@ mod read;
 mod rebuild;
 mod recover;
 mod rejoin;
+mod repair;
 pub mod replica;
 mod reserve;
 mod rewrite;

@@ -10,8 +10,11 @@
 
 use crate::replica::Part as GroupPart;
 use crate::reserve::rules::Reserve;
-use penstock_wire::peer::{AdmitAnswer, AdmitAsk, CopyAnswer, CopyAsk, EntriesAnswer, EntriesAsk, MemberNo, Members, Message};
-use penstock_wire::{BlockAddr, HostId, Incarnation, NodeId, SegmentId, SnapshotId, Term};
+use penstock_wire::peer::{
+    AdmitAnswer, AdmitAsk, Body, CopyAnswer, CopyAsk, EntriesAnswer, EntriesAsk, FetchAnswer, FetchAsk, Kind, MemberNo, Members, Message,
+    PROTOCOL_OLDEST,
+};
+use penstock_wire::{BLOCK, BlockAddr, HostId, Incarnation, NodeId, SegmentId, SnapshotId, Term};
 
 /// One host command that has not been answered. Chosen by the adapter, dense from 0, reused after the reply.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, PartialOrd, Ord)]
@@ -196,6 +199,8 @@ pub enum PeerWord {
     CopyAnswer(CopyAnswer),
     AdmitAsk(AdmitAsk),
     AdmitAnswer(AdmitAnswer),
+    FetchAsk(FetchAsk),
+    FetchAnswer(FetchAnswer),
 }
 
 impl PeerWord {
@@ -208,16 +213,66 @@ impl PeerWord {
             Self::CopyAnswer(answer) => answer.segment,
             Self::AdmitAsk(ask) => ask.segment,
             Self::AdmitAnswer(answer) => answer.segment,
+            Self::FetchAsk(ask) => ask.segment,
+            Self::FetchAnswer(answer) => answer.segment,
         }
+    }
+
+    /// The version of the protocol that it came with.
+    pub fn since(&self) -> u32 {
+        match self {
+            Self::FetchAsk(_) => Kind::FetchAsk.since(),
+            Self::FetchAnswer(_) => Kind::FetchAnswer.since(),
+            Self::AdmitAsk(_) => Kind::AdmitAsk.since(),
+            Self::AdmitAnswer(_) => Kind::AdmitAnswer.since(),
+            _ => PROTOCOL_OLDEST,
+        }
+    }
+
+    /// The words of a frame; a frame that has none is given back.
+    ///
+    /// # Errors
+    /// When it is for the nodes themselves.
+    pub fn of(body: Body) -> Result<Vec<Self>, Box<Body>> {
+        Ok(match body {
+            Body::Groups(messages) => messages.into_iter().map(Self::Group).collect(),
+            Body::EntriesAsk(ask) => vec![Self::EntriesAsk(ask)],
+            Body::EntriesAnswer(answer) => vec![Self::EntriesAnswer(answer)],
+            Body::CopyAsk(ask) => vec![Self::CopyAsk(ask)],
+            Body::CopyAnswer(answer) => vec![Self::CopyAnswer(answer)],
+            Body::FetchAsk(ask) => vec![Self::FetchAsk(ask)],
+            Body::FetchAnswer(answer) => vec![Self::FetchAnswer(answer)],
+            Body::AdmitAsk(ask) => vec![Self::AdmitAsk(ask)],
+            Body::AdmitAnswer(answer) => vec![Self::AdmitAnswer(answer)],
+            body @ (Body::Hello(_) | Body::Beat(_)) => return Err(Box::new(body)),
+        })
     }
 
     /// Payload blocks that go with it.
     pub fn payload_blocks(&self) -> u32 {
         match self {
             Self::Group(message) => message.payload_blocks(),
-            Self::EntriesAsk(_) | Self::CopyAsk(_) | Self::AdmitAsk(_) | Self::AdmitAnswer(_) => 0,
+            Self::EntriesAsk(_) | Self::CopyAsk(_) | Self::FetchAsk(_) | Self::AdmitAsk(_) | Self::AdmitAnswer(_) => 0,
             Self::EntriesAnswer(answer) => answer.payload_blocks(),
             Self::CopyAnswer(answer) => answer.payload_blocks(),
+            Self::FetchAnswer(answer) => answer.payload_blocks(),
+        }
+    }
+}
+
+impl From<PeerWord> for Body {
+    /// The word in a frame of its own.
+    fn from(word: PeerWord) -> Self {
+        match word {
+            PeerWord::Group(message) => Self::Groups(vec![message]),
+            PeerWord::EntriesAsk(ask) => Self::EntriesAsk(ask),
+            PeerWord::EntriesAnswer(answer) => Self::EntriesAnswer(answer),
+            PeerWord::CopyAsk(ask) => Self::CopyAsk(ask),
+            PeerWord::CopyAnswer(answer) => Self::CopyAnswer(answer),
+            PeerWord::FetchAsk(ask) => Self::FetchAsk(ask),
+            PeerWord::FetchAnswer(answer) => Self::FetchAnswer(answer),
+            PeerWord::AdmitAsk(ask) => Self::AdmitAsk(ask),
+            PeerWord::AdmitAnswer(answer) => Self::AdmitAnswer(answer),
         }
     }
 }
@@ -411,6 +466,13 @@ pub trait Memory {
     fn free(&mut self, buf: BufId);
     fn bytes(&self, buf: BufId) -> &[u8];
     fn bytes_mut(&mut self, buf: BufId) -> &mut [u8];
+
+    /// Copies the first block of `from` to block `at` of another buffer.
+    fn copy_block(&mut self, from: BufId, to: BufId, at: usize) {
+        let mut block = [0; BLOCK];
+        block.copy_from_slice(&self.bytes(from)[..BLOCK]);
+        self.bytes_mut(to)[at * BLOCK..][..BLOCK].copy_from_slice(&block);
+    }
 
     /// True when nobody else can change the payload before the reply and every 4 KiB of it lies in whole, 4 KiB
     /// aligned pieces: then it may go to the device as it is. False for guest memory.

@@ -1,13 +1,15 @@
 //! Reads: where each block lies, the device reads for them, and the check of every block before it leaves.
 //!
 //! A block that does not match its checksum may have been overwritten in place by the drain while it was read: look again,
-//! read again. The same place bad twice, with no drain at work on it, is corruption.
+//! read again. The same place bad twice, with no drain at work on it, is corruption: then the other members of its group are asked for the block
+//! (`repair`).
 
-use crate::config::Canary;
+use crate::config::{Canary, Stage};
 use crate::host::{Chunk, JobId};
 use crate::index::{Group, GroupKey, Version};
 use crate::map::{Known, LayerKey, PageKey};
 use crate::port::*;
+use crate::repair::{Fetched, Waiter};
 use crate::store::{Owner, PageWaiter, Store};
 use penstock_wire::page::BlockState;
 use penstock_wire::{BLOCK, BlockAddr, EXTENT_BLOCKS};
@@ -248,14 +250,42 @@ impl Store {
         }
         let job = self.host.job(id);
         job.strikes += u32::from(same || failed);
-        if job.strikes >= STRIKES {
-            self.counters.corrupt_blocks += 1;
-            if let Place::At(place, _) = was {
-                fx.list.push(Effect::Notice(Notice::Corrupt { replica, block, place }));
+        let struck = job.strikes >= STRIKES;
+        match was {
+            Place::At(place, crc) if struck && (same || failed) => {
+                self.found_bad(replica, block, place, fx);
+                if !self.begin_fetch(replica, block, place, crc, Waiter::Job { job: id, at }) {
+                    self.finish_job(id, Status::Unrecovered, mem, fx);
+                }
             }
-            self.finish_job(id, Status::Unrecovered, mem, fx);
-        } else {
-            self.issue_reads(id, mem, fx);
+            _ => self.issue_reads(id, mem, fx),
+        }
+    }
+
+    /// A block of a chunk that is bad here came from another member, or nobody has it.
+    pub(crate) fn job_fetched<M: Memory>(&mut self, id: JobId, at: usize, what: Fetched, mem: &mut M, fx: &mut Effects) {
+        let job = self.host.job(id);
+        let (replica, io, done, target) = (job.replica, job.io, job.done, job.buf);
+        let Fetched::Here(block) = what else {
+            // Somebody else may lead by now, and have it; who is away may have it: hosts try again, as they do while a majority is away.
+            let leads = self.member(replica).is_some_and(|member| member.serving.is_some());
+            let lost = what == Fetched::Nowhere && leads && self.stage == Stage::Serving;
+            let status = if lost { Status::Unrecovered } else { Status::NotReady };
+            self.finish_job(id, status, mem, fx);
+            return;
+        };
+        match target {
+            Some(target) => mem.copy_block(block, target, at),
+            None => mem.buf_to_host(block, 0, io, done as u32 + (at * BLOCK) as u32, BLOCK as u32),
+        }
+        if self.canary(Canary::RepairOlder)
+            && let Place::At(_, crc) = &mut self.host.job(id).places[at]
+        {
+            *crc = penstock_wire::crc32c(&mem.bytes(block)[..BLOCK]);
+        }
+        match self.first_mismatch(id, mem) {
+            None => self.chunk_read(id, mem, fx),
+            Some(at) => self.read_again(id, at, false, mem, fx),
         }
     }
 

@@ -8,7 +8,7 @@
 //!
 //! | record | its descriptors | verdict |
 //! |---|---|---|
-//! | bad payload, known durable, entry applied | whole | redone, the bad blocks lost; the log begins after it |
+//! | bad payload, known durable, entry applied | whole | redone: whoever reads the bad blocks finds them so; the log begins after it |
 //! | bad payload, known durable, entry not applied | whole | in the log: whoever reads these blocks finds them lost |
 //! | bad payload, not known durable | whole | the log ends before it; in doubt as far as it went |
 //! | no header, not known durable, some trace of one | in the next header | in doubt as far as it went |
@@ -319,7 +319,7 @@ impl Store {
                 }
                 Err(own) => {
                     rec.report.lost_blocks += own.bad.len() as u64;
-                    self.redo_own(no, &own.op, own.seq, own.at, &own.bad);
+                    self.redo_own(no, &own.op, own.seq, own.at);
                 }
             }
         }
@@ -365,7 +365,8 @@ impl Store {
                 Op::Write { block, crcs } => {
                     for (i, crc) in crcs.iter().enumerate() {
                         let at = first + i as u32;
-                        let version = if placed.bad.contains(&at) { Version::Lost } else { Version::Log { at: placed.at + at, crc: *crc } };
+                        // Bad or not: whoever reads it finds out, and asks the others for what has this checksum.
+                        let version = Version::Log { at: placed.at + at, crc: *crc };
                         self.redo_block(no, block + i as u64, Slot { seq, version }, index);
                     }
                     first += crcs.len() as u32;

@@ -1,9 +1,11 @@
 //! Scrub: reads every allocated extent within a pass and verifies every block of it, a few extents a tick.
 //!
-//! With one copy there is nothing to repair from: what is bad is told and counted, and reads of it fail by themselves.
+//! What is bad is told and counted, and asked for at the other members of its group (`repair`). With one copy there is nothing to repair from:
+//! reads of it fail by themselves.
 
 use crate::map::{Known, Layer, LayerKey, Map, PageKey};
 use crate::port::*;
+use crate::repair::Waiter;
 use crate::store::{Owner, Store};
 use penstock_wire::page::{BlockState, EXTENTS_PER_PAGE, ExtentEntry};
 use penstock_wire::{BLOCK, EXTENT_BLOCKS};
@@ -173,13 +175,9 @@ impl Store {
         if still {
             for i in bad {
                 self.scrub.corrupt += 1;
-                self.counters.corrupt_blocks += 1;
-                let block = u64::from(extent) * EXTENT_BLOCKS + i as u64;
-                fx.list.push(Effect::Notice(Notice::Corrupt {
-                    replica: layer.replica,
-                    block,
-                    place: self.extent_block(entry.place, i as u64),
-                }));
+                let (block, place) = (u64::from(extent) * EXTENT_BLOCKS + i as u64, self.extent_block(entry.place, i as u64));
+                self.found_bad(layer.replica, block, place, fx);
+                self.begin_fetch(layer.replica, block, place, entry.crcs[i], Waiter::Nobody);
             }
         }
     }

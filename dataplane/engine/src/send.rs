@@ -7,10 +7,11 @@ use crate::carry::parts_of_entry;
 use crate::epoch::Epoch;
 use crate::member::{Member, Payload};
 use crate::port::*;
+use crate::repair::Waiter;
 use crate::store::{Owner, Store};
-use penstock_wire::BLOCK;
 use penstock_wire::batch::Op;
 use penstock_wire::peer::{Entry, EntryState, MemberNo, MessageBody};
+use penstock_wire::{BLOCK, Index};
 
 /// Words that wait for the ring at most, and how many of them are read for at a time.
 const WAITING_MAX: usize = 256;
@@ -28,6 +29,9 @@ pub(crate) struct Waiting {
     bufs: Vec<(usize, BufId)>,
     out: u32,
     failed: bool,
+    /// A read failed; and what is bad is known block by block.
+    misread: bool,
+    single: bool,
     epoch: Option<Epoch>,
 }
 
@@ -38,7 +42,9 @@ fn entries_of(word: &PeerWord) -> Vec<&Entry> {
             MessageBody::Append(append) => append.entries.iter().collect(),
             _ => Vec::new(),
         },
-        PeerWord::EntriesAsk(_) | PeerWord::CopyAsk(_) | PeerWord::CopyAnswer(_) => Vec::new(),
+        PeerWord::EntriesAsk(_) | PeerWord::CopyAsk(_) | PeerWord::CopyAnswer(_) | PeerWord::FetchAsk(_) | PeerWord::FetchAnswer(_) => {
+            Vec::new()
+        }
         PeerWord::AdmitAsk(_) | PeerWord::AdmitAnswer(_) => Vec::new(),
         PeerWord::EntriesAnswer(answer) => {
             let whole = answer.entries.iter().map(|state| if let EntryState::Whole(entry) = state { Some(entry) } else { None });
@@ -47,13 +53,13 @@ fn entries_of(word: &PeerWord) -> Vec<&Entry> {
     }
 }
 
-/// Blocks of an entry's payload that are not what its checksums say: the volume's block, and which block of the payload.
-fn bad_blocks(entry: &Entry, payload: &[u8]) -> Vec<(u64, u32)> {
+/// Blocks of an entry's payload that are not what its checksums say: the volume's block, that checksum, and which block of the payload.
+fn bad_blocks(entry: &Entry, payload: &[u8]) -> Vec<(u64, u32, u32)> {
     let ops = entry.ops().unwrap_or_default();
     let writes = ops.iter().filter_map(|op| if let Op::Write { block, crcs } = op { Some((*block, crcs)) } else { None });
     let blocks = writes.flat_map(|(first, crcs)| crcs.iter().enumerate().map(move |(i, crc)| (first + i as u64, *crc)));
     let bad = |at: usize, crc: u32| penstock_wire::crc32c(&payload[at * BLOCK..][..BLOCK]) != crc;
-    blocks.enumerate().filter(|(at, (_, crc))| bad(*at, *crc)).map(|(at, (block, _))| (block, at as u32)).collect()
+    blocks.enumerate().filter(|(at, (_, crc))| bad(*at, *crc)).map(|(at, (block, crc))| (block, crc, at as u32)).collect()
 }
 
 /// What can be done with a word now.
@@ -95,7 +101,18 @@ impl Store {
         let id = self.groups.next_send;
         self.groups.next_send = id.wrapping_add(1);
         let word = Some(Box::new(word));
-        self.groups.sends.push_back(Waiting { id, replica: no, to, word, bufs: Vec::new(), out: 0, failed: false, epoch: None });
+        self.groups.sends.push_back(Waiting {
+            id,
+            replica: no,
+            to,
+            word,
+            bufs: Vec::new(),
+            out: 0,
+            failed: false,
+            misread: false,
+            single: false,
+            epoch: None,
+        });
     }
 
     /// A number for a word that is answered, higher than any before it in this life and the lives before.
@@ -223,30 +240,87 @@ impl Store {
     }
 
     pub(crate) fn on_send_read<M: Memory>(&mut self, id: u32, ok: bool, mem: &M, fx: &mut Effects) {
-        let at = self.groups.sends.iter().position(|waiting| waiting.id == id).expect("a word waits for what is read for it");
-        let waiting = &mut self.groups.sends[at];
+        let waiting = self.waiting(id);
         waiting.out -= 1;
-        waiting.failed |= !ok;
+        waiting.misread |= !ok;
         if waiting.out > 0 {
             return;
         }
-        if waiting.failed {
-            // What is in the buffers is nobody's.
+        if waiting.misread && !std::mem::replace(&mut waiting.single, true) {
+            self.read_singly(id, fx);
             return;
         }
-        // The receiver would refuse what does not match, for ever; here it is known whose fault it is.
+        // The receiver would refuse what does not match, for ever; here it is known whose fault it is. A block that cannot be read
+        // leaves what does not match.
+        let waiting = &*waiting;
         let (no, word, bufs) = (waiting.replica, waiting.word.as_deref(), &waiting.bufs);
         let entries = word.map(entries_of).unwrap_or_default();
         let mut bad = Vec::new();
-        for (entry, buf) in bufs.iter().filter_map(|(of, buf)| entries.get(*of).map(|entry| (*entry, *buf))) {
-            bad.extend(bad_blocks(entry, mem.bytes(buf)).into_iter().map(|(block, at)| (entry.index, block, at)));
+        for (of, entry, buf) in bufs.iter().filter_map(|(of, buf)| entries.get(*of).map(|entry| (*of, *entry, *buf))) {
+            bad.extend(bad_blocks(entry, mem.bytes(buf)).into_iter().map(|found| (of, entry.index, found)));
         }
-        waiting.failed = !bad.is_empty();
-        self.counters.corrupt_blocks += bad.len() as u64;
-        for (index, block, i) in bad {
-            if let Some(Payload::Ring { at }) = self.member(no).and_then(|member| member.get(index)).map(|logged| logged.payload) {
-                fx.list.push(Effect::Notice(Notice::Corrupt { replica: no, block, place: self.ring_block(at + i) }));
+        for (entry, index, (block, crc, i)) in bad {
+            let Some(Payload::Ring { at }) = self.member(no).and_then(|member| member.get(index)).map(|logged| logged.payload) else {
+                self.cannot_send(id, index);
+                continue;
+            };
+            let place = self.ring_block(at + i);
+            self.found_bad(no, block, place, fx);
+            if self.begin_fetch(no, block, place, crc, Waiter::Send { id, entry, at: i }) {
+                self.waiting(id).out += 1;
+            } else {
+                self.cannot_send(id, index);
             }
+        }
+    }
+
+    /// Once more, block by block: one that cannot be read must not take its neighbours with it.
+    fn read_singly(&mut self, id: u32, fx: &mut Effects) {
+        let waiting = &*self.waiting(id);
+        let (no, entries) = (waiting.replica, waiting.word.as_deref().map(entries_of).unwrap_or_default());
+        let known = waiting.bufs.iter().filter_map(|(of, buf)| entries.get(*of).map(|entry| (entry.index, entry.term, *buf)));
+        let mut reads = Vec::new();
+        for (index, term, buf) in known.collect::<Vec<_>>() {
+            let Some(logged) = self.member(no).and_then(|member| member.holds(index, term)) else { continue };
+            let Payload::Ring { at } = logged.payload else { continue };
+            reads.extend((0..logged.entry.payload_blocks).map(|first| (self.ring_block(at + first), Part::Buf { buf, first, blocks: 1 })));
+        }
+        let waiting = self.waiting(id);
+        waiting.out = reads.len() as u32;
+        // What none of it can be read again of was never verified.
+        waiting.failed |= reads.is_empty();
+        for (at, part) in reads {
+            self.submit(fx, DiskKind::Read, at, &[part], Owner::Send(id));
+        }
+    }
+
+    fn waiting(&mut self, id: u32) -> &mut Waiting {
+        self.groups.sends.iter_mut().find(|waiting| waiting.id == id).expect("a word waits for what is read for it")
+    }
+
+    /// A block of an entry's payload that is bad here came from another member, or nobody has it.
+    pub(crate) fn send_fetched<M: Memory>(&mut self, id: u32, (entry, at): (usize, u32), block: Option<BufId>, mem: &mut M) {
+        let waiting = self.waiting(id);
+        waiting.out -= 1;
+        let target = waiting.bufs.iter().find(|(of, _)| *of == entry).map(|(_, buf)| *buf);
+        let index = waiting.word.as_deref().and_then(|word| entries_of(word).get(entry).map(|entry| entry.index));
+        match (block, target, index) {
+            (Some(block), Some(target), _) => mem.copy_block(block, target, at as usize),
+            (_, _, Some(index)) => self.cannot_send(id, index),
+            (_, _, None) => {}
+        }
+    }
+
+    /// An entry's payload is nowhere to be had: whoever needs it is given what came of it instead, once it is applied.
+    fn cannot_send(&mut self, id: u32, index: Index) {
+        let no = self.waiting(id).replica;
+        let has = |word: &PeerWord| entries_of(word).iter().any(|entry| entry.index == index);
+        for waiting in self.groups.sends.iter_mut().filter(|waiting| waiting.replica == no) {
+            waiting.failed |= waiting.id == id || waiting.word.as_deref().is_some_and(has);
+        }
+        if let Some(group) = self.member_mut(no).and_then(Member::group_mut) {
+            group.cannot_send(index);
+            self.touch(no);
         }
     }
 

@@ -52,6 +52,8 @@ pub(crate) enum Owner {
     Send(u32),
     /// An extent for a member that is rebuilt.
     Copy(u32),
+    /// A block that another member asked for.
+    Fetch(u32),
 }
 
 /// Who waits for a map page.
@@ -206,6 +208,7 @@ impl Store {
             Owner::Scrub { item } => self.on_scrub_read(item, ok, mem, fx),
             Owner::Send(id) => self.on_send_read(id, ok, mem, fx),
             Owner::Copy(id) => self.on_copy_read(id, ok, mem, fx),
+            Owner::Fetch(id) => self.on_fetch_read(id, ok, mem, fx),
         }
     }
 
@@ -406,14 +409,13 @@ impl Store {
             return;
         }
         if page.is_none() && self.map.page(key).is_some() {
-            self.counters.corrupt_blocks += 1;
             let at = self
                 .map
                 .page(key)
                 .and_then(|state| state.on_disk)
                 .map_or(BlockAddr(0), |(slot, _)| self.extent_block(0, u64::from(slot.0)));
             let block = u64::from(key.page_no) * penstock_wire::page::EXTENTS_PER_PAGE as u64 * EXTENT_BLOCKS;
-            fx.list.push(Effect::Notice(Notice::Corrupt { replica: key.layer.replica, block, place: at }));
+            self.found_bad(key.layer.replica, block, at, fx);
         }
         self.map.loaded(key, page);
         self.unpromise_placed(key);

@@ -191,3 +191,12 @@ fn peer_frames_v1_and_v2() {
         }
     }
 }
+
+/// Version 1 laid them out and no build ever sent one.
+#[test]
+fn fetches_of_version_1_are_refused() {
+    for name in ["peer-fetch-ask-v1.bin", "peer-fetch-answer-v1.bin", "peer-fetch-answer-none-v1.bin"] {
+        let error = peer::Header::decode(&older(name, 256)).unwrap_err();
+        assert!(matches!(error, DecodeError::Version { found: 1, known: 2, .. }), "{name}: {error}");
+    }
+}

@@ -178,6 +178,8 @@ pub struct DriveCounters {
     pub write_errors: u64,
     pub flush_errors: u64,
     pub checksum_errors: u64,
+    /// Blocks that were bad here and that another replica's node gave back.
+    pub repaired_blocks: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -282,7 +282,7 @@ impl Store {
         if let Some(buf) = buf {
             self.groups.hold(buf);
         }
-        self.queue_own(no, Own::Copy(Copy { op, applied, buf, promises }));
+        self.queue_own(no, Own::Copy(Copy { op, applied, buf, promises, repairs: false }));
         if let Some(rebuild) = self.member_mut(no).and_then(|member| member.rebuild.as_mut()) {
             rebuild.out += 1;
         }

@@ -57,10 +57,12 @@ pub(crate) struct Copy {
     pub applied: Index,
     pub buf: Option<BufId>,
     pub promises: u32,
+    /// It puts a block back that was bad, and is of no rebuild.
+    pub repairs: bool,
 }
 
 impl Store {
-    fn queue_own(&mut self, no: ReplicaNo, own: Own) {
+    pub(crate) fn queue_own(&mut self, no: ReplicaNo, own: Own) {
         let (blocks, bytes) = match &own {
             Own::Install { members, reservations, .. } => (0, install_len(members, reservations.as_deref())),
             Own::Whole { .. } => (0, WHOLE_LEN),
@@ -146,10 +148,10 @@ impl Store {
 
     /// What a copy says in the log: as things stand, which is as they will stand behind it.
     fn record_of(&self, no: ReplicaNo, copy: &Copy) -> (CopyOp, Option<Index>) {
-        let (mask, last) = self.mask_of(no, copy.op.extent, copy.applied);
-        // Where some of it is newer, it is none of any one entry.
-        let changed = if mask == u16::MAX { copy.op.changed } else { copy.op.changed.max(copy.applied.0) };
-        (CopyOp { mask, changed, ..copy.op.clone() }, last)
+        let (free, last) = self.mask_of(no, copy.op.extent, copy.applied);
+        // Where some of it is newer, it is none of any one entry. What is put back changes nothing.
+        let changed = if copy.repairs || free == u16::MAX { copy.op.changed } else { copy.op.changed.max(copy.applied.0) };
+        (CopyOp { mask: copy.op.mask & free, changed, ..copy.op.clone() }, last)
     }
 
     pub(crate) fn describe_own(&self, no: ReplicaNo, id: u32, section: &mut Section) {
@@ -176,14 +178,14 @@ impl Store {
     /// It is in a batch: what it sets is settled.
     pub(crate) fn carry_own(&mut self, no: ReplicaNo, id: u32) {
         let Some(Own::Copy(copy)) = self.groups.own.get(&id) else { return };
-        let (extent, applied) = (copy.op.extent, copy.applied);
+        let (extent, applied, repairs) = (copy.op.extent, copy.applied, copy.repairs);
         let (record, last) = self.record_of(no, copy);
         if let Some(Own::Copy(copy)) = self.groups.own.get_mut(&id) {
             copy.op = record;
         }
         let Some(member) = self.member_mut(no) else { return };
         let trimmed = member.start > applied;
-        if let Some(rebuild) = &mut member.rebuild {
+        if let Some(rebuild) = member.rebuild.as_mut().filter(|_| !repairs) {
             if trimmed {
                 rebuild.again.insert(extent);
             } else if let Some(last) = last {
@@ -208,27 +210,27 @@ impl Store {
         }
         let mut promises = copy.promises;
         if self.map.live(no).is_some() {
-            self.apply_copy(no, &copy.op, seq, at, &[]);
+            self.apply_copy(no, &copy.op, seq, at);
             let key = GroupKey { layer: self.map.live_layer(no), extent: copy.op.extent };
             let takes = promises > 0 && !self.has_place(key);
             if let Some(id) = self.index.find(key).filter(|id| takes && !self.index.group(*id).promised) {
                 self.index.group_mut(id).promised = true;
                 promises -= 1;
             }
-            self.counters.copies_taken += 1;
+            let counted = if copy.repairs { &mut self.counters.repaired_blocks } else { &mut self.counters.copies_taken };
+            *counted += 1;
         }
         self.give_up_promises(promises);
-        if let Some(rebuild) = self.member_mut(no).and_then(|member| member.rebuild.as_mut()) {
+        if let Some(rebuild) = self.member_mut(no).and_then(|member| member.rebuild.as_mut()).filter(|_| !copy.repairs) {
             rebuild.out -= 1;
         }
     }
 
-    /// Sets the blocks of a copy that count. `bad`: blocks of its payload that are lost.
-    pub(crate) fn apply_copy(&mut self, no: ReplicaNo, op: &CopyOp, seq: Seq, at: u32, bad: &[u32]) {
+    /// Sets the blocks of a copy that count.
+    pub(crate) fn apply_copy(&mut self, no: ReplicaNo, op: &CopyOp, seq: Seq, at: u32) {
         let layer = self.map.live_layer(no);
         for (block, state, of) in op.blocks() {
             let version = match state {
-                BlockState::Data if bad.contains(&(of as u32)) => Version::Lost,
                 BlockState::Data => Version::Log { at: at + of as u32, crc: op.crcs[of] },
                 BlockState::Lost => Version::Lost,
                 BlockState::Zero | BlockState::Inherit => Version::Zero,
@@ -238,10 +240,10 @@ impl Store {
     }
 
     /// Recovery: a record of a rebuild takes effect once more.
-    pub(crate) fn redo_own(&mut self, no: ReplicaNo, op: &Op, seq: Seq, at: u32, bad: &[u32]) {
+    pub(crate) fn redo_own(&mut self, no: ReplicaNo, op: &Op, seq: Seq, at: u32) {
         match op {
             Op::Copy(copy) => {
-                self.apply_copy(no, copy, seq, at, bad);
+                self.apply_copy(no, copy, seq, at);
                 if copy.blocks().any(|(_, state, _)| state == BlockState::Data)
                     && let Some(id) = self.index.find(GroupKey { layer: self.map.live_layer(no), extent: copy.extent })
                     && !std::mem::replace(&mut self.index.group_mut(id).promised, true)
@@ -323,7 +325,7 @@ impl Store {
     /// Extents that copies on their way count on, and promises that they hold.
     pub(crate) fn copies_touch(&self, key: GroupKey) -> bool {
         let of = |item: &Own| matches!(item, Own::Copy(copy) if copy.op.extent == key.extent);
-        self.member(key.layer.replica).is_some_and(|member| member.rebuild.is_some()) && self.groups.own.values().any(of)
+        self.member(key.layer.replica).is_some() && self.groups.own.values().any(of)
     }
 
     pub(crate) fn copy_promises(&self) -> u64 {

@@ -10,6 +10,7 @@ use crate::map::{Known, PageKey};
 use crate::member::Member;
 use crate::port::*;
 use crate::read::Place;
+use crate::repair::{Fetched, Waiter};
 use crate::store::{Owner, Store};
 use penstock_wire::page::{BlockState, EXTENTS_PER_PAGE};
 use penstock_wire::peer::{Copied, CopyAnswer, CopyAsk, MemberNo, States};
@@ -53,6 +54,8 @@ struct Reading {
     out: u32,
     failed: bool,
     strikes: u32,
+    /// A block of it is bad here, and may be whole at a member that cannot be asked now: it is not sent, and asked for again.
+    withheld: bool,
     epoch: Option<Epoch>,
     stage: Stage,
 }
@@ -167,7 +170,9 @@ impl Store {
                     continue;
                 }
                 (Stage::Whole, Some(asked)) => {
-                    self.send_extent(asked, &reading, fx);
+                    if !reading.withheld {
+                        self.send_extent(asked, &reading, fx);
+                    }
                     asked.sent += 1;
                 }
                 (Stage::Whole | Stage::Wanted, None) => {}
@@ -230,6 +235,7 @@ impl Store {
                 out: 0,
                 failed: false,
                 strikes: 0,
+                withheld: false,
                 epoch: None,
                 stage: Stage::Wanted,
             });
@@ -311,8 +317,7 @@ impl Store {
     }
 
     pub(crate) fn on_copy_read<M: Memory>(&mut self, id: u32, ok: bool, mem: &M, fx: &mut Effects) {
-        let at = self.groups.source.reading.iter().position(|reading| reading.id == id).expect("an extent waits for what is read of it");
-        let reading = &mut self.groups.source.reading[at];
+        let reading = self.reading(id);
         reading.out -= 1;
         reading.failed |= !ok;
         if reading.out > 0 {
@@ -326,9 +331,9 @@ impl Store {
         let bytes = mem.bytes(buf);
         let is_bad = |at: usize| matches!(places[at], Place::At(_, crc) if penstock_wire::crc32c(&bytes[at * BLOCK..][..BLOCK]) != crc);
         let bad: Vec<usize> = (0..BLOCKS).filter(|at| is_bad(*at)).collect();
-        let asked = self.groups.source.reading[at].asked;
+        let asked = self.reading(id).asked;
         let no = self.groups.source.asks.iter().find(|other| other.key == asked).map(|asked| asked.no);
-        let reading = &mut self.groups.source.reading[at];
+        let reading = self.reading(id);
         if bad.is_empty() {
             settle_states(reading);
             return;
@@ -342,19 +347,51 @@ impl Store {
         if moving && !failed || !bad.iter().all(stands) {
             return;
         }
-        let reading = &mut self.groups.source.reading[at];
+        let reading = self.reading(id);
         reading.strikes += 1;
         if reading.strikes < STRIKES {
             return;
         }
-        for block in bad {
-            reading.places[block] = Place::Lost;
-            self.counters.corrupt_blocks += 1;
-            if let Place::At(place, _) = places[block] {
-                fx.list.push(Effect::Notice(Notice::Corrupt { replica: no, block: extent * EXTENT_BLOCKS + block as u64, place }));
+        // Others may have what is bad here.
+        let mut out = 0;
+        for at in bad {
+            let Place::At(place, crc) = places[at] else { continue };
+            let block = extent * EXTENT_BLOCKS + at as u64;
+            self.found_bad(no, block, place, fx);
+            if self.begin_fetch(no, block, place, crc, Waiter::Copy { id, at }) {
+                out += 1;
+            } else {
+                self.reading(id).places[at] = Place::Lost;
             }
         }
-        settle_states(&mut self.groups.source.reading[at]);
+        let reading = self.reading(id);
+        reading.out = out;
+        if out > 0 {
+            reading.stage = Stage::Out;
+        } else {
+            settle_states(reading);
+        }
+    }
+
+    fn reading(&mut self, id: u32) -> &mut Reading {
+        self.groups.source.reading.iter_mut().find(|reading| reading.id == id).expect("an extent waits for what is read of it")
+    }
+
+    /// A block that is bad here came from another member, or nobody has it.
+    pub(crate) fn copy_fetched<M: Memory>(&mut self, id: u32, at: usize, what: Fetched, mem: &mut M) {
+        let reading = self.reading(id);
+        reading.out -= 1;
+        match what {
+            Fetched::Here(block) => {
+                let target = reading.buf.expect("it was read into");
+                mem.copy_block(block, target, at);
+            }
+            Fetched::Nowhere => reading.places[at] = Place::Lost,
+            Fetched::Unknown => reading.withheld = true,
+        }
+        if reading.out == 0 {
+            settle_states(reading);
+        }
     }
 
     fn send_extent(&mut self, asked: &Asked, reading: &Reading, fx: &mut Effects) {

@@ -291,6 +291,11 @@ impl Group {
         self.guard(|live| live.raw.mut_store().offer(install));
     }
 
+    /// The payload of an entry cannot be had any more: members that need it are given an install, of it or of a later one.
+    pub fn cannot_send(&mut self, index: Index) {
+        self.guard(|live| live.raw.mut_store().cannot_send(index));
+    }
+
     /// Its content is not what its log says: it votes and counts like any, campaigns when the others had their chance, and leads to hand over alone.
     pub fn set_rebuilding(&mut self, rebuilding: bool) {
         self.guard(|live| live.rebuilding = rebuilding);

@@ -21,6 +21,8 @@ pub(super) struct LogStore {
     conf: ConfState,
     /// What to give a member that needs more than is here.
     offer: Option<Install>,
+    /// Up to here entries are not sent any more.
+    unsendable: u64,
     wanted: Cell<Option<MemberNo>>,
 }
 
@@ -34,7 +36,7 @@ pub(super) fn conf_state(members: &Members) -> ConfState {
 impl LogStore {
     pub fn new(trimmed: Index, trimmed_term: Term, entries: VecDeque<Entry>, hard: HardState, members: &Members) -> Self {
         let conf = conf_state(members);
-        Self { trimmed: trimmed.0, trimmed_term: trimmed_term.0, entries, hard, conf, offer: None, wanted: Cell::new(None) }
+        Self { trimmed: trimmed.0, trimmed_term: trimmed_term.0, entries, hard, conf, offer: None, unsendable: 0, wanted: Cell::new(None) }
     }
 
     pub fn first(&self) -> u64 {
@@ -75,6 +77,11 @@ impl LogStore {
         self.trimmed_term = install.index_term.0;
     }
 
+    /// Members that need this entry or one before it need more than the log has.
+    pub fn cannot_send(&mut self, index: Index) {
+        self.unsendable = self.unsendable.max(index.0);
+    }
+
     pub fn offer(&mut self, install: Install) {
         self.offer = Some(install);
     }
@@ -98,8 +105,9 @@ impl Storage for LogStore {
         Ok(RaftState::new(self.hard.clone(), self.conf.clone()))
     }
 
-    fn entries(&self, low: u64, high: u64, max_size: impl Into<Option<u64>>, _: GetEntriesContext) -> raft::Result<Vec<Entry>> {
-        if low <= self.trimmed {
+    fn entries(&self, low: u64, high: u64, max_size: impl Into<Option<u64>>, of: GetEntriesContext) -> raft::Result<Vec<Entry>> {
+        // To be sent alone they may wait, as raft says it.
+        if low <= self.trimmed || low <= self.unsendable && of.can_async() {
             return Err(Error::Store(StorageError::Compacted));
         }
         assert!(high <= self.last() + 1, "entries to {high} are asked for, the last is {}", self.last());
@@ -138,7 +146,7 @@ impl Storage for LogStore {
 
     fn snapshot(&self, request_index: u64, to: u64) -> raft::Result<Snapshot> {
         match &self.offer {
-            Some(offer) if offer.index.0 >= request_index && offer.index.0 >= self.trimmed => Ok(convert::snapshot(offer)),
+            Some(offer) if offer.index.0 >= request_index.max(self.trimmed).max(self.unsendable) => Ok(convert::snapshot(offer)),
             _ => {
                 self.wanted.set(Some(MemberNo(to)));
                 Err(Error::Store(StorageError::SnapshotTemporarilyUnavailable))

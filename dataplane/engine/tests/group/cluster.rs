@@ -130,27 +130,10 @@ impl Cluster {
     }
 
     fn hand_over(&mut self, from: usize, to: usize, word: &PeerWord, payload: &[u8]) {
-        let body = match word.clone() {
-            PeerWord::Group(message) => Body::Groups(vec![message]),
-            PeerWord::EntriesAsk(ask) => Body::EntriesAsk(ask),
-            PeerWord::EntriesAnswer(answer) => Body::EntriesAnswer(answer),
-            PeerWord::CopyAsk(ask) => Body::CopyAsk(ask),
-            PeerWord::CopyAnswer(answer) => Body::CopyAnswer(answer),
-            PeerWord::AdmitAsk(ask) => Body::AdmitAsk(ask),
-            PeerWord::AdmitAnswer(answer) => Body::AdmitAnswer(answer),
-        };
+        let body = Body::from(word.clone());
         let bytes = body.encode(PROTOCOL, 1);
         let decoded = Body::decode(&Header::decode(&bytes).unwrap(), &bytes[HEADER..]).unwrap();
-        let word = match decoded {
-            Body::Groups(mut messages) => PeerWord::Group(messages.remove(0)),
-            Body::EntriesAsk(ask) => PeerWord::EntriesAsk(ask),
-            Body::EntriesAnswer(answer) => PeerWord::EntriesAnswer(answer),
-            Body::CopyAsk(ask) => PeerWord::CopyAsk(ask),
-            Body::CopyAnswer(answer) => PeerWord::CopyAnswer(answer),
-            Body::AdmitAsk(ask) => PeerWord::AdmitAsk(ask),
-            Body::AdmitAnswer(answer) => PeerWord::AdmitAnswer(answer),
-            other => panic!("{other:?} was sent"),
-        };
+        let word = PeerWord::of(decoded).expect("it is a word").remove(0);
         assert_eq!(word.payload_blocks() as usize * BLOCK, payload.len());
         self.delivered += 1;
         self.payload_blocks += u64::from(word.payload_blocks());
@@ -210,15 +193,19 @@ impl Cluster {
     }
 
     pub fn host(&mut self, at: usize, op: HostOp, payload: Vec<u8>) -> (Status, Vec<u8>) {
+        self.host_within(at, op, payload, 1000)
+    }
+
+    pub fn host_within(&mut self, at: usize, op: HostOp, payload: Vec<u8>, ms: u64) -> (Status, Vec<u8>) {
         let io = self.begin(at, op, payload);
         self.run();
-        for _ in 0..100 {
+        for _ in 0..ms / 10 {
             if self.reply(at, io).is_some() {
                 break;
             }
             self.pass(10);
         }
-        (self.reply(at, io).expect("a command is answered in a second"), self.nodes[at].mem.host.remove(&io).unwrap())
+        (self.reply(at, io).expect("a command is answered in time"), self.nodes[at].mem.host.remove(&io).unwrap())
     }
 
     pub fn write(&mut self, at: usize, offset: u64, bytes: &[u8]) -> Status {

@@ -3,6 +3,7 @@
 mod admit;
 pub mod cluster;
 mod rebuild;
+mod repair;
 mod restart;
 mod room;
 

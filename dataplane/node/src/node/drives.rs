@@ -412,6 +412,7 @@ impl Drive {
             let block = BLOCK as u64;
             if let Some(shard) = shard {
                 counters.checksum_errors += shard.view.counters.corrupt_blocks;
+                counters.repaired_blocks += shard.view.counters.repaired_blocks;
                 // Stores of one core count their drive's commands together.
                 if !seen.contains(&place.core) {
                     seen.push(place.core);

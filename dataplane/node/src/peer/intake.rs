@@ -47,8 +47,6 @@ pub enum IntakeError {
     Late,
     #[error("a frame is of version {found} of the protocol; {agreed} was agreed")]
     Version { found: u32, agreed: u32 },
-    #[error("a frame of kind {0:?} came, which nothing asked for")]
-    Unasked(Kind),
 }
 
 /// A whole frame.
@@ -207,8 +205,6 @@ impl Intake {
             (None, kind) => return Err(IntakeError::Early(kind)),
             (Some(_), Kind::Hello) => return Err(IntakeError::Late),
             (Some(agreed), _) if header.version != agreed => return Err(IntakeError::Version { found: header.version, agreed }),
-            // This build asks for no blocks yet, and nobody of its version does.
-            (Some(_), kind @ (Kind::FetchAsk | Kind::FetchAnswer)) => return Err(IntakeError::Unasked(kind)),
             (Some(_), _) => {}
         }
         self.body.clear();
@@ -224,25 +220,17 @@ impl Intake {
         self.have = 0;
         self.sequence += 1;
         self.frames += 1;
-        let words = match body {
-            Body::Hello(hello) => {
-                out.push(Came::Hello(hello));
-                return Ok(true);
-            }
-            Body::Beat(beat) => {
-                out.push(Came::Beat(beat));
-                return Ok(false);
-            }
-            Body::Groups(messages) => messages.into_iter().map(PeerWord::Group).collect(),
-            Body::EntriesAsk(ask) => vec![PeerWord::EntriesAsk(ask)],
-            Body::EntriesAnswer(answer) => vec![PeerWord::EntriesAnswer(answer)],
-            Body::CopyAsk(ask) => vec![PeerWord::CopyAsk(ask)],
-            Body::CopyAnswer(answer) => vec![PeerWord::CopyAnswer(answer)],
-            Body::AdmitAsk(ask) => vec![PeerWord::AdmitAsk(ask)],
-            Body::AdmitAnswer(answer) => vec![PeerWord::AdmitAnswer(answer)],
-            Body::FetchAsk(_) | Body::FetchAnswer(_) => return Err(IntakeError::Unasked(header.kind)),
-        };
-        self.stage = place(words, memory);
+        match PeerWord::of(body) {
+            Ok(words) => self.stage = place(words, memory),
+            Err(body) => match *body {
+                Body::Hello(hello) => {
+                    out.push(Came::Hello(hello));
+                    return Ok(true);
+                }
+                Body::Beat(beat) => out.push(Came::Beat(beat)),
+                other => unreachable!("{other:?} has words"),
+            },
+        }
         Ok(false)
     }
 }

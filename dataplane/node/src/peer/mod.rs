@@ -400,6 +400,8 @@ impl Peers {
             tracing::error!(blocks, wants = word.payload_blocks(), peer = %node, "a word with other payload than its own is dropped");
         }
         let mut from = memory.copier(parts);
+        // What the other end's version does not know is as good as lost.
+        let lane = lane.filter(|lane| lane.known().is_some_and(|known| known.version >= word.since()));
         let taken = is_whole && lane.is_some_and(|lane| lane.outbox.word(word, &mut self.chunks, |_, to| from.copy(to)));
         if !taken && let Some(peer) = self.peer(node) {
             peer.counters.words_dropped += 1;

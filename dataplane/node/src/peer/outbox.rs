@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 use penstock_engine::PeerWord;
 use penstock_wire::BLOCK;
 use penstock_wire::peer::{
-    AdmitAnswer, AdmitAsk, BODY_MAX, Beat, Body, EntriesAnswer, EntryState, FRAME_BLOCKS_MAX, HEADER, Hello, Message,
+    AdmitAnswer, AdmitAsk, BODY_MAX, Beat, Body, EntriesAnswer, EntryState, FRAME_BLOCKS_MAX, FetchAnswer, FetchAsk, HEADER, Hello, Message,
 };
 use spdk_rs::lend::LendBuf;
 
@@ -161,26 +161,20 @@ impl Outbox {
     /// Takes a word, and its payload by way of `copy`, which is asked for pieces by their place in it. False: there is no room.
     pub fn word(&mut self, word: PeerWord, pool: &mut Chunks, copy: impl FnMut(usize, &mut [u8])) -> bool {
         let blocks = word.payload_blocks();
-        let (kind, body_len) = match word {
-            PeerWord::Group(message) => {
-                let len = message.encoded_len();
-                (Kind::Messages(vec![message]), COUNT + len)
-            }
-            PeerWord::EntriesAsk(ask) => (Kind::Single(Body::EntriesAsk(ask)), ASK),
-            PeerWord::EntriesAnswer(answer) => {
-                let len = answer_len(&answer);
-                (Kind::Single(Body::EntriesAnswer(answer)), len)
-            }
-            PeerWord::CopyAsk(ask) => {
-                let len = ask.encoded_len();
-                (Kind::Single(Body::CopyAsk(ask)), len)
-            }
-            PeerWord::CopyAnswer(answer) => {
-                let len = answer.encoded_len();
-                (Kind::Single(Body::CopyAnswer(answer)), len)
-            }
-            PeerWord::AdmitAsk(ask) => (Kind::Single(Body::AdmitAsk(ask)), AdmitAsk::BYTES),
-            PeerWord::AdmitAnswer(answer) => (Kind::Single(Body::AdmitAnswer(answer)), AdmitAnswer::BYTES),
+        let body_len = match &word {
+            PeerWord::Group(message) => COUNT + message.encoded_len(),
+            PeerWord::EntriesAsk(_) => ASK,
+            PeerWord::EntriesAnswer(answer) => answer_len(answer),
+            PeerWord::CopyAsk(ask) => ask.encoded_len(),
+            PeerWord::CopyAnswer(answer) => answer.encoded_len(),
+            PeerWord::FetchAsk(_) => FetchAsk::ENCODED_LEN,
+            PeerWord::AdmitAsk(_) => AdmitAsk::BYTES,
+            PeerWord::AdmitAnswer(_) => AdmitAnswer::BYTES,
+            PeerWord::FetchAnswer(_) => FetchAnswer::ENCODED_LEN,
+        };
+        let kind = match word {
+            PeerWord::Group(message) => Kind::Messages(vec![message]),
+            word => Kind::Single(Body::from(word)),
         };
         // What no frame holds is nothing that an engine of this version says; a peer would refuse it.
         if body_len > BODY_MAX || blocks > FRAME_BLOCKS_MAX {

@@ -1,7 +1,7 @@
 //! The drives of a fleet: commands and when they complete, which fail, what decays, and the ends of lives.
 //!
 //! Damage is noted with the oracle exactly as in [`crate::faults`]: a block that is damaged is a host's data, whose image is told; metadata is left to
-//! the one-node simulator. A store that asks its peers for what rotted may still answer; one that cannot may say so. Never anything else.
+//! the one-node simulator. A member that can ask its peers for what rotted answers; who cannot may say so. Never anything else.
 
 use std::rc::Rc;
 
@@ -159,6 +159,13 @@ impl World {
         (0..20).map(|_| self.rng.pick(&occupied)).find(|at| may_be_damaged(it, *at))
     }
 
+    /// A byte of a block turns, on a drive at rest.
+    pub fn ruin(&mut self, node: usize, at: u64, class: &'static str) {
+        let mut page = **self.nodes[node].drive.look(at).expect("it holds something");
+        rot(&mut page, &mut self.rng);
+        self.damage(node, at, Some(Rc::new(page)), class);
+    }
+
     fn damage(&mut self, node: usize, at: u64, page: Option<Rc<Page>>, class: &'static str) {
         let it = &mut self.nodes[node];
         if let Some(old) = it.drive.look(at)
@@ -256,6 +263,9 @@ impl World {
             ("checkpoints", c.checkpoints),
             ("blocks drained", c.drained_blocks),
             ("merges", c.merges),
+            ("bad blocks that came from another member", c.fetched_blocks),
+            ("bad blocks that were put back", c.repaired_blocks),
+            ("bad blocks that nobody gave in time", c.unrepaired_blocks),
             ("writes held for the log", c.held_for_log),
             ("extents copied to members that are rebuilt", c.copies_taken),
         ] {
@@ -270,7 +280,8 @@ impl World {
     }
 }
 
-fn may_be_damaged(it: &super::node::Node, at: u64) -> bool {
+/// Whether a block is a host's data, at rest.
+pub fn may_be_damaged(it: &super::node::Node, at: u64) -> bool {
     let block = at - it.share.start.0;
     let busy = it.out.values().any(|o| o.op.kind == DiskKind::Write && o.blocks().contains(&block));
     if busy || it.drive.is_cached(at) {

@@ -360,7 +360,19 @@ impl World {
                     "{command:?} was answered NotReady by a node that serves"
                 );
             }
-            Status::Unrecovered => self.tally.did("answers Unrecovered", 1),
+            Status::Unrecovered => {
+                let ruined = |(volume, block): (u32, u64)| {
+                    let of = |span: Span| (span.offset / BLOCK as u64..(span.offset + span.len).div_ceil(BLOCK as u64)).contains(&block);
+                    volume == command.volume && command.op.span().is_some_and(of)
+                };
+                assert!(
+                    !replicated || !self.resting || self.ruined.is_some_and(ruined),
+                    "node {node} says that {:?} of volume {} is lost, and others have it",
+                    command.op,
+                    command.volume
+                );
+                self.tally.did("answers Unrecovered", 1);
+            }
             Status::NoSpace => {
                 self.tally.fault("full drive (15)");
                 self.check_full(command);

@@ -9,7 +9,7 @@ use std::rc::Rc;
 
 use penstock_engine::replica::Part as GroupPart;
 use penstock_engine::{PeerWord, ReplicaNo, Standing, StoreConfig};
-use penstock_wire::peer::{Entry, EntryState, MemberNo, Message, MessageBody, Verified};
+use penstock_wire::peer::{Entry, EntryState, FetchResult, MemberNo, Message, MessageBody, Verified};
 use penstock_wire::{Index, NodeId, Term, crc32c};
 
 use super::node::{Phase, member_no, node_id};
@@ -92,6 +92,14 @@ impl World {
             PeerWord::CopyAsk(ask) => assert_eq!(ask.from, member_no(node), "{ask:?} comes from node {node}"),
             PeerWord::AdmitAsk(ask) => assert_eq!(ask.from, member_no(node), "{ask:?} comes from node {node}"),
             PeerWord::AdmitAnswer(answer) => assert_eq!(answer.from, member_no(node), "{answer:?} comes from node {node}"),
+            PeerWord::FetchAsk(ask) => assert_eq!(ask.from, member_no(node), "{ask:?} comes from node {node}"),
+            PeerWord::FetchAnswer(answer) => {
+                assert_eq!(answer.from, member_no(node), "{answer:?} comes from node {node}");
+                if let FetchResult::Found { crc } = answer.result {
+                    answer.check(crc, payload).unwrap_or_else(|error| panic!("invariant 14: node {node} gives a bad block: {error}"));
+                    self.tally.check("payload is right when it leaves (14)");
+                }
+            }
             PeerWord::CopyAnswer(answer) => {
                 assert_eq!(answer.from, member_no(node), "{answer:?} comes from node {node}");
                 answer.check(payload).unwrap_or_else(|error| panic!("invariant 14: node {node} copies a bad payload: {error}"));

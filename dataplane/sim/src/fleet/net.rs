@@ -70,15 +70,7 @@ impl World {
         }
         self.judge_word(node, to, word, &payload);
         let to = (0..self.nodes.len()).find(|other| node_id(*other) == to).unwrap_or_else(|| panic!("a word to {to:?}, who is nobody"));
-        let body = match word {
-            PeerWord::Group(message) => Body::Groups(vec![message.clone()]),
-            PeerWord::EntriesAsk(ask) => Body::EntriesAsk(*ask),
-            PeerWord::EntriesAnswer(answer) => Body::EntriesAnswer(answer.clone()),
-            PeerWord::CopyAsk(ask) => Body::CopyAsk(ask.clone()),
-            PeerWord::CopyAnswer(answer) => Body::CopyAnswer(answer.clone()),
-            PeerWord::AdmitAsk(ask) => Body::AdmitAsk(*ask),
-            PeerWord::AdmitAnswer(answer) => Body::AdmitAnswer(*answer),
-        };
+        let body = Body::from(word.clone());
         let mut bytes = body.encode(PROTOCOL, 1);
         bytes.extend_from_slice(&payload);
         self.tally.did("words sent", 1);
@@ -156,19 +148,13 @@ impl World {
         };
         self.tally.check("frames decoded, or refused for a flipped bit (29)");
         let payload = &bytes[end..];
-        let word = match body {
-            Body::Beat(beat) => {
+        let word = match PeerWord::of(body) {
+            Ok(mut words) => words.pop().expect("one a frame"),
+            Err(body) => {
+                let Body::Beat(beat) = *body else { panic!("a frame that nobody sends: {body:?}") };
                 self.beaten(to, from, life_of(beat.incarnation));
                 return;
             }
-            Body::Groups(mut messages) => PeerWord::Group(messages.pop().expect("one a frame")),
-            Body::EntriesAsk(ask) => PeerWord::EntriesAsk(ask),
-            Body::EntriesAnswer(answer) => PeerWord::EntriesAnswer(answer),
-            Body::CopyAsk(ask) => PeerWord::CopyAsk(ask),
-            Body::CopyAnswer(answer) => PeerWord::CopyAnswer(answer),
-            Body::AdmitAsk(ask) => PeerWord::AdmitAsk(ask),
-            Body::AdmitAnswer(answer) => PeerWord::AdmitAnswer(answer),
-            other => panic!("a frame that nobody sends: {other:?}"),
         };
         let it = &mut self.nodes[to];
         let buf = if payload.is_empty() {

@@ -106,6 +106,8 @@ pub struct World {
     pub nap_until: u64,
     pub served: u64,
     pub resting: bool,
+    /// A block that was made to rot on every drive.
+    pub ruined: Option<(u32, u64)>,
 }
 
 impl World {
@@ -134,6 +136,7 @@ impl World {
             nap_until: 0,
             served: 0,
             resting: false,
+            ruined: None,
             plan,
         };
         for node in 0..world.nodes.len() {
@@ -341,6 +344,8 @@ impl World {
                 let soon = self.rng.within(200_000, 2_000_000);
                 self.after(soon, Coming::Operator { node });
             }
+            // A drive that was put back from a copy has the copy's blocks under a newer map, or the other way round.
+            Notice::Corrupt { .. } if it.gone.is_some() => {}
             Notice::Corrupt { replica, block, .. } => {
                 if let Some(volume) = it.replicas.get(replica) {
                     assert!(

@@ -16,7 +16,11 @@ pub struct FetchAsk {
     /// The asker's own number for it; the answer repeats it.
     pub id: u64,
     pub segment: SegmentId,
+    pub from: MemberNo,
+    pub to: MemberNo,
     pub block: u64,
+    /// What the asker has applied: who has less may come to have the block.
+    pub applied: Index,
     pub crc: u32,
 }
 
@@ -35,45 +39,60 @@ pub enum FetchResult {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct FetchAnswer {
     pub id: u64,
+    pub segment: SegmentId,
+    pub from: MemberNo,
+    pub to: MemberNo,
     pub result: FetchResult,
 }
 
 impl FetchAsk {
+    pub const ENCODED_LEN: usize = 8 + 16 + 8 + 8 + 8 + 8 + 4 + 4;
+
     pub(super) fn put(&self, w: &mut Grow) {
         w.u64(self.id);
         w.bytes(&self.segment.0);
+        w.u64(self.from.0);
+        w.u64(self.to.0);
         w.u64(self.block);
+        w.u64(self.applied.0);
         w.u32(self.crc);
         w.zeros(4);
     }
 
     pub(super) fn take(r: &mut Take<'_>) -> Result<Self, DecodeError> {
-        let (id, segment, block, crc) = (r.u64()?, SegmentId(r.id()?), r.u64()?, r.u32()?);
+        let (id, segment) = (r.u64()?, SegmentId(r.id()?));
+        let (from, to) = take_pair(r)?;
+        let (block, applied, crc) = (r.u64()?, Index(r.u64()?), r.u32()?);
         zeros(r, 4)?;
         limit("block of a fetch", block, crate::VOLUME_BLOCKS_MAX - 1)?;
-        Ok(Self { id, segment, block, crc })
+        Ok(Self { id, segment, from, to, block, applied, crc })
     }
 }
 
 impl FetchAnswer {
+    pub const ENCODED_LEN: usize = 8 + 16 + 8 + 8 + 4 + 4;
+
     pub fn payload_blocks(&self) -> u32 {
         u32::from(matches!(self.result, FetchResult::Found { .. }))
     }
 
-    /// Whether `payload` is the block that was asked for.
+    /// Whether `payload` is the block with the checksum that was asked for.
     ///
     /// # Errors
     /// When it is not.
-    pub fn check(&self, ask: &FetchAsk, payload: &[u8]) -> Result<(), DecodeError> {
+    pub fn check(&self, asked: u32, payload: &[u8]) -> Result<(), DecodeError> {
         match self.result {
-            FetchResult::Found { crc } if crc == ask.crc => check_payload([crc].iter(), payload),
-            FetchResult::Found { crc } => Err(DecodeError::Checksum { what: "block that was fetched", found: ask.crc, computed: crc }),
+            FetchResult::Found { crc } if crc == asked => check_payload([crc].iter(), payload),
+            FetchResult::Found { crc } => Err(DecodeError::Checksum { what: "block that was fetched", found: asked, computed: crc }),
             _ => Err(DecodeError::Short { what: "block that was fetched", need: BLOCK, left: 0 }),
         }
     }
 
     pub(super) fn put(&self, w: &mut Grow) {
         w.u64(self.id);
+        w.bytes(&self.segment.0);
+        w.u64(self.from.0);
+        w.u64(self.to.0);
         let (code, crc) = match self.result {
             FetchResult::Found { crc } => (0, crc),
             FetchResult::Differs => (1, 0),
@@ -85,7 +104,8 @@ impl FetchAnswer {
     }
 
     pub(super) fn take(r: &mut Take<'_>) -> Result<Self, DecodeError> {
-        let id = r.u64()?;
+        let (id, segment) = (r.u64()?, SegmentId(r.id()?));
+        let (from, to) = take_pair(r)?;
         let (code, crc) = (r.u32()?, r.u32()?);
         let result = match code {
             0 => FetchResult::Found { crc },
@@ -97,7 +117,7 @@ impl FetchAnswer {
         if code != 0 && crc != 0 {
             return Err(DecodeError::Value { what: "checksum of a fetch that found nothing", found: crc.into() });
         }
-        Ok(Self { id, result })
+        Ok(Self { id, segment, from, to, result })
     }
 }
 

@@ -76,7 +76,7 @@ impl Kind {
 
     /// The version of the protocol that has it first.
     pub fn since(self) -> u32 {
-        if matches!(self, Self::AdmitAsk | Self::AdmitAnswer) { 2 } else { 1 }
+        if matches!(self, Self::FetchAsk | Self::FetchAnswer | Self::AdmitAsk | Self::AdmitAnswer) { 2 } else { 1 }
     }
 
     /// Whether payload may follow the body.

@@ -44,6 +44,11 @@ fn every_kind_of_frame_round_trips() {
         let bytes = body.encode(PROTOCOL, 7);
         assert_eq!(decode(&bytes).as_ref(), Ok(&body), "{name}");
         assert_eq!(body.payload_blocks() as usize * BLOCK, payload.len(), "{name}");
+        match body {
+            Body::FetchAsk(_) => assert_eq!(bytes.len(), HEADER + FetchAsk::ENCODED_LEN),
+            Body::FetchAnswer(_) => assert_eq!(bytes.len(), HEADER + FetchAnswer::ENCODED_LEN),
+            _ => {}
+        }
     }
     for message in messages() {
         assert_eq!(message.encoded_len(), message_bytes(&message).len() - 4, "{message:?}");
@@ -204,12 +209,13 @@ fn messages_are_verified_only_with_the_very_payload() {
 #[test]
 fn fetched_block_is_believed_only_for_the_checksum_that_was_asked() {
     let (block, other) = (payload(9, 1), payload(8, 1));
-    let ask = FetchAsk { id: 1, segment: crate::SegmentId([1; 16]), block: 5, crc: crc32c(&block) };
-    let found = |crc| FetchAnswer { id: 1, result: FetchResult::Found { crc } };
-    assert_eq!(found(ask.crc).check(&ask, &block), Ok(()));
-    assert!(found(ask.crc).check(&ask, &other).is_err());
-    assert!(found(crc32c(&other)).check(&ask, &other).is_err(), "an older version of the block");
-    assert!(FetchAnswer { id: 1, result: FetchResult::Busy }.check(&ask, &block).is_err());
+    let asked = crc32c(&block);
+    let answer = |result| FetchAnswer { id: 1, segment: crate::SegmentId([1; 16]), from: MemberNo(1), to: MemberNo(2), result };
+    let found = |crc| answer(FetchResult::Found { crc });
+    assert_eq!(found(asked).check(asked, &block), Ok(()));
+    assert!(found(asked).check(asked, &other).is_err());
+    assert!(found(crc32c(&other)).check(asked, &other).is_err(), "an older version of the block");
+    assert!(answer(FetchResult::Busy).check(asked, &block).is_err());
 }
 
 #[test]

@@ -118,8 +118,17 @@ pub fn bodies() -> Vec<(&'static str, Body, Vec<u8>)> {
         ],
         spaces: vec![Space { drive: DriveId(id(1)), store: 2, room: Room { ring_blocks: 0x0809, blocks: 0x0a_0b0c } }],
     };
-    let fetch = FetchAsk { id: 0x0d0e, segment: SegmentId(id(0x90)), block: 0x0f10, crc: crc32c(&payload(9, 1)) };
-    let found = FetchAnswer { id: fetch.id, result: FetchResult::Found { crc: fetch.crc } };
+    let crc = crc32c(&payload(9, 1));
+    let fetch = FetchAsk {
+        id: 0x0d0e,
+        segment: SegmentId(id(0x90)),
+        from: MemberNo(2),
+        to: MemberNo(3),
+        block: 0x0f10,
+        applied: Index(0x1516),
+        crc,
+    };
+    let fetched = |result| FetchAnswer { id: fetch.id, segment: fetch.segment, from: fetch.to, to: fetch.from, result };
     let ask =
         EntriesAsk { id: 0x1112, segment: SegmentId(id(0x90)), from: MemberNo(1), to: MemberNo(3), first: Index(41), last: Index(0x1314) };
     let mut states: Vec<_> = entries().into_iter().map(EntryState::Whole).collect();
@@ -181,9 +190,9 @@ pub fn bodies() -> Vec<(&'static str, Body, Vec<u8>)> {
         bare("peer-hello-proven-v1.bin", Body::Hello(proven)),
         bare("peer-beat-v1.bin", Body::Beat(beat)),
         ("peer-groups-v1.bin", Body::Groups(messages()), payload(1, 3)),
-        bare("peer-fetch-ask-v1.bin", Body::FetchAsk(fetch)),
-        ("peer-fetch-answer-v1.bin", Body::FetchAnswer(found), payload(9, 1)),
-        bare("peer-fetch-answer-none-v1.bin", Body::FetchAnswer(FetchAnswer { id: 1, result: FetchResult::Differs })),
+        bare("peer-fetch-ask-v2.bin", Body::FetchAsk(fetch)),
+        ("peer-fetch-answer-v2.bin", Body::FetchAnswer(fetched(FetchResult::Found { crc })), payload(9, 1)),
+        bare("peer-fetch-answer-none-v2.bin", Body::FetchAnswer(fetched(FetchResult::Differs))),
         bare("peer-entries-ask-v1.bin", Body::EntriesAsk(ask)),
         ("peer-entries-answer-v1.bin", Body::EntriesAnswer(answer), payload(1, 3)),
         bare("peer-copy-ask-v1.bin", Body::CopyAsk(copy)),
