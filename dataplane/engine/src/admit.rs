@@ -1,32 +1,35 @@
 //! Admission: a member says nothing in its group before enough of the others have its store's opening on their drives, and is stopped by any of
 //! them that knows better. So a drive that was wiped, or put back from an older copy, neither votes nor counts under the number that it had.
 //!
-//! Each opening has a generation, one more than the drive knows of, and a life that nobody had before. It is told with what recovery found; who is
-//! told compares with what it recorded of that member last:
+//! Each opening has a generation, one more than the drive knows of, and a life that nobody had before. It takes two rounds. In the first it is told with
+//! the last opening before it that was believed, and with where the log ended when the store was opened first after that: so openings in
+//! between, which nobody need have heard of, change nothing of what is told. Who is told compares with what it recorded of that member last:
 //!
 //! | told | recorded | belief |
 //! |---|---|---|
 //! | anything | the member was removed | removed |
-//! | anything | nothing | recorded |
+//! | anything | nothing | believed |
 //! | another replica of that number: other drive, store or number in it | any | recreated |
 //! | the same life | the same life | recorded already |
-//! | a generation that is not above | the newest | restored |
-//! | a log that ends before what it said to be durable | how far it was durable | restored |
+//! | none believed since | the newest | restored |
+//! | a log that ended before what it said to be durable | how far it was durable | restored |
 //! | a log that ends before an entry that it acknowledged to whoever asks, who leads since then | – | forgot |
 //!
-//! How many must have recorded it, of the voters besides itself, and of a quorum `q` of all:
+//! Once enough believe it, that is recorded on its own drive, and then it asks to be recorded on theirs. Of the voters besides itself, and of a
+//! quorum `q` of all, there must be
 //!
-//! | the opening is | recorded by |
-//! |---|---|
-//! | vouched for: its node has written down, off the drive, the generation that it opened last, and the drive knows of that | q - 1 |
-//! | not: it does not, the node forgot, the drive was moved, or the replica never took part in its group | q, or all |
+//! | the opening is | who believe | who recorded |
+//! |---|---|---|
+//! | vouched for: its node has written down, off the drive, the generation that it opened last, and the drive knows of that | q - 1 | q - 1 |
+//! | not: it does not, the node forgot, the drive was moved, so it was in an opening since the last that was believed, or none ever was | q, or all | q - 1 |
+//! | of a member that does not vote, and may come to | q | q |
 //!
 //! Not vouched for, it is told to at least one of any q - 1 that recorded the opening before: what a drive did since its copy was taken is
 //! found out. Vouched for it is not wiped and not of an older generation, and the one doubt that is left is a copy of the same generation; so it waits
 //! a while for all to answer. Asking goes on until everyone has it, and once in a while, to tell how far the log is durable.
 //!
-//! What is told is durable beyond one bad record: the first batch of the generation has a later one that says so, and so has a record of it at
-//! who is told, before it is answered.
+//! What is told is durable beyond one bad record: the first batch of the generation has a later one that says so, and so has each record of it, its own
+//! and at who is told, before it is spoken of.
 
 use crate::carry::{Carries, Item};
 use crate::config::Canary;
@@ -35,7 +38,7 @@ use crate::member::{Member, MemberStage};
 use crate::port::*;
 use crate::replica::{LogEnd, Stop};
 use crate::store::Store;
-use penstock_wire::peer::{AdmitAnswer, AdmitAsk, Belief, MemberNo, Opening, Seen};
+use penstock_wire::peer::{AdmitAnswer, AdmitAsk, Belief, MemberNo, Opening, Past, Seen};
 use penstock_wire::{Generation, Index, NodeId, Seq};
 
 /// Between two rounds of asking, while it is not admitted and afterwards.
@@ -48,20 +51,44 @@ const GRACE_MS: u64 = 500;
 #[derive(Debug, Default)]
 pub(crate) struct Admission {
     pub admitted: bool,
-    /// See the module.
-    pub vouched: bool,
+    /// What the drive knows of openings, this one included.
+    pub past: Past,
     /// First and last asked.
     since: Option<Millis>,
     told: Option<Millis>,
-    /// Those that have recorded this opening.
+    /// Those that believe this opening, and those that have recorded it.
+    believed: Vec<MemberNo>,
     recorded: Vec<MemberNo>,
+    /// That it is believed: queued, its batch, and that being durable.
+    claim: Claim,
+    /// The first batch of the first opening after the last that was believed: see [`Past`].
+    opened: Option<Seq>,
     /// The last entry that was acknowledged in this opening.
     pub shown: Index,
 }
 
+/// How far it is on the member's own drive that its opening is believed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(crate) enum Claim {
+    #[default]
+    None,
+    Queued,
+    Sent(Seq),
+    Durable,
+}
+
 impl Admission {
-    pub fn new(vouched: bool) -> Self {
-        Self { vouched, ..Self::default() }
+    pub fn new(past: Past) -> Self {
+        Self { past, opened: past.opened, ..Self::default() }
+    }
+
+    fn is_vouched(&self) -> bool {
+        self.past.believed.is_some() && !self.past.unvouched
+    }
+
+    /// The claim is in this batch.
+    pub fn claimed_in(&mut self, batch: Seq) {
+        self.claim = Claim::Sent(batch);
     }
 }
 
@@ -84,13 +111,15 @@ impl Known {
 
 /// What is believed of an opening, by what was known before.
 fn judge(known: Option<&Seen>, ask: &AdmitAsk, canary: impl Fn(Canary) -> bool) -> Belief {
-    let Some(known) = known else { return Belief::Recorded };
+    let good = if ask.is_believed() { Belief::Recorded } else { Belief::Believed };
+    let Some(known) = known else { return good };
     let before = &known.opening;
     if !ask.opening.same_replica(before) {
-        return if canary(Canary::VoteWhenWiped) { Belief::Recorded } else { Belief::Recreated };
+        return if canary(Canary::VoteWhenWiped) { good } else { Belief::Recreated };
     }
-    let follows = ask.opening.life == before.life || ask.opening.generation > before.generation && ask.found >= known.sealed;
-    if follows || canary(Canary::VoteWhenRestored) { Belief::Recorded } else { Belief::Restored }
+    let follows = ask.believed.is_some_and(|last| last == before.id() || last.generation > before.generation);
+    let whole = ask.opening.life == before.life || follows && ask.found >= known.sealed;
+    if whole || canary(Canary::VoteWhenRestored) { good } else { Belief::Restored }
 }
 
 impl Store {
@@ -123,19 +152,21 @@ impl Store {
         let (awake, admission) = (member.awake, &mut member.admission);
         let quiet = if admission.admitted { TELL_MS } else { ASK_MS };
         let due = admission.told.is_none_or(|told| now.0 >= told.0 + quiet && (awake || !admission.admitted));
-        if !due {
+        if !due || matches!(admission.claim, Claim::Queued | Claim::Sent(_)) {
             return;
         }
         admission.since.get_or_insert(now);
         admission.told = Some(now);
+        let (believed, first) = (admission.past.believed, admission.opened);
         let last = LogEnd { term: member.term_at(member.last()).unwrap_or_default(), index: member.last() };
         let last = member.group().and_then(|group| group.floor()).map_or(last, |floor| floor.max(last));
         let (me, term) = (member.me, member.ballot.term);
         all.list.iter().filter(|other| other.no != me).for_each(|other| member.meet(other.no, other.node));
         let segment = self.map.get(no).map(|replica| replica.shape.segment).expect("a member's replica stands");
-        let (opening, found, sealed) = (self.opening_of(no), self.stream.found, self.stream.sealed_to());
+        let (opening, sealed) = (self.opening_of(no), self.stream.sealed_to());
+        let found = Seq(first.unwrap_or(self.stream.opened).0 - 1);
         for to in all.list.iter().map(|other| other.no).filter(|other| *other != me) {
-            let ask = AdmitAsk { segment, from: me, to, opening, found, sealed, term, last: last.index, last_term: last.term };
+            let ask = AdmitAsk { segment, from: me, to, opening, believed, found, sealed, term, last: last.index, last_term: last.term };
             self.send_word(no, to, PeerWord::AdmitAsk(ask), fx);
         }
         self.consider_admission(no);
@@ -168,10 +199,11 @@ impl Store {
         let fresh = before.is_none_or(|seen| seen.opening.life != ask.opening.life);
         let forgotten = member.group().filter(|_| fresh).and_then(|group| group.forgotten(ask.from, ask.term, told));
         let mut belief = judge(before.as_ref(), ask, |canary| self.canary(canary));
-        if belief == Belief::Recorded && forgotten.is_some() && !self.canary(Canary::VoteWhenRestored) {
+        if matches!(belief, Belief::Recorded | Belief::Believed) && forgotten.is_some() && !self.canary(Canary::VoteWhenRestored) {
             belief = Belief::Forgot;
         }
         if belief != Belief::Recorded {
+            let before = before.filter(|_| belief != Belief::Believed);
             return self.answer_opening(no, ask.from, ask.opening, belief, before, forgotten.unwrap_or_default(), fx);
         }
         let member = self.member_mut(no).expect("seen above");
@@ -238,11 +270,16 @@ impl Store {
         }
     }
 
-    /// Batches that somebody waits for a later record to speak of: openings that are not told yet, and those of others that are not answered.
+    /// Batches that somebody waits for a later record to speak of: openings that are not told yet, that they are believed, and those of others that
+    /// are not answered.
     pub(crate) fn seals_awaited(&self) -> impl Iterator<Item = Seq> + '_ {
-        let ours = (!self.groups.list.is_empty()).then_some(self.stream.opened);
+        let claimed = self.groups.claims.iter().filter_map(|no| match self.member(*no)?.admission.claim {
+            Claim::Sent(batch) => Some(batch),
+            _ => None,
+        });
+        let ours = (!self.groups.list.is_empty()).then_some(self.stream.opened).into_iter().chain(claimed);
         let members = self.groups.asked.iter().filter_map(|no| self.member(*no));
-        ours.into_iter().chain(members.flat_map(|member| &member.known).filter(|known| known.asks).filter_map(|known| known.batch))
+        ours.chain(members.flat_map(|member| &member.known).filter(|known| known.asks).filter_map(|known| known.batch))
     }
 
     pub(crate) fn on_admit_answer<M: Memory>(&mut self, from: NodeId, answer: &AdmitAnswer, mem: &mut M, fx: &mut Effects) {
@@ -254,9 +291,11 @@ impl Store {
         if answer.life != life || member.group().is_none() {
             return;
         }
-        if answer.belief == Belief::Recorded {
-            if !member.admission.recorded.contains(&answer.from) {
-                member.admission.recorded.push(answer.from);
+        if let Belief::Recorded | Belief::Believed = answer.belief {
+            let admission = &mut member.admission;
+            let said = if answer.belief == Belief::Believed { &mut admission.believed } else { &mut admission.recorded };
+            if !said.contains(&answer.from) {
+                said.push(answer.from);
             }
             self.consider_admission(no);
             return;
@@ -270,22 +309,58 @@ impl Store {
         self.drain.unsaved = true;
     }
 
-    /// Enough have recorded the opening, or not yet.
+    /// Enough believe the opening, or have recorded it, or not yet.
     fn consider_admission(&mut self, no: ReplicaNo) {
         let now = self.now;
         let Some(member) = self.member_mut(no).filter(|member| !member.admission.admitted) else { return };
         let (me, all) = (member.me, newest_members(member));
         let others: Vec<MemberNo> = all.voters().filter(|voter| *voter != me).collect();
         let quorum = all.voters().count() / 2 + 1;
-        let admission = &mut member.admission;
         let votes = others.len() < all.voters().count();
-        let enough = if admission.vouched && votes { quorum - 1 } else { quorum.min(others.len()) };
-        let recorded = others.iter().filter(|other| admission.recorded.contains(other)).count();
-        let waited = admission.since.is_some_and(|since| now.0 >= since.0 + GRACE_MS);
-        if recorded == others.len() || recorded >= enough && waited {
-            admission.admitted = true;
-            self.touch(no);
+        let enough = |spared: bool| if spared && votes { quorum - 1 } else { quorum.min(others.len()) };
+        let admission = &mut member.admission;
+        let count = |said: &[MemberNo]| others.iter().filter(|other| said.contains(other)).count();
+        match admission.claim {
+            Claim::None => {
+                let believed = count(&admission.believed);
+                let waited = admission.since.is_some_and(|since| now.0 >= since.0 + GRACE_MS);
+                if believed == others.len() || believed >= enough(admission.is_vouched()) && waited {
+                    self.claim_opening(no);
+                }
+            }
+            Claim::Durable if count(&admission.recorded) >= enough(true) => {
+                admission.admitted = true;
+                self.touch(no);
+            }
+            Claim::Queued | Claim::Sent(_) | Claim::Durable => {}
         }
+    }
+
+    /// Enough believe it: from here on this is what the next opening comes after.
+    fn claim_opening(&mut self, no: ReplicaNo) {
+        let id = self.opening_of(no).id();
+        let admission = &mut self.member_mut(no).expect("its admission was considered").admission;
+        admission.past.believe(id);
+        admission.claim = Claim::Queued;
+        self.drain.unsaved = true;
+        self.groups.queue.push_back(Item { replica: no, carries: Carries::Believed(id), mark: None });
+        self.groups.claims.push(no);
+    }
+
+    /// Those that are believed, beyond one bad record on their own drive, ask to be recorded.
+    pub(crate) fn tell_claims(&mut self) {
+        let sealed = self.stream.sealed_to();
+        let mut claims = std::mem::take(&mut self.groups.claims);
+        claims.retain(|no| {
+            let Some(member) = self.member_mut(*no).filter(|member| member.group().is_some()) else { return false };
+            let durable = matches!(member.admission.claim, Claim::Sent(batch) if batch <= sealed);
+            if durable {
+                (member.admission.claim, member.admission.told) = (Claim::Durable, None);
+                self.groups.tells = true;
+            }
+            !durable
+        });
+        self.groups.claims = claims;
     }
 }
 
@@ -300,11 +375,11 @@ impl Member {
 fn disbelief(answer: &AdmitAnswer, (generation, found): (Generation, Seq)) -> String {
     let (by, known) = (answer.from.0, answer.generation.0);
     let why = match answer.belief {
-        Belief::Recorded => unreachable!("that is believed"),
+        Belief::Recorded | Belief::Believed => unreachable!("that is believed"),
         Belief::Removed => return format!("member {by} says that it was removed from its group: delete this replica"),
         Belief::Recreated => format!("member {by} knows another replica under this number: its drive was wiped, or it was made anew"),
         Belief::Restored => format!(
-            "its drive was put back from an older copy: it opens as generation {} with batches up to {}, member {by} knows generation {known} and batch {}",
+            "its drive was put back from an older copy: it opens as generation {} with batches up to {}, member {by} recorded generation {known} and batch {}",
             generation.0, found.0, answer.sealed.0
         ),
         Belief::Forgot => {
@@ -320,39 +395,52 @@ fn disbelief(answer: &AdmitAnswer, (generation, found): (Generation, Seq)) -> St
 #[cfg(test)]
 mod tests {
     use super::*;
+    use penstock_wire::peer::OpeningId;
     use penstock_wire::{Incarnation, SegmentId, Term};
 
     fn opening(drive: u8, replica: u32, generation: u64, life: u8) -> Opening {
         Opening { drive: Incarnation([drive; 16]), store: 0, replica, generation: Generation(generation), life: Incarnation([life; 16]) }
     }
 
-    fn ask(opening: Opening, found: u64) -> AdmitAsk {
+    /// Told by a drive on which opening `before` was believed last, of this life.
+    fn ask(opening: Opening, before: (u64, u8), found: u64) -> AdmitAsk {
+        let believed = (before.0 > 0).then_some(OpeningId { generation: Generation(before.0), life: Incarnation([before.1; 16]) });
         let (segment, from, to) = (SegmentId([1; 16]), MemberNo(1), MemberNo(2));
         let sealed = Seq(found + 1);
-        AdmitAsk { segment, from, to, opening, found: Seq(found), sealed, term: Term(1), last: Index(0), last_term: Term(0) }
+        AdmitAsk { segment, from, to, opening, believed, found: Seq(found), sealed, term: Term(1), last: Index(0), last_term: Term(0) }
     }
 
     #[test]
     fn opening_is_believed_as_the_table_says() {
         let known = Seen { no: MemberNo(1), opening: opening(1, 4, 7, 9), sealed: Seq(50) };
+        use Belief::*;
         let table = [
-            (opening(1, 4, 8, 10), 50, Belief::Recorded),
-            (opening(1, 4, 12, 10), 500, Belief::Recorded),
+            (opening(1, 4, 8, 10), (7, 9), 50, Believed),
+            (opening(1, 4, 12, 10), (7, 9), 500, Believed),
+            // What is recorded is older than what was believed last.
+            (opening(1, 4, 12, 10), (11, 20), 500, Believed),
+            (opening(1, 4, 12, 10), (12, 10), 500, Recorded),
             // Asked again.
-            (opening(1, 4, 7, 9), 3, Belief::Recorded),
+            (opening(1, 4, 7, 9), (7, 9), 3, Recorded),
+            (opening(1, 4, 7, 9), (6, 8), 3, Believed),
             // Another opening under the same number: both began with the same copy.
-            (opening(1, 4, 7, 10), 60, Belief::Restored),
-            (opening(1, 4, 6, 10), 60, Belief::Restored),
+            (opening(1, 4, 7, 10), (6, 8), 60, Restored),
+            (opening(1, 4, 6, 10), (5, 8), 60, Restored),
+            // It was opened since, and nobody had believed that.
+            (opening(1, 4, 8, 10), (6, 8), 60, Restored),
+            (opening(1, 4, 9, 10), (7, 8), 60, Restored),
+            (opening(1, 4, 8, 10), (0, 0), 60, Restored),
             // A copy of the newest generation.
-            (opening(1, 4, 8, 10), 49, Belief::Restored),
+            (opening(1, 4, 8, 10), (7, 9), 49, Restored),
             // Formatted anew, made anew in the same store, in another store.
-            (opening(2, 4, 8, 10), 60, Belief::Recreated),
-            (opening(1, 5, 8, 10), 60, Belief::Recreated),
-            (Opening { store: 1, ..opening(1, 4, 8, 10) }, 60, Belief::Recreated),
+            (opening(2, 4, 8, 10), (7, 9), 60, Recreated),
+            (opening(1, 5, 8, 10), (0, 0), 60, Recreated),
+            (Opening { store: 1, ..opening(1, 4, 8, 10) }, (0, 0), 60, Recreated),
         ];
-        for (row, (told, found, belief)) in table.into_iter().enumerate() {
-            assert_eq!(judge(Some(&known), &ask(told, found), |_| false), belief, "row {row}");
-            assert_eq!(judge(None, &ask(told, found), |_| false), Belief::Recorded, "row {row}, unknown");
+        for (row, (told, before, found, belief)) in table.into_iter().enumerate() {
+            let ask = ask(told, before, found);
+            assert_eq!(judge(Some(&known), &ask, |_| false), belief, "row {row}");
+            assert!(matches!(judge(None, &ask, |_| false), Recorded | Believed), "row {row}, unknown");
         }
     }
 }

@@ -10,8 +10,8 @@ use crate::port::*;
 use crate::replica::{Ballot, Mark, Persist};
 use crate::store::Store;
 use crate::stream::{BATCH_BLOCKS_MAX, Load};
-use penstock_wire::batch::{BALLOT_LEN, Kind, RESOLVED_LEN, SEEN_LEN, Section, logged_len};
-use penstock_wire::peer::MemberNo;
+use penstock_wire::batch::{BALLOT_LEN, BELIEVED_LEN, Kind, RESOLVED_LEN, SEEN_LEN, Section, logged_len};
+use penstock_wire::peer::{MemberNo, OpeningId};
 use penstock_wire::{Index, Seq, Term};
 
 /// What an item puts into the log.
@@ -35,6 +35,8 @@ pub(crate) enum Carries {
     },
     /// What is known of another member's openings.
     Seen(MemberNo),
+    /// The store's opening is believed.
+    Believed(OpeningId),
     /// An entry that was replaced before it got anywhere.
     Nothing,
 }
@@ -42,7 +44,7 @@ pub(crate) enum Carries {
 impl Carries {
     /// Somebody waits for it without whom nothing goes on, and it is small: it waits for no batch, and may use what hosts leave of the ring.
     fn is_urgent(&self) -> bool {
-        matches!(self, Self::Ballot(_) | Self::Seen(_) | Self::Own { blocks: 0, .. })
+        matches!(self, Self::Ballot(_) | Self::Seen(_) | Self::Believed(_) | Self::Own { blocks: 0, .. })
     }
 }
 
@@ -69,6 +71,7 @@ impl Item {
             Carries::Entry { bytes, .. } | Carries::Own { bytes, .. } => bytes as usize,
             Carries::Resolved => RESOLVED_LEN,
             Carries::Seen(_) => SEEN_LEN,
+            Carries::Believed(_) => BELIEVED_LEN,
             Carries::Nothing => 0,
         }
     }
@@ -180,6 +183,10 @@ impl Store {
                         section.seen(&known.seen);
                     }
                 }
+                Carries::Believed(id) => {
+                    section.entry(item.replica.0, Term(0), Index(0));
+                    section.believed(id);
+                }
                 Carries::Own { id, .. } => self.describe_own(item.replica, id, section),
                 Carries::Nothing => {}
             }
@@ -227,6 +234,11 @@ impl Store {
                 && let Some(known) = member.known.iter_mut().find(|known| known.seen.no == of)
             {
                 known.batch = Some(seq);
+            }
+            if let Carries::Believed(_) = item.carries
+                && let Some(member) = self.member_mut(item.replica)
+            {
+                member.admission.claimed_in(seq);
             }
             self.mark(item, seq);
         }

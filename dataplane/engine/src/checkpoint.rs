@@ -85,6 +85,7 @@ fn member_row(member: &Member) -> MemberRow {
         doubt,
         stopped: matches!(member.stage, MemberStage::Stopped(Stop::Quarantined(_))),
         rebuild: member.rebuilt_from(),
+        past: member.admission.past,
         seen: member.known.iter().map(|known| known.seen).collect(),
     }
 }

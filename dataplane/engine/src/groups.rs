@@ -66,6 +66,8 @@ pub(crate) struct Groups {
     /// Members of which others want to hear that their opening is recorded; and somebody has news of an opening of ours to tell.
     pub asked: Vec<ReplicaNo>,
     pub tells: bool,
+    /// Members whose openings are believed, until their own drives know that.
+    pub claims: Vec<ReplicaNo>,
     /// Members that ask the others how their logs end.
     pub doubtful: Vec<ReplicaNo>,
     awake: usize,
@@ -118,7 +120,12 @@ impl Groups {
 
     /// Nothing waits for the stream, and no memory is held.
     pub fn is_flushed(&self) -> bool {
-        self.queue.is_empty() && self.marked.is_empty() && self.asked.is_empty() && self.limbo.is_empty() && self.orphans.is_empty()
+        self.queue.is_empty()
+            && self.marked.is_empty()
+            && self.asked.is_empty()
+            && self.claims.is_empty()
+            && self.limbo.is_empty()
+            && self.orphans.is_empty()
     }
 }
 
@@ -191,6 +198,7 @@ impl Store {
             self.settle_repair(mem, fx);
             return;
         }
+        self.tell_claims();
         if self.groups.tells {
             self.tell_openings(fx);
         }

@@ -94,6 +94,8 @@ pub(crate) struct Recovery {
     pub walked: BTreeMap<u32, Walked>,
     /// For the Open batch to name.
     pub doubts: Vec<(u32, Option<(RaftIndex, Term)>)>,
+    /// Whether the node vouches for this opening; `None` where there are no members of groups.
+    pub vouched: Option<bool>,
     // Log.
     pos: RingPos,
     pub seq: Seq,
@@ -655,7 +657,7 @@ impl Store {
                 Op::Unsnapshot(id) => self.apply_unsnapshot(no, id, seq),
                 // Of members of groups: `rejoin` has taken them.
                 Op::Members(_) | Op::Ballot { .. } | Op::Doubt { .. } | Op::Resolved => {}
-                Op::Install { .. } | Op::Whole { .. } | Op::Copy(_) | Op::Seen(_) => {}
+                Op::Install { .. } | Op::Whole { .. } | Op::Copy(_) | Op::Seen(_) | Op::Believed(_) | Op::Opened { .. } => {}
                 Op::Origin { .. } => {}
             }
         }
@@ -732,7 +734,7 @@ impl Store {
         }
         rec.step = Step::Opening;
         let before = rec.before.as_ref().map(|(prev, section)| (*prev, &section[..]));
-        rec.out = self.write_open(before, &rec.doubts, mem, fx);
+        rec.out = self.write_open(before, &rec.doubts, rec.vouched, mem, fx);
     }
 
     /// The Open batch is durable.

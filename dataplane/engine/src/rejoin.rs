@@ -37,7 +37,7 @@ use crate::reserve::Guard;
 use crate::store::Store;
 use penstock_wire::batch::{EVERY_MEMBER, Entry, Op, decode_section};
 use penstock_wire::directory::ReplicaRow;
-use penstock_wire::peer::{self, Members, Seen};
+use penstock_wire::peer::{self, Members, Past, Seen};
 use penstock_wire::reservation::Reservations;
 use penstock_wire::{Index, Seq, Term};
 use std::collections::BTreeMap;
@@ -72,7 +72,8 @@ pub(crate) struct Walked {
     rebuild: Option<Index>,
     /// The volume's reservations as of `applied`, where its log began anew there and the directory does not know them.
     reservations: Option<Option<Box<Reservations>>>,
-    /// What it knows of other members.
+    /// Of the store's openings, and what it knows of other members'.
+    past: Past,
     seen: Vec<Seen>,
     /// Times that its log began anew, and what it held before each: it may be in extents in part.
     era: u32,
@@ -95,8 +96,8 @@ impl Walked {
     pub fn born(members: Members) -> Self {
         let (applied, applied_term, ballot) = (Index(0), Term(0), Ballot::default());
         let (rebuild, reservations, seen, era, earlier, own) = (None, None, Vec::new(), 0, Vec::new(), Vec::new());
-        let (list, doubt, stopped) = (BTreeMap::new(), None, None);
-        Self { applied, applied_term, members, ballot, list, doubt, stopped, rebuild, reservations, seen, era, earlier, own }
+        let (list, doubt, stopped, past) = (BTreeMap::new(), None, None, Past::default());
+        Self { applied, applied_term, members, ballot, list, doubt, stopped, rebuild, reservations, past, seen, era, earlier, own }
     }
 
     pub fn of_row(row: &ReplicaRow) -> Option<Self> {
@@ -108,13 +109,14 @@ impl Walked {
             doubt: member.doubt.map(|(index, term)| Some(LogEnd { term, index })),
             stopped: member.stopped.then(|| "it was stopped in an earlier life, for good: replace this replica".to_owned()),
             rebuild: member.rebuild,
+            past: member.past,
             seen: member.seen.clone(),
             ..Self::born(member.members.clone())
         })
     }
 
     /// The store's own word on it, in the order of the log.
-    pub fn own_word(&mut self, op: &Op) {
+    pub fn own_word(&mut self, op: &Op, seq: Seq) {
         match op {
             Op::Ballot { term, vote } => self.ballot = Ballot { term: *term, vote: *vote },
             Op::Doubt { floor } => self.lose(floor.map(|(index, term)| LogEnd { term, index })),
@@ -138,6 +140,8 @@ impl Walked {
                 self.seen.retain(|before| before.no != seen.no);
                 self.seen.push(**seen);
             }
+            Op::Believed(id) => self.past.believe(*id),
+            Op::Opened { vouched } => self.past.open(seq, *vouched),
             _ => {}
         }
     }
@@ -217,7 +221,7 @@ impl Recovery {
         let counts = seq > self.covered;
         if entry.replica == EVERY_MEMBER {
             let all = self.walked.values_mut().filter(|_| counts);
-            all.for_each(|walked| entry.ops.iter().for_each(|op| walked.own_word(op)));
+            all.for_each(|walked| entry.ops.iter().for_each(|op| walked.own_word(op, seq)));
             return true;
         }
         if let (Index(0), [Op::Create(_), Op::Members(members)]) = (entry.index, &entry.ops[..])
@@ -236,7 +240,7 @@ impl Recovery {
                     walked.era += 1;
                 }
                 if counts {
-                    walked.own_word(op);
+                    walked.own_word(op, seq);
                 }
                 if counts && matches!(op, Op::Whole { .. } | Op::Copy(_)) {
                     walked.own.push(Redone { era: walked.era, op: op.clone(), seq, at, bad: bad.clone() });
@@ -287,6 +291,7 @@ impl Store {
     pub(crate) fn rejoin(&mut self, rec: &mut Recovery) {
         let mut redo = Vec::new();
         let vouched = self.config.replication.witness.is_some_and(|witness| rec.newest_generation() >= witness);
+        rec.vouched = (!rec.walked.is_empty()).then_some(vouched);
         for (no, mut walked) in std::mem::take(&mut rec.walked) {
             let no = ReplicaNo(no);
             if self.map.live(no).is_none() {
@@ -298,7 +303,8 @@ impl Store {
             redo.extend(walked.earlier.drain(..).map(|(era, placed)| ((no, era, 1, placed.entry.index.0), Ok(placed))));
             redo.extend(walked.own.drain(..).map(|own| ((no, own.era, 0, own.seq.0), Err(own))));
             redo.extend(known.into_iter().map(|placed| ((no, walked.era, 1, placed.entry.index.0), Ok(placed))));
-            self.rejoin_group(no, walked, recovered, logged, vouched);
+            walked.past.open(rec.seq, vouched);
+            self.rejoin_group(no, walked, recovered, logged);
             if let Some(floor) = self.member(no).and_then(|member| member.group()?.floor())
                 && !self.canary(Canary::ForgetDoubt)
             {
@@ -325,7 +331,7 @@ impl Store {
         }
     }
 
-    fn rejoin_group(&mut self, no: ReplicaNo, mut walked: Walked, recovered: Recovered, logged: Vec<Logged>, vouched: bool) {
+    fn rejoin_group(&mut self, no: ReplicaNo, mut walked: Walked, recovered: Recovered, logged: Vec<Logged>) {
         let shape = &self.map.get(no).expect("seen to be live").shape;
         let me = self.own_number(shape, &walked.members);
         if me.is_none() {
@@ -341,8 +347,7 @@ impl Store {
         let mut member = Member::new(me, stage, walked.members);
         (member.applied_term, member.ballot) = (walked.applied_term, walked.ballot);
         (member.start, member.start_term, member.log, member.recovered) = (start, start_term, logged.into(), Index(last));
-        // Who never spoke may be a replica that was made anew, on a drive that was opened since.
-        member.admission = Admission::new(vouched && walked.ballot.term.0 > 0);
+        member.admission = Admission::new(walked.past);
         member.known = walked.seen.into_iter().map(Known::recovered).collect();
         member.doubts = member.group().and_then(|group| group.floor()).map(|_| Box::new(Doubts::new(walked.ballot.term)));
         member.rebuild = walked.rebuild.map(|as_of| Box::new(Rebuild::new(as_of, walked.applied)));
@@ -377,7 +382,7 @@ impl Store {
                 Op::Reserve(_) => {}
                 // None of them stands among the ops of a group's entry.
                 Op::Create(_) | Op::Delete | Op::Members(_) | Op::Ballot { .. } | Op::Doubt { .. } | Op::Resolved => {}
-                Op::Install { .. } | Op::Whole { .. } | Op::Copy(_) | Op::Seen(_) => {}
+                Op::Install { .. } | Op::Whole { .. } | Op::Copy(_) | Op::Seen(_) | Op::Believed(_) | Op::Opened { .. } => {}
                 Op::Snapshot(_) | Op::Unsnapshot(_) | Op::Origin { .. } => {}
             }
         }
@@ -491,14 +496,14 @@ mod tests {
         let members = Members { next: peer::MemberNo(1), list: vec![] };
         let floor = |term, index| Some((Index(index), Term(term)));
         let mut walked = Walked::born(members);
-        walked.own_word(&Op::Doubt { floor: floor(3, 9) });
-        walked.own_word(&Op::Doubt { floor: floor(4, 2) });
-        walked.own_word(&Op::Doubt { floor: floor(3, 10) });
+        walked.own_word(&Op::Doubt { floor: floor(3, 9) }, Seq(1));
+        walked.own_word(&Op::Doubt { floor: floor(4, 2) }, Seq(1));
+        walked.own_word(&Op::Doubt { floor: floor(3, 10) }, Seq(1));
         assert_eq!(walked.doubt, Some(Some(LogEnd { term: Term(4), index: Index(2) })));
-        walked.own_word(&Op::Doubt { floor: None });
-        walked.own_word(&Op::Doubt { floor: floor(4, 2) });
+        walked.own_word(&Op::Doubt { floor: None }, Seq(1));
+        walked.own_word(&Op::Doubt { floor: floor(4, 2) }, Seq(1));
         assert_eq!(walked.doubt, Some(None));
-        walked.own_word(&Op::Resolved);
+        walked.own_word(&Op::Resolved, Seq(1));
         assert_eq!(walked.doubt, None);
     }
 }

@@ -10,7 +10,9 @@ use crate::index::{GroupId, GroupKey, Slot, Version};
 use crate::map::LayerKey;
 use crate::port::*;
 use crate::store::{Owner, Store};
-use penstock_wire::batch::{ENTRY_HEAD, Header, Kind, OP_HEAD, PAYLOAD_BLOCKS_MAX, Prev, SECTION_MAX, Section, header_blocks};
+use penstock_wire::batch::{
+    ENTRY_HEAD, EVERY_MEMBER, Header, Kind, OP_HEAD, PAYLOAD_BLOCKS_MAX, Prev, SECTION_MAX, Section, header_blocks,
+};
 use penstock_wire::label::Geometry;
 use penstock_wire::{BLOCK, EXTENT_BLOCKS, Generation, Index as RaftIndex, RingPos, Seq, Term};
 use std::collections::VecDeque;
@@ -488,11 +490,12 @@ impl Store {
     }
 
     /// The first batch of a generation, over whatever recovery cut away. `before` is the last good batch and its section.
-    /// `doubts` are of members of groups: what they are in doubt of lies under this batch.
+    /// `doubts` are of members of groups: what they are in doubt of lies under this batch. Of these too: whether the opening is `vouched` for.
     pub(crate) fn write_open<M: Memory>(
         &mut self,
         before: Option<(Prev, &[u8])>,
         doubts: &[(u32, Option<(RaftIndex, Term)>)],
+        vouched: Option<bool>,
         mem: &mut M,
         fx: &mut Effects,
     ) -> bool {
@@ -500,6 +503,10 @@ impl Store {
         for (replica, floor) in doubts {
             self.stream.section.entry(*replica, Term(0), RaftIndex(0));
             self.stream.section.doubt(*floor);
+        }
+        if let Some(vouched) = vouched {
+            self.stream.section.entry(EVERY_MEMBER, Term(0), RaftIndex(0));
+            self.stream.section.opened(vouched);
         }
         self.stream.prev_section.clear();
         self.stream.prev = None;

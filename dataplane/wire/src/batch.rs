@@ -6,7 +6,7 @@
 use crate::codec::{PREFIX, Put, Take, check_magic, seal, unseal_versions};
 use crate::layer::SnapshotShape;
 use crate::page::BlockState;
-use crate::peer::{self, EntryKind, MemberNo, Members, Opening, Seen, States};
+use crate::peer::{self, EntryKind, MemberNo, Members, Opening, OpeningId, Seen, States};
 use crate::reservation::Reservations;
 use crate::{BLOCK, DecodeError, EXTENT_BLOCKS, Generation, Incarnation, Index, ReplicaShape, RingPos, SegmentId, Seq, SnapshotId, Term};
 
@@ -301,6 +301,8 @@ impl Section {
             Op::Unsnapshot(id) => self.unsnapshot(*id),
             Op::Origin { segment, snapshot } => self.origin(*segment, *snapshot),
             Op::Seen(seen) => self.seen(seen),
+            Op::Believed(id) => self.believed(*id),
+            Op::Opened { vouched } => self.opened(*vouched),
         }
     }
 
@@ -413,6 +415,17 @@ impl Section {
         self.bytes.extend_from_slice(&seen.sealed.0.to_le_bytes());
     }
 
+    /// Enough of the other members believe this opening of the store.
+    pub fn believed(&mut self, id: OpeningId) {
+        self.op(OP_BELIEVED, OpeningId::BYTES as u32, 0);
+        self.bytes.extend_from_slice(&OpeningId::encode(Some(id)));
+    }
+
+    /// The store is opened with this batch, and its node has written down the opening before, or not.
+    pub fn opened(&mut self, vouched: bool) {
+        self.op(OP_OPENED, u32::from(vouched), 0);
+    }
+
     /// A whole entry of ops that [`decode_ops`] took before.
     pub fn raw(&mut self, replica: u32, term: Term, index: Index, ops: &[u8]) {
         self.entry(replica, term, index);
@@ -462,6 +475,9 @@ pub const RESOLVED_LEN: usize = ENTRY_HEAD + OP_HEAD;
 /// Bytes that an entry takes in a section which says what is known of one other member.
 pub const SEEN_LEN: usize = ENTRY_HEAD + OP_HEAD + Seen::BYTES;
 
+/// Bytes that an entry takes in a section which says that an opening is believed.
+pub const BELIEVED_LEN: usize = ENTRY_HEAD + OP_HEAD + OpeningId::BYTES;
+
 const OP_WRITE: u8 = 1;
 const OP_ZERO: u8 = 2;
 const OP_CREATE: u8 = 3;
@@ -479,6 +495,8 @@ const OP_UNSNAPSHOT: u8 = 14;
 const OP_ORIGIN: u8 = 15;
 const OP_RESERVE: u8 = 16;
 const OP_SEEN: u8 = 24;
+const OP_BELIEVED: u8 = 25;
+const OP_OPENED: u8 = 26;
 
 /// A doubt of this replica is one of every replica that is a member of a group: there were too many to name.
 pub const EVERY_MEMBER: u32 = u32::MAX;
@@ -539,6 +557,12 @@ pub enum Op {
     },
     /// What the replica knows of another member's openings.
     Seen(Box<Seen>),
+    /// Enough of the other members believe this opening of the store.
+    Believed(OpeningId),
+    /// The store is opened with this batch: for every replica that is a member of a group.
+    Opened {
+        vouched: bool,
+    },
 }
 
 /// An extent that was copied from another member.
@@ -625,10 +649,10 @@ impl Entry {
     fn check(&self) -> Result<(), DecodeError> {
         let own = |op: &Op| match op {
             Op::Doubt { .. } => true,
+            Op::Opened { .. } => self.replica == EVERY_MEMBER,
             Op::Create(_) | Op::Members(_) | Op::Ballot { .. } | Op::Delete | Op::Resolved => self.replica != EVERY_MEMBER,
-            Op::Install { .. } | Op::Whole { .. } | Op::Copy(_) | Op::Reserve(_) | Op::Origin { .. } | Op::Seen(_) => {
-                self.replica != EVERY_MEMBER
-            }
+            Op::Install { .. } | Op::Whole { .. } | Op::Copy(_) | Op::Reserve(_) | Op::Origin { .. } => self.replica != EVERY_MEMBER,
+            Op::Seen(_) | Op::Believed(_) => self.replica != EVERY_MEMBER,
             Op::Write { .. } | Op::Zero { .. } | Op::Resize { .. } | Op::Snapshot(_) | Op::Unsnapshot(_) => false,
         };
         let marked = self.ops.iter().position(|op| matches!(op, Op::Snapshot(_)));
@@ -636,7 +660,8 @@ impl Entry {
             0 => self.term.0 == 0 && self.ops.iter().all(own),
             _ => self.ops.iter().all(|op| match op {
                 Op::Ballot { .. } | Op::Doubt { .. } | Op::Resolved => false,
-                Op::Install { .. } | Op::Whole { .. } | Op::Copy(_) | Op::Seen(_) => false,
+                Op::Install { .. } | Op::Whole { .. } | Op::Copy(_) => false,
+                Op::Seen(_) | Op::Believed(_) | Op::Opened { .. } => false,
                 Op::Members(_) => self.ops.len() == 1,
                 _ => true,
             }),
@@ -715,7 +740,7 @@ impl Iterator for RawOps<'_> {
         let after = match kind {
             OP_WRITE => 4 * count as usize,
             OP_CREATE | OP_MEMBERS | OP_BALLOT | OP_DOUBT | OP_INSTALL | OP_COPY | OP_RESERVE | OP_SNAPSHOT | OP_UNSNAPSHOT | OP_ORIGIN
-            | OP_SEEN => count as usize,
+            | OP_SEEN | OP_BELIEVED => count as usize,
             _ => 0,
         };
         self.0 = rest.get(OP_HEAD - 4 + after..).unwrap_or(&[]);
@@ -832,6 +857,18 @@ fn take_op(r: &mut Take<'_>) -> Result<Op, DecodeError> {
                 return Err(DecodeError::Value { what: "member whose opening is recorded", found: block });
             }
             Op::Seen(Box::new(Seen { no: MemberNo(block), opening, sealed }))
+        }
+        OP_BELIEVED => {
+            zero_block(block)?;
+            expect_len(count, OpeningId::BYTES as u32)?;
+            Op::Believed(OpeningId::take(r)?.ok_or(DecodeError::Value { what: "generation of an opening", found: 0 })?)
+        }
+        OP_OPENED => {
+            zero_block(block)?;
+            if count > 1 {
+                return Err(DecodeError::Value { what: "whether an opening is vouched for", found: count.into() });
+            }
+            Op::Opened { vouched: count == 1 }
         }
         other => return Err(DecodeError::Value { what: "kind of an op", found: u64::from(other) }),
     })

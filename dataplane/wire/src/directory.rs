@@ -6,7 +6,7 @@
 use crate::codec::{PREFIX, Put, Take, seal, unseal_versions};
 use crate::layer::{FrozenRow, ROW_HEAD};
 use crate::page::EXTENTS_PER_PAGE;
-use crate::peer::{MEMBERS_MAX, MemberNo, Members, Opening, Seen};
+use crate::peer::{MEMBERS_MAX, MemberNo, Members, Opening, OpeningId, Past, Seen};
 use crate::reservation::Reservations;
 use crate::{DecodeError, EXTENT, Incarnation, Index, ReplicaShape, Seq, Term};
 
@@ -136,7 +136,8 @@ pub struct MemberRow {
     pub stopped: bool,
     /// Its content is whole as of that entry alone, and is being copied from another.
     pub rebuild: Option<Index>,
-    /// What it knows of the others' openings.
+    /// Of the openings of its store, and what it knows of the others'.
+    pub past: Past,
     pub seen: Vec<Seen>,
 }
 
@@ -157,7 +158,7 @@ impl Directory {
     /// The stream, in version [`VERSION`].
     pub fn encode(&self) -> Vec<u8> {
         /// Bytes of a row at most, without shape, members and pages.
-        const MOST: usize = 106 + MEMBERS_MAX * (8 + Seen::BYTES);
+        const MOST: usize = 106 + Past::BYTES + MEMBERS_MAX * (8 + Seen::BYTES);
         let members = |row: &ReplicaRow| row.member.as_ref().map(|member| member.members.encode()).unwrap_or_default();
         let pages = |pages: &[PageRow]| pages.len() * row_bytes(VERSION);
         let reserved = |row: &ReplicaRow| row.reservations.as_ref().map_or(0, |state| 4 + state.encoded_len());
@@ -185,7 +186,8 @@ impl Directory {
                     | flag(rebuild.is_some(), REBUILT)
                     | flag(replica.reservations.is_some(), RESERVED)
                     | flag(replica.origin.is_some(), CLONE)
-                    | flag(member.is_some_and(|member| !member.seen.is_empty()), SEEN),
+                    | flag(member.is_some_and(|member| !member.seen.is_empty()), SEEN)
+                    | flag(member.is_some_and(|member| member.past.unvouched), UNVOUCHED),
             );
             w.u64(replica.term.0);
             w.u64(member.map_or(0, |member| member.vote.0));
@@ -203,6 +205,10 @@ impl Directory {
             }
             if let Some(as_of) = rebuild {
                 w.u64(as_of.0);
+            }
+            if let Some(past) = member.map(|member| member.past) {
+                w.bytes(&OpeningId::encode(past.believed));
+                w.u64(past.opened.map_or(0, |first| first.0));
             }
             if let Some(member) = member.filter(|member| !member.seen.is_empty()) {
                 w.u16(member.seen.len() as u16);
@@ -320,6 +326,7 @@ const REBUILT: u32 = 8;
 const RESERVED: u32 = 16;
 const CLONE: u32 = 64;
 const SEEN: u32 = 32;
+const UNVOUCHED: u32 = 128;
 
 fn take_reservations(r: &mut Take<'_>) -> Result<Box<Reservations>, DecodeError> {
     let len = r.u32()? as usize;
@@ -374,7 +381,7 @@ fn take_member(r: &mut Take<'_>, version: u32, flags: u32, vote: MemberNo, appli
         return Ok(None);
     }
     let members = Members::decode(r.bytes(len)?)?;
-    let known = DELETING | STOPPED | DOUBTFUL | REBUILT | if version < 4 { 0 } else { SEEN };
+    let known = DELETING | STOPPED | DOUBTFUL | REBUILT | if version < 4 { 0 } else { SEEN | UNVOUCHED };
     if flags & !known != 0 {
         return Err(DecodeError::Value { what: "flags of a replica", found: flags.into() });
     }
@@ -387,6 +394,11 @@ fn take_member(r: &mut Take<'_>, version: u32, flags: u32, vote: MemberNo, appli
         doubt = Some((index, term));
     }
     let rebuild = if flags & REBUILT != 0 { Some(Index(r.count("entry that a replica is whole as of")?)) } else { None };
+    let mut past = Past::default();
+    if version >= 4 {
+        let (believed, first) = (OpeningId::take(r)?, Seq(r.count("first batch of an opening")?));
+        past = Past { believed, opened: (first.0 != 0).then_some(first), unvouched: flags & UNVOUCHED != 0 };
+    }
     let mut seen = Vec::new();
     if flags & SEEN != 0 {
         let count = usize::from(r.u16()?);
@@ -402,7 +414,7 @@ fn take_member(r: &mut Take<'_>, version: u32, flags: u32, vote: MemberNo, appli
             seen.push(Seen { no, opening: Opening::take(r)?, sealed: Seq(r.count("batch known durable")?) });
         }
     }
-    Ok(Some(MemberRow { vote, applied_term, members, doubt, stopped: flags & STOPPED != 0, rebuild, seen }))
+    Ok(Some(MemberRow { vote, applied_term, members, doubt, stopped: flags & STOPPED != 0, rebuild, past, seen }))
 }
 
 #[cfg(test)]

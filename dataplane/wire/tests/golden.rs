@@ -128,6 +128,8 @@ fn batch_v3_of_each_kind_and_both_sizes() {
     assert_eq!(entries[2].ops[1], Op::Origin { segment, snapshot: sample::snapshot(0xe0).id });
     let entries = decode_section(sample::seen_batch().own.bytes(), 0).unwrap();
     assert_eq!(entries[1].ops, [Op::Seen(Box::new(sample::peer::seen()[1]))]);
+    assert_eq!(entries[2].ops, [Op::Believed(sample::peer::past().believed.unwrap())]);
+    assert_eq!(entries[3].ops, [Op::Opened { vouched: true }]);
 }
 
 #[test]

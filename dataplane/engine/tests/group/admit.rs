@@ -96,6 +96,7 @@ fn drive_put_back_is_not_believed_by_the_one_that_missed_its_last_opening() {
     assert_eq!(cluster.write(leader, 0, &pattern(2, BLOCK)), Status::Ok);
     // Then member 1, which knows, is away.
     cluster.kill(0);
+    cluster.kill(2);
     cluster.restart(1);
     put_back(&mut cluster, 2, media, None);
     for _ in 0..300 {
@@ -109,6 +110,51 @@ fn drive_put_back_is_not_believed_by_the_one_that_missed_its_last_opening() {
     cluster.up[2] = false;
     let leader = cluster.leader();
     assert_eq!(cluster.read(leader, 0, BLOCK as u64), pattern(2, BLOCK));
+}
+
+#[test]
+fn drive_put_back_and_opened_again_and_again_before_anyone_answers_is_stopped() {
+    for forgets in [false, true] {
+        let (mut cluster, (media, _)) = older(2);
+        let witness = cluster.nodes[2].witness.filter(|_| !forgets);
+        cluster.isolate(2);
+        put_back(&mut cluster, 2, media, witness);
+        for _ in 0..5 {
+            cluster.pass(100);
+            cluster.restart(2);
+        }
+        cluster.cut.clear();
+        cluster.restart(2);
+        is_out(&mut cluster, 2, "older copy");
+    }
+}
+
+#[test]
+fn drive_put_back_and_opened_again_is_not_vouched_for_by_the_openings_since() {
+    let mut cluster = Cluster::new(3);
+    cluster.leader();
+    cluster.agree();
+    // All that it tells of its log is in the copy.
+    cluster.pass(2000);
+    let (media, _) = copy(&cluster, 2);
+    cluster.kill(1);
+    cluster.restart(2);
+    let leader = cluster.leader();
+    assert_eq!(cluster.write(leader, 0, &pattern(2, BLOCK)), Status::Ok);
+    cluster.kill(0);
+    cluster.kill(2);
+    cluster.restart(1);
+    let witness = cluster.nodes[2].witness;
+    put_back(&mut cluster, 2, media, witness);
+    for drained in [false, true] {
+        cluster.restart(2);
+        cluster.pass(2000);
+        assert!(!cluster.view(2).admitted && [1, 2].iter().all(|at| !cluster.standing(*at).serves), "the write is lost");
+        if !drained {
+            // The checkpoint knows it too.
+            cluster.order(2, Order::Drain).unwrap();
+        }
+    }
 }
 
 #[test]

@@ -18,7 +18,7 @@ mod group;
 mod hello;
 mod members;
 
-pub use admit::{AdmitAnswer, AdmitAsk, Belief, Opening, Seen};
+pub use admit::{AdmitAnswer, AdmitAsk, Belief, Opening, OpeningId, Past, Seen};
 pub use beat::{Beat, Drive, DriveState, Room, Space};
 pub use copy::{COPY_LISTED_MAX, Copied, CopyAnswer, CopyAsk, EXTENTS_END, States};
 pub use fetch::{EntriesAnswer, EntriesAsk, EntryState, FetchAnswer, FetchAsk, FetchResult};

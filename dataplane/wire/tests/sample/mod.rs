@@ -167,6 +167,10 @@ pub fn seen_batch() -> SampleBatch {
         own.entry(7, Term(0), Index(0));
         own.seen(&seen);
     }
+    own.entry(7, Term(0), Index(0));
+    own.believed(peer::past().believed.expect("it was"));
+    own.entry(batch::EVERY_MEMBER, Term(0), Index(0));
+    own.opened(true);
     SampleBatch { header: header(Kind::Data, 0, before()), own, prev: section_before() }
 }
 
@@ -298,6 +302,7 @@ pub fn directory() -> Directory {
         doubt: Some((Index(0x0e0f), Term(0x0c0e))),
         stopped: true,
         rebuild: Some(Index(0x0102)),
+        past: peer::past(),
         seen: peer::seen(),
     };
     let reservations = Some(Box::new(reservations()));
@@ -322,7 +327,10 @@ pub fn directory_v3() -> Directory {
     let mut directory = directory();
     directory.replicas.retain(|replica| replica.member.is_some() || replica.reservations.is_none());
     directory.replicas.iter_mut().for_each(|replica| replica.reservations = None);
-    directory.replicas.iter_mut().filter_map(|replica| replica.member.as_mut()).for_each(|member| member.seen.clear());
+    directory.replicas.iter_mut().filter_map(|replica| replica.member.as_mut()).for_each(|member| {
+        member.seen.clear();
+        member.past = penstock_wire::peer::Past::default();
+    });
     directory
 }
 

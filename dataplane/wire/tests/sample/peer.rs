@@ -168,6 +168,7 @@ pub fn bodies() -> Vec<(&'static str, Body, Vec<u8>)> {
         from: MemberNo(2),
         to: MemberNo(3),
         opening: seen.opening,
+        believed: past().believed,
         found: Seq(0x2122),
         sealed: seen.sealed,
         term: Term(0x2526),
@@ -200,10 +201,17 @@ pub fn bodies() -> Vec<(&'static str, Body, Vec<u8>)> {
         bare("peer-copy-answer-done-v1.bin", Body::CopyAnswer(done)),
         bare("peer-groups-reserved-v2.bin", Body::Groups(reserved_messages())),
         bare("peer-admit-ask-v2.bin", Body::AdmitAsk(admit)),
+        bare("peer-admit-ask-believed-v2.bin", Body::AdmitAsk(AdmitAsk { believed: Some(admit.opening.id()), ..admit })),
         bare("peer-admit-answer-v2.bin", Body::AdmitAnswer(admitted(Belief::Recorded))),
         bare("peer-admit-answer-forgot-v2.bin", Body::AdmitAnswer(admitted(Belief::Forgot))),
         bare("peer-groups-room-v2.bin", Body::Groups(roomy_messages())),
     ]
+}
+
+/// What a member's drive knows of the openings of its store.
+pub fn past() -> Past {
+    let believed = Some(OpeningId { generation: Generation(0x0707), life: Incarnation(id(0xbf)) });
+    Past { believed, opened: Some(Seq(0x2020)), unvouched: true }
 }
 
 /// What a member knows of two others.
