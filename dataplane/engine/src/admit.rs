@@ -82,6 +82,16 @@ impl Admission {
         Self { past, opened: past.opened, ..Self::default() }
     }
 
+    /// It waits to be believed, and what its own node knows does not speak for its drive.
+    pub fn is_dubious(&self) -> bool {
+        !self.admitted && self.claim == Claim::None && !self.is_vouched()
+    }
+
+    /// As if nothing had been told.
+    pub fn tell_again(&mut self) {
+        self.told = None;
+    }
+
     fn is_vouched(&self) -> bool {
         self.past.believed.is_some() && !self.past.unvouched
     }
@@ -148,7 +158,6 @@ impl Store {
     fn tell_opening(&mut self, no: ReplicaNo, fx: &mut Effects) {
         let now = self.now;
         let Some(member) = self.member_mut(no).filter(|member| member.group().is_some()) else { return };
-        let all = newest_members(member);
         let (awake, admission) = (member.awake, &mut member.admission);
         let quiet = if admission.admitted { TELL_MS } else { ASK_MS };
         let due = admission.told.is_none_or(|told| now.0 >= told.0 + quiet && (awake || !admission.admitted));
@@ -157,6 +166,13 @@ impl Store {
         }
         admission.since.get_or_insert(now);
         admission.told = Some(now);
+        self.send_opening(no, fx);
+        self.consider_admission(no);
+    }
+
+    pub(crate) fn send_opening(&mut self, no: ReplicaNo, fx: &mut Effects) {
+        let Some(member) = self.member_mut(no) else { return };
+        let (all, admission) = (newest_members(member), &member.admission);
         let (believed, first) = (admission.past.believed, admission.opened);
         let last = LogEnd { term: member.term_at(member.last()).unwrap_or_default(), index: member.last() };
         let last = member.group().and_then(|group| group.floor()).map_or(last, |floor| floor.max(last));
@@ -169,7 +185,6 @@ impl Store {
             let ask = AdmitAsk { segment, from: me, to, opening, believed, found, sealed, term, last: last.index, last_term: last.term };
             self.send_word(no, to, PeerWord::AdmitAsk(ask), fx);
         }
-        self.consider_admission(no);
     }
 
     /// A node can be reached again: its members may not have heard of ours.
@@ -277,7 +292,8 @@ impl Store {
             Claim::Sent(batch) => Some(batch),
             _ => None,
         });
-        let ours = (!self.groups.list.is_empty()).then_some(self.stream.opened).into_iter().chain(claimed);
+        let forced = self.groups.forces.iter().filter_map(|force| force.batch);
+        let ours = (!self.groups.list.is_empty()).then_some(self.stream.opened).into_iter().chain(claimed).chain(forced);
         let members = self.groups.asked.iter().filter_map(|no| self.member(*no));
         ours.chain(members.flat_map(|member| &member.known).filter(|known| known.asks).filter_map(|known| known.batch))
     }
@@ -288,9 +304,12 @@ impl Store {
         let Some(member) = self.member_mut(no).filter(|member| member.me == answer.to && member.node_of(answer.from) == Some(from)) else {
             return;
         };
-        if answer.life != life || member.group().is_none() {
+        if answer.life != life {
             return;
         }
+        let stopped = member.group().is_none();
+        self.groups.forces.iter_mut().filter(|force| force.replica == no).for_each(|force| force.heard.push(answer.from));
+        let Some(member) = self.member_mut(no).filter(|_| !stopped) else { return };
         if let Belief::Recorded | Belief::Believed = answer.belief {
             let admission = &mut member.admission;
             let said = if answer.belief == Belief::Believed { &mut admission.believed } else { &mut admission.recorded };

@@ -8,6 +8,7 @@
 
 use crate::carry::Item;
 use crate::config::{MemberView, Stage};
+use crate::force::Force;
 use crate::host::Proposed;
 use crate::map::PageKey;
 use crate::member::{Member, MemberStage, Payload};
@@ -66,6 +67,8 @@ pub(crate) struct Groups {
     /// Members of which others want to hear that their opening is recorded; and somebody has news of an opening of ours to tell.
     pub asked: Vec<ReplicaNo>,
     pub tells: bool,
+    /// Members that are to go on alone.
+    pub forces: Vec<Force>,
     /// Members whose openings are believed, until their own drives know that.
     pub claims: Vec<ReplicaNo>,
     /// Members that ask the others how their logs end.
@@ -107,12 +110,18 @@ impl Groups {
         self.queue.iter().map(|item| u64::from(item.blocks()) + 1).sum()
     }
 
+    /// A member that was stopped is not any more.
+    pub fn woke(&mut self) {
+        self.awake += 1;
+    }
+
     /// Nothing is under way; sleeping groups need no time.
     pub fn are_idle(&self) -> bool {
         self.awake == 0
             && self.is_flushed()
             && self.touched.is_empty()
             && self.sends.is_empty()
+            && self.forces.is_empty()
             && self.rebuilding.is_empty()
             && self.source.is_idle()
             && self.repair.is_idle()
@@ -203,6 +212,7 @@ impl Store {
             self.tell_openings(fx);
         }
         self.answer_recorded(fx);
+        self.settle_forces(mem, fx);
         for _ in 0..ROUNDS {
             self.tell_marks();
             self.gather(mem, fx);
@@ -373,7 +383,7 @@ impl Store {
     /// The group says nothing any more. Its log stays: what is not applied is what the next life begins from.
     pub(crate) fn stop_group<M: Memory>(&mut self, no: ReplicaNo, stop: Stop, mem: &mut M, fx: &mut Effects) {
         let Some(member) = self.member_mut(no).filter(|member| !matches!(member.stage, MemberStage::Stopped(_))) else { return };
-        let why = stop.to_string();
+        let why = (stop != Stop::Forced).then(|| stop.to_string());
         member.stage = MemberStage::Stopped(stop);
         member.marks.clear();
         // What is in no batch will never be in one.
@@ -395,7 +405,7 @@ impl Store {
             self.groups.orphans.push((seq.expect("what is in no batch was cut off"), proposal.ops));
         }
         self.stand(no, mem, fx);
-        fx.list.push(Effect::Notice(Notice::GroupStopped { replica: no, why }));
+        fx.list.extend(why.map(|why| Effect::Notice(Notice::GroupStopped { replica: no, why })));
     }
 
     /// The drive is fenced: nothing of any group counts any more.
@@ -406,10 +416,12 @@ impl Store {
             }
             self.stop_group(no, Stop::PersistFailed, mem, fx);
         }
+        self.end_forces(None, &OrderError::Fenced, fx);
     }
 
     /// The store stops: groups say nothing more, and hosts are sent elsewhere. What is in the queue still goes to the drive.
     pub(crate) fn freeze_groups<M: Memory>(&mut self, mem: &mut M, fx: &mut Effects) {
+        self.end_forces(None, &OrderError::Stopping, fx);
         for no in self.groups.list.clone() {
             self.drop_staged(no);
             self.cancel_sends(no);
@@ -440,6 +452,7 @@ impl Store {
         self.void_items(no, first);
         self.truncate(no, first, mem, fx);
         self.stop_rebuild(no);
+        self.end_forces(Some(no), &OrderError::NoSuchSegment, fx);
         self.groups.list.retain(|listed| *listed != no);
     }
 

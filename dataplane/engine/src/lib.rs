@@ -19,6 +19,7 @@ mod doubt;
 mod drain;
 mod epoch;
 mod follow;
+mod force;
 pub mod format;
 mod groups;
 mod host;

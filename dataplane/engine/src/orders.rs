@@ -75,6 +75,7 @@ impl Store {
                 (no, 0, What::Unsnapshot(snapshot))
             }
             Order::Change { segment, members } => return self.begin_change(id, segment, &members),
+            Order::Recover { segment, regardless } => return self.begin_force(id, segment, regardless, fx),
             Order::Transfer { segment, to } => return Some(self.begin_transfer(segment, to)),
             Order::Drain | Order::ScrubStart | Order::ScrubStop | Order::Stop => unreachable!("not an order for the log"),
         };

@@ -8,13 +8,13 @@
 //! [`BufId`] from [`Memory::alloc`] until [`Memory::free`]. While a [`DiskOp`] that names them is out, the device owns
 //! their bytes: the engine touches none of them, and the adapter may assert so.
 
-use crate::replica::Part as GroupPart;
+use crate::replica::{LogEnd, Part as GroupPart};
 use crate::reserve::rules::Reserve;
 use penstock_wire::peer::{
     AdmitAnswer, AdmitAsk, Body, CopyAnswer, CopyAsk, EntriesAnswer, EntriesAsk, FetchAnswer, FetchAsk, Kind, MemberNo, Members, Message,
     PROTOCOL_OLDEST,
 };
-use penstock_wire::{BLOCK, BlockAddr, HostId, Incarnation, NodeId, SegmentId, SnapshotId, Term};
+use penstock_wire::{BLOCK, BlockAddr, HostId, Incarnation, Index, NodeId, SegmentId, SnapshotId, Term};
 
 /// One host command that has not been answered. Chosen by the adapter, dense from 0, reused after the reply.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, PartialOrd, Ord)]
@@ -142,6 +142,12 @@ pub enum Order {
         segment: SegmentId,
         to: MemberNo,
     },
+    /// Go on without the other members, with the log that is here: for a group of which a majority is lost for good. Refused while a quorum answers; and at a
+    /// member whose own content is in question, unless `regardless`. [`Notice::Recovered`] comes before the answer. Idempotent.
+    Recover {
+        segment: SegmentId,
+        regardless: bool,
+    },
     /// Delete a replica and give its space back in the background. Idempotent.
     Delete {
         segment: SegmentId,
@@ -186,7 +192,37 @@ pub enum OrderError {
     Invalid(&'static str),
     /// This member does not lead its group: says which node does, where that is known.
     NotLeader(Option<NodeId>),
+    /// A group is not lost: these members answer, and with this one where it is well they are so many.
+    QuorumHeard {
+        heard: Vec<MemberNo>,
+        quorum: usize,
+    },
+    /// What this member has is in question, in words.
+    Unsound(String),
     Stopping,
+}
+
+/// What a member went on with when a majority of its group was lost. Nothing up to `committed` is lost where the member was well (`floor`, `whole_as_of` and
+/// `stopped` are none); of what came after, what its log has is kept, and the rest is gone.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Receipt {
+    pub me: MemberNo,
+    /// As they were; all but `me` are cut off.
+    pub members: Members,
+    /// Those of them that answered all the same.
+    pub heard: Vec<MemberNo>,
+    pub term: Term,
+    /// No entry from here on is of an older one.
+    pub new_term: Term,
+    pub last: LogEnd,
+    /// As far as this member knew.
+    pub committed: Index,
+    /// It may have acknowledged entries as far as this, which it does not have.
+    pub floor: Option<LogEnd>,
+    /// Its content was being copied from others, and was whole as of this entry alone.
+    pub whole_as_of: Option<Index>,
+    /// Why it was stopped before.
+    pub stopped: Option<String>,
 }
 
 /// What a replica of one node says to a replica of another, both of one group.
@@ -406,6 +442,12 @@ pub enum Notice {
     SteppingAside {
         replica: ReplicaNo,
         to: NodeId,
+    },
+    /// A member went on alone: comes before the answer to its order.
+    Recovered {
+        replica: ReplicaNo,
+        order: OrderId,
+        receipt: Box<Receipt>,
     },
     /// A group answers nothing any more, in words; the store and its other groups go on.
     GroupStopped {

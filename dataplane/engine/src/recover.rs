@@ -657,7 +657,13 @@ impl Store {
                 Op::Unsnapshot(id) => self.apply_unsnapshot(no, id, seq),
                 // Of members of groups: `rejoin` has taken them.
                 Op::Members(_) | Op::Ballot { .. } | Op::Doubt { .. } | Op::Resolved => {}
-                Op::Install { .. } | Op::Whole { .. } | Op::Copy(_) | Op::Seen(_) | Op::Believed(_) | Op::Opened { .. } => {}
+                Op::Install { .. }
+                | Op::Whole { .. }
+                | Op::Copy(_)
+                | Op::Seen(_)
+                | Op::Believed(_)
+                | Op::Opened { .. }
+                | Op::Forced { .. } => {}
                 Op::Origin { .. } => {}
             }
         }

@@ -140,6 +140,11 @@ impl Walked {
                 self.seen.retain(|before| before.no != seen.no);
                 self.seen.push(**seen);
             }
+            Op::Forced { term, members } => {
+                (self.ballot, self.members) = (Ballot { term: *term, vote: peer::MemberNo(0) }, (**members).clone());
+                (self.doubt, self.stopped, self.rebuild) = (None, None, None);
+                self.seen.retain(|seen| !members.was_removed(seen.no));
+            }
             Op::Believed(id) => self.past.believe(*id),
             Op::Opened { vouched } => self.past.open(seq, *vouched),
             _ => {}
@@ -162,6 +167,13 @@ impl Walked {
             return;
         }
         self.list.insert(index, placed);
+    }
+
+    /// Changes of members among the entries so far change nothing.
+    fn change_no_members(&mut self) {
+        for placed in self.list.values_mut().filter(|placed| placed.entry.kind == peer::EntryKind::Members) {
+            (placed.entry.kind, placed.entry.bytes) = (peer::EntryKind::Ops, Vec::new());
+        }
     }
 
     /// Batches are gone, descriptors and all. What is covered by the checkpoint is lost to the log alone.
@@ -238,6 +250,9 @@ impl Recovery {
                     let era = walked.era;
                     walked.earlier.extend(std::mem::take(&mut walked.list).into_values().map(|placed| (era, placed)));
                     walked.era += 1;
+                }
+                if matches!(op, Op::Forced { .. }) {
+                    walked.change_no_members();
                 }
                 if counts {
                     walked.own_word(op, seq);
@@ -382,7 +397,13 @@ impl Store {
                 Op::Reserve(_) => {}
                 // None of them stands among the ops of a group's entry.
                 Op::Create(_) | Op::Delete | Op::Members(_) | Op::Ballot { .. } | Op::Doubt { .. } | Op::Resolved => {}
-                Op::Install { .. } | Op::Whole { .. } | Op::Copy(_) | Op::Seen(_) | Op::Believed(_) | Op::Opened { .. } => {}
+                Op::Install { .. }
+                | Op::Whole { .. }
+                | Op::Copy(_)
+                | Op::Seen(_)
+                | Op::Believed(_)
+                | Op::Opened { .. }
+                | Op::Forced { .. } => {}
                 Op::Snapshot(_) | Op::Unsnapshot(_) | Op::Origin { .. } => {}
             }
         }

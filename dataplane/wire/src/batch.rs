@@ -10,6 +10,10 @@ use crate::peer::{self, EntryKind, MemberNo, Members, Opening, OpeningId, Seen, 
 use crate::reservation::Reservations;
 use crate::{BLOCK, DecodeError, EXTENT_BLOCKS, Generation, Incarnation, Index, ReplicaShape, RingPos, SegmentId, Seq, SnapshotId, Term};
 
+mod lens;
+
+pub use lens::{BALLOT_LEN, BELIEVED_LEN, RESOLVED_LEN, SEEN_LEN, WHOLE_LEN, copy_len, forced_len, install_len, logged_len};
+
 const MAGIC: &[u8; 8] = b"PENSLOG1";
 /// The version that is written. Read too are version 1, which has no ops of groups, and 2, which has no reservations, snapshots and openings of members.
 const VERSION: u32 = 3;
@@ -303,6 +307,7 @@ impl Section {
             Op::Seen(seen) => self.seen(seen),
             Op::Believed(id) => self.believed(*id),
             Op::Opened { vouched } => self.opened(*vouched),
+            Op::Forced { term, members } => self.forced(*term, members),
         }
     }
 
@@ -426,6 +431,13 @@ impl Section {
         self.op(OP_OPENED, u32::from(vouched), 0);
     }
 
+    /// The group is these members from here on, by force: no entry is of an older term, and no change of members before this counts.
+    pub fn forced(&mut self, term: Term, members: &Members) {
+        let members = members.encode();
+        self.op(OP_FORCED, members.len() as u32, term.0);
+        self.bytes.extend_from_slice(&members);
+    }
+
     /// A whole entry of ops that [`decode_ops`] took before.
     pub fn raw(&mut self, replica: u32, term: Term, index: Index, ops: &[u8]) {
         self.entry(replica, term, index);
@@ -451,33 +463,6 @@ impl Section {
     }
 }
 
-/// Bytes that an entry of a group's log takes in a section.
-pub fn logged_len(entry: &peer::Entry) -> usize {
-    let op_head = if entry.kind == EntryKind::Members { OP_HEAD } else { 0 };
-    ENTRY_HEAD + op_head + entry.bytes.len()
-}
-
-/// Bytes that an entry with an install and the reservations as of it takes in a section, one with a whole alone, and one with a copied extent alone.
-pub fn install_len(members: &Members, reservations: Option<&Reservations>) -> usize {
-    WHOLE_LEN + 16 + members.encode().len() + reservations.map_or(0, |state| OP_HEAD + state.encoded_len())
-}
-pub const WHOLE_LEN: usize = ENTRY_HEAD + OP_HEAD;
-pub const fn copy_len(data_blocks: u32) -> usize {
-    WHOLE_LEN + 16 + 4 * data_blocks as usize
-}
-
-/// Bytes that an entry with a ballot alone takes in a section, or one with a doubt alone.
-pub const BALLOT_LEN: usize = ENTRY_HEAD + OP_HEAD + 8;
-
-/// Bytes that an entry takes in a section which says that a doubt is over.
-pub const RESOLVED_LEN: usize = ENTRY_HEAD + OP_HEAD;
-
-/// Bytes that an entry takes in a section which says what is known of one other member.
-pub const SEEN_LEN: usize = ENTRY_HEAD + OP_HEAD + Seen::BYTES;
-
-/// Bytes that an entry takes in a section which says that an opening is believed.
-pub const BELIEVED_LEN: usize = ENTRY_HEAD + OP_HEAD + OpeningId::BYTES;
-
 const OP_WRITE: u8 = 1;
 const OP_ZERO: u8 = 2;
 const OP_CREATE: u8 = 3;
@@ -497,6 +482,7 @@ const OP_RESERVE: u8 = 16;
 const OP_SEEN: u8 = 24;
 const OP_BELIEVED: u8 = 25;
 const OP_OPENED: u8 = 26;
+const OP_FORCED: u8 = 27;
 
 /// A doubt of this replica is one of every replica that is a member of a group: there were too many to name.
 pub const EVERY_MEMBER: u32 = u32::MAX;
@@ -562,6 +548,11 @@ pub enum Op {
     /// The store is opened with this batch: for every replica that is a member of a group.
     Opened {
         vouched: bool,
+    },
+    /// The group is these members from here on, by force: no entry is of an older term, and no change of members before this counts.
+    Forced {
+        term: Term,
+        members: Box<Members>,
     },
 }
 
@@ -652,7 +643,7 @@ impl Entry {
             Op::Opened { .. } => self.replica == EVERY_MEMBER,
             Op::Create(_) | Op::Members(_) | Op::Ballot { .. } | Op::Delete | Op::Resolved => self.replica != EVERY_MEMBER,
             Op::Install { .. } | Op::Whole { .. } | Op::Copy(_) | Op::Reserve(_) | Op::Origin { .. } => self.replica != EVERY_MEMBER,
-            Op::Seen(_) | Op::Believed(_) => self.replica != EVERY_MEMBER,
+            Op::Seen(_) | Op::Believed(_) | Op::Forced { .. } => self.replica != EVERY_MEMBER,
             Op::Write { .. } | Op::Zero { .. } | Op::Resize { .. } | Op::Snapshot(_) | Op::Unsnapshot(_) => false,
         };
         let marked = self.ops.iter().position(|op| matches!(op, Op::Snapshot(_)));
@@ -661,7 +652,7 @@ impl Entry {
             _ => self.ops.iter().all(|op| match op {
                 Op::Ballot { .. } | Op::Doubt { .. } | Op::Resolved => false,
                 Op::Install { .. } | Op::Whole { .. } | Op::Copy(_) => false,
-                Op::Seen(_) | Op::Believed(_) | Op::Opened { .. } => false,
+                Op::Seen(_) | Op::Believed(_) | Op::Opened { .. } | Op::Forced { .. } => false,
                 Op::Members(_) => self.ops.len() == 1,
                 _ => true,
             }),
@@ -740,7 +731,7 @@ impl Iterator for RawOps<'_> {
         let after = match kind {
             OP_WRITE => 4 * count as usize,
             OP_CREATE | OP_MEMBERS | OP_BALLOT | OP_DOUBT | OP_INSTALL | OP_COPY | OP_RESERVE | OP_SNAPSHOT | OP_UNSNAPSHOT | OP_ORIGIN
-            | OP_SEEN | OP_BELIEVED => count as usize,
+            | OP_SEEN | OP_BELIEVED | OP_FORCED => count as usize,
             _ => 0,
         };
         self.0 = rest.get(OP_HEAD - 4 + after..).unwrap_or(&[]);
@@ -862,6 +853,12 @@ fn take_op(r: &mut Take<'_>) -> Result<Op, DecodeError> {
             zero_block(block)?;
             expect_len(count, OpeningId::BYTES as u32)?;
             Op::Believed(OpeningId::take(r)?.ok_or(DecodeError::Value { what: "generation of an opening", found: 0 })?)
+        }
+        OP_FORCED => {
+            if block == 0 || block >= crate::COUNT_LIMIT {
+                return Err(DecodeError::Value { what: "term of a membership by force", found: block });
+            }
+            Op::Forced { term: Term(block), members: Box::new(Members::decode(r.bytes(count as usize)?)?) }
         }
         OP_OPENED => {
             zero_block(block)?;

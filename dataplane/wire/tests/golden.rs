@@ -130,6 +130,7 @@ fn batch_v3_of_each_kind_and_both_sizes() {
     assert_eq!(entries[1].ops, [Op::Seen(Box::new(sample::peer::seen()[1]))]);
     assert_eq!(entries[2].ops, [Op::Believed(sample::peer::past().believed.unwrap())]);
     assert_eq!(entries[3].ops, [Op::Opened { vouched: true }]);
+    assert_eq!(entries[4].ops, [Op::Forced { term: Term(0x2021), members: Box::new(sample::peer::members()) }]);
 }
 
 #[test]

@@ -35,7 +35,7 @@ use crate::member::Member;
 use crate::port::*;
 use crate::reserve::Guard;
 use crate::store::Store;
-use penstock_wire::batch::{CopyOp, Op, Section, WHOLE_LEN, copy_len, install_len};
+use penstock_wire::batch::{CopyOp, Op, Section, WHOLE_LEN, copy_len, forced_len, install_len};
 use penstock_wire::page::BlockState;
 use penstock_wire::peer::{Install, Members};
 use penstock_wire::reservation::Reservations;
@@ -44,9 +44,22 @@ use penstock_wire::{EXTENT_BLOCKS, Index, Seq, Term};
 /// The store's own word on a member, on its way through the log.
 #[derive(Debug)]
 pub(crate) enum Own {
-    Install { as_of: Index, index: Index, index_term: Term, members: Members, reservations: Option<Box<Reservations>> },
-    Whole { blocks: u64 },
+    Install {
+        as_of: Index,
+        index: Index,
+        index_term: Term,
+        members: Members,
+        reservations: Option<Box<Reservations>>,
+    },
+    Whole {
+        blocks: u64,
+    },
     Copy(Copy),
+    /// It goes on without the others: see `force`.
+    Forced {
+        term: Term,
+        members: Members,
+    },
 }
 
 /// An extent that came from another member.
@@ -66,6 +79,7 @@ impl Store {
         let (blocks, bytes) = match &own {
             Own::Install { members, reservations, .. } => (0, install_len(members, reservations.as_deref())),
             Own::Whole { .. } => (0, WHOLE_LEN),
+            Own::Forced { members, .. } => (0, forced_len(members)),
             Own::Copy(copy) => (copy.op.crcs.len() as u32, copy_len(copy.op.crcs.len() as u32)),
         };
         let id = self.groups.next_own;
@@ -164,6 +178,7 @@ impl Store {
                 }
             }
             Own::Whole { blocks } => section.whole(*blocks),
+            Own::Forced { term, members } => section.forced(*term, members),
             Own::Copy(copy) => section.copy(&self.record_of(no, copy).0),
         }
     }
@@ -200,6 +215,7 @@ impl Store {
         match self.groups.own.remove(&id) {
             Some(Own::Copy(copy)) => self.copy_persisted(no, copy, seq, at),
             Some(Own::Whole { blocks }) => self.whole_persisted(no, blocks, fx),
+            Some(Own::Forced { .. }) => self.forced_in(no, seq),
             Some(Own::Install { .. }) | None => {}
         }
     }
@@ -317,9 +333,9 @@ impl Store {
         });
     }
 
-    /// An install is not durable yet: no checkpoint begins that would know of it before the log does.
+    /// A log that begins anew, or a membership by force, is not durable yet: no checkpoint begins that would know of it before the log does.
     pub(crate) fn is_installing(&self) -> bool {
-        self.groups.own.values().any(|own| matches!(own, Own::Install { .. }))
+        self.groups.own.values().any(|own| matches!(own, Own::Install { .. } | Own::Forced { .. }))
     }
 
     /// Extents that copies on their way count on, and promises that they hold.

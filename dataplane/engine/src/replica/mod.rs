@@ -153,6 +153,9 @@ pub enum Stop {
     /// What was to be persisted is not: the drive is fenced.
     #[error("its drive is fenced")]
     PersistFailed,
+    /// For a moment.
+    #[error("it is being recovered by force")]
+    Forced,
 }
 
 /// A member's part in its group.

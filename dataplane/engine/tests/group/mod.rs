@@ -2,6 +2,7 @@
 
 mod admit;
 pub mod cluster;
+mod force;
 mod rebuild;
 mod repair;
 mod restart;

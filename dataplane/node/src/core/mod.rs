@@ -18,7 +18,7 @@ use std::cell::RefCell;
 use std::os::fd::RawFd;
 
 use penstock_engine::{
-    DiskId, Effect, Effects, Event, FenceReason, Millis, Notice, OpenError, Order, OrderError, OrderId, RecoveryReport, ReplicaNo,
+    DiskId, Effect, Effects, Event, FenceReason, Millis, Notice, OpenError, Order, OrderError, OrderId, Receipt, RecoveryReport, ReplicaNo,
     Standing, StoreConfig,
 };
 use penstock_wire::{BlockAddr, NodeId, ReplicaShape};
@@ -82,6 +82,12 @@ pub enum Report {
         core: CoreIndex,
         slot: VolumeSlot,
         to: NodeId,
+    },
+    /// A volume's member goes on without the others.
+    Recovered {
+        core: CoreIndex,
+        slot: VolumeSlot,
+        receipt: Box<Receipt>,
     },
     /// A volume's group answers nothing any more, in words.
     GroupStopped {
@@ -457,6 +463,10 @@ impl Core {
             },
             Notice::SteppingAside { replica, to } => match self.slot_of(at, replica) {
                 Some(slot) => Report::SteppingAside { core: self.index, slot, to },
+                None => return,
+            },
+            Notice::Recovered { replica, receipt, .. } => match self.slot_of(at, replica) {
+                Some(slot) => Report::Recovered { core: self.index, slot, receipt },
                 None => return,
             },
             Notice::GroupStopped { replica, why } => match self.slot_of(at, replica) {

@@ -11,7 +11,7 @@ use penstock_api::rpc::{
 };
 use penstock_api::{NodeId, ReplicaId, VolumeId};
 use penstock_engine::replica::{GroupView, Part};
-use penstock_engine::{MemberView, Order, Standing};
+use penstock_engine::{MemberView, Order, Receipt, Standing};
 use penstock_wire::peer::{Member, MemberNo, Members, Role};
 
 use super::drives::Gate;
@@ -139,6 +139,16 @@ impl Node {
         tracing::error!(volume = %id, why, "a volume's group answers nothing here any more");
         if let Some(volume) = self.volumes.borrow_mut().get_mut(&id) {
             volume.group.get_or_insert_default().stopped = Some(why);
+        }
+        self.show_serving(id);
+    }
+
+    /// What is lost with the others is told to whoever ordered it; this is for who looks later.
+    pub(super) fn on_recovered(self: &Rc<Self>, core: CoreIndex, slot: VolumeSlot, receipt: &Receipt) {
+        let Some(id) = self.volume_at(core, slot) else { return };
+        tracing::warn!(volume = %id, ?receipt, "a volume goes on with this replica alone: what came after the last committed entry and is not in its log is lost");
+        if let Some(group) = self.volumes.borrow_mut().get_mut(&id).and_then(|volume| volume.group.as_mut()) {
+            group.stopped = None;
         }
         self.show_serving(id);
     }

@@ -355,6 +355,7 @@ impl Node {
                 }
             }
             Report::SteppingAside { core, slot, to } => self.on_stepping_aside(core, slot, to),
+            Report::Recovered { core, slot, receipt } => self.on_recovered(core, slot, &receipt),
             Report::GroupStopped { core, slot, why } => self.on_group_stopped(core, slot, why),
             Report::Corrupt { drive, store, slot, block } => self.on_corrupt(drive, store, slot, block),
             Report::ScrubDone { drive, store, blocks, corrupt } => {

@@ -125,6 +125,16 @@ pub(super) fn order_error(doing: &str, error: OrderError) -> RpcError {
             format!("{doing}: the volume has no such snapshot here"),
             "check the id against the volume's snapshots",
         ),
+        OrderError::QuorumHeard { heard, quorum } => {
+            let heard: Vec<_> = heard.iter().map(|no| no.0.to_string()).collect();
+            let message = format!("{doing}: the volume's group has its quorum of {quorum}: member {} answers", heard.join(", "));
+            fail(ErrorCode::Conflict, message, "it goes on by itself; replace the members that are lost")
+        }
+        OrderError::Unsound(why) => fail(
+            ErrorCode::Conflict,
+            format!("{doing}: what this replica has is in question: {why}"),
+            "recover at another replica; if there is none, say that it is to be done regardless",
+        ),
         OrderError::Invalid(why) => fail(ErrorCode::Invalid, format!("{doing}: {why}"), "correct it"),
     }
 }

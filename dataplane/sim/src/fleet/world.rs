@@ -357,6 +357,7 @@ impl World {
             }
             Notice::Replica { replica, shape, gone } => self.replica_told(node, *replica, shape, *gone),
             Notice::ScrubDone { .. } | Notice::Standing { .. } => {}
+            Notice::Recovered { .. } => unreachable!("nobody ordered it"),
             Notice::SteppingAside { .. } => self.tally.did("leaders that stepped aside", 1),
             Notice::GroupStopped { replica, why } => {
                 let fenced = it.fence.is_some() || it.command_failed;

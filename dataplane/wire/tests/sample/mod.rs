@@ -171,6 +171,8 @@ pub fn seen_batch() -> SampleBatch {
     own.believed(peer::past().believed.expect("it was"));
     own.entry(batch::EVERY_MEMBER, Term(0), Index(0));
     own.opened(true);
+    own.entry(7, Term(0), Index(0));
+    own.forced(Term(0x2021), &peer::members());
     SampleBatch { header: header(Kind::Data, 0, before()), own, prev: section_before() }
 }
 
