@@ -203,6 +203,10 @@ impl Store {
         let Some(no) = self.map.by_segment(ask.segment) else { return };
         let Some(member) = self.member_mut(no).filter(|member| member.me == ask.to && member.group().is_some()) else { return };
         if member.members.was_removed(ask.from) {
+            if self.canary(Canary::ForgetRemoved) {
+                return;
+            }
+            let Some(member) = self.member_mut(no) else { return };
             member.meet(ask.from, from);
             return self.answer_opening(no, ask.from, ask.opening, Belief::Removed, None, Index(0), fx);
         }

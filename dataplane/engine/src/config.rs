@@ -76,6 +76,8 @@ pub enum Canary {
     VoteWhenWiped,
     /// A member whose drive was put back from an older copy is believed.
     VoteWhenRestored,
+    /// Who was removed, or given up, is not told.
+    ForgetRemoved,
     /// An extent that a merge frees is taken again before a checkpoint knows of the merge.
     ReuseMergedEarly,
     /// A copied extent overwrites what entries newer than it wrote.
@@ -103,7 +105,7 @@ impl Canary {
     /// Volume block over which [`Canary::PanicOnWrite`] falls.
     pub const FALLS_AT: u64 = 13;
 
-    pub const ALL: [Canary; 26] = [
+    pub const ALL: [Canary; 27] = [
         Canary::CountBeforeBarrier,
         Canary::AckEarly,
         Canary::TornIsCorruption,
@@ -120,6 +122,7 @@ impl Canary {
         Canary::TrustTail,
         Canary::VoteWhenWiped,
         Canary::VoteWhenRestored,
+        Canary::ForgetRemoved,
         Canary::CopyOverNewer,
         Canary::RepairOlder,
         Canary::StampNewTerm,

@@ -14,7 +14,7 @@ use crate::stamp::BLOCK;
 /// From the last fault to a leader of every volume (25).
 const LEADER_US: u64 = 10_000_000;
 /// Anything else.
-const PATIENCE_US: u64 = 20_000_000;
+pub const PATIENCE_US: u64 = 20_000_000;
 
 impl World {
     /// Hosts ask nothing any more.
@@ -61,6 +61,7 @@ impl World {
         if super::plan::RECOVERS && self.rng.one_in(3) {
             self.start_again();
         }
+        self.lose_majority();
         self.stop();
     }
 
@@ -70,7 +71,7 @@ impl World {
         views.into_iter().any(|view| view.extents_free <= view.extents / 4 + 16)
     }
 
-    fn until(&mut self, limit: u64, what: &str, done: impl Fn(&World) -> bool) {
+    pub fn until(&mut self, limit: u64, what: &str, done: impl Fn(&World) -> bool) {
         let end = self.now + limit;
         while !done(self) {
             let more = self.step();
@@ -83,11 +84,11 @@ impl World {
         }
     }
 
-    fn groups(&self) -> Vec<u32> {
+    pub fn groups(&self) -> Vec<u32> {
         self.volumes.values().filter(|v| v.replicated).map(|v| v.no).collect()
     }
 
-    fn leader_of(&self, volume: u32) -> Option<usize> {
+    pub fn leader_of(&self, volume: u32) -> Option<usize> {
         (0..self.nodes.len()).find(|node| self.nodes[*node].alive() && self.nodes[*node].leads(volume))
     }
 
@@ -102,7 +103,7 @@ impl World {
     }
 
     /// Whose drive is not what it was takes no part, and says so.
-    fn gone_are_out(&self) -> bool {
+    pub fn gone_are_out(&self) -> bool {
         self.nodes.iter().filter(|it| it.gone.is_some()).all(|it| {
             let look = |no: &penstock_engine::ReplicaNo| it.store.as_ref().and_then(|store| store.look(*no));
             it.replicas.len() == self.groups().len() && it.replicas.keys().all(|no| look(no).is_some_and(|look| look.stopped))
@@ -158,7 +159,7 @@ impl World {
     }
 
     /// Every block that was ever touched, at the leader.
-    fn read_back(&mut self) {
+    pub fn read_back(&mut self) {
         for volume in self.volumes.keys().copied().collect::<Vec<_>>() {
             let (touched, size) = (self.oracle.touched(volume), self.oracle.size_blocks(volume));
             let mut at = 0;
@@ -210,7 +211,7 @@ impl World {
         self.tally.work.get("answers Unrecovered").copied().unwrap_or(0)
     }
 
-    fn order_well(&mut self, node: usize, order: Order, what: &str) {
+    pub fn order_well(&mut self, node: usize, order: Order, what: &str) {
         let id = self.next_order;
         self.next_order += 1;
         self.nodes[node].orders.insert(id, order.clone());
@@ -228,7 +229,7 @@ impl World {
     }
 
     /// Nodes whose drive is what it was.
-    fn whole_nodes(&self) -> Vec<usize> {
+    pub fn whole_nodes(&self) -> Vec<usize> {
         (0..self.nodes.len()).filter(|node| self.nodes[*node].gone.is_none()).collect()
     }
 

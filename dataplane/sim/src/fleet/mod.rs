@@ -8,6 +8,7 @@
 
 mod calm;
 mod drives;
+mod forsake;
 mod hosts;
 mod judge;
 mod net;

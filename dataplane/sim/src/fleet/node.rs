@@ -58,6 +58,8 @@ pub struct Attempt {
 pub enum Gone {
     Wiped,
     PutBack,
+    /// Its node was given up, and its group went on without it.
+    Lost,
 }
 
 /// What a node has heard of another.
@@ -98,6 +100,8 @@ pub struct Node {
     /// The drive as it was when a life began.
     pub copy: Option<Drive>,
     pub gone: Option<Gone>,
+    /// It does not come back by itself.
+    pub lost: bool,
     pub fence: Option<FenceReason>,
     /// Serial of the first command sent after the fence was told.
     pub fenced_at: Option<u64>,
@@ -185,6 +189,7 @@ impl Node {
             witness: None,
             copy: None,
             gone: None,
+            lost: false,
             fence: None,
             fenced_at: None,
             opened_fenced: false,

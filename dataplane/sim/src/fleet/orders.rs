@@ -81,7 +81,7 @@ impl World {
         }
     }
 
-    fn order(&mut self, node: usize, order: Order) -> u64 {
+    pub fn order(&mut self, node: usize, order: Order) -> u64 {
         let id = self.next_order;
         self.next_order += 1;
         self.nodes[node].orders.insert(id, order.clone());
@@ -157,6 +157,7 @@ impl World {
             }
             // Its receiver may be on the way to being whole.
             (None, Err(OrderError::Invalid(_))) if matches!(order, Order::Transfer { .. }) => {}
+            (None, Err(error)) if matches!(order, Order::Recover { .. }) => panic!("node {node}: {order:?}: {error:?}"),
             (None, Err(error)) => assert!(
                 !matches!(error, OrderError::NoSuchSegment | OrderError::Conflict(_) | OrderError::Invalid(_)),
                 "{order:?} was refused at node {node}: {error:?}"

@@ -95,6 +95,8 @@ pub struct World {
     /// Commands of which nobody knows what became, until a later term is served.
     pub lingering: BTreeMap<u64, Linger>,
     pub oracle: Oracle,
+    /// Of recoveries by force, by volume.
+    pub receipts: BTreeMap<u32, Box<penstock_engine::Receipt>>,
     pub judge: Judge,
     pub trace: Trace,
     pub tally: Tally,
@@ -126,6 +128,7 @@ impl World {
             volumes: BTreeMap::new(),
             lingering: BTreeMap::new(),
             oracle: Oracle::default(),
+            receipts: BTreeMap::new(),
             judge: Judge::default(),
             trace: Trace::new(print),
             tally: Tally::default(),
@@ -210,7 +213,7 @@ impl World {
     }
 
     fn start(&mut self, node: usize) {
-        if self.nodes[node].alive() {
+        if self.nodes[node].alive() || self.nodes[node].lost {
             return;
         }
         let fail = if self.calm { 0 } else { self.plan.alloc_fail_one_in };
@@ -357,7 +360,11 @@ impl World {
             }
             Notice::Replica { replica, shape, gone } => self.replica_told(node, *replica, shape, *gone),
             Notice::ScrubDone { .. } | Notice::Standing { .. } => {}
-            Notice::Recovered { .. } => unreachable!("nobody ordered it"),
+            Notice::Recovered { replica, receipt, .. } => {
+                if let Some(volume) = it.replicas.get(replica) {
+                    self.receipts.insert(*volume, receipt.clone());
+                }
+            }
             Notice::SteppingAside { .. } => self.tally.did("leaders that stepped aside", 1),
             Notice::GroupStopped { replica, why } => {
                 let fenced = it.fence.is_some() || it.command_failed;
