@@ -112,6 +112,27 @@ fn members_that_were_cut_off_meanwhile_are_stopped_when_they_are_heard() {
 }
 
 #[test]
+fn what_the_lost_ones_alone_had_is_lost_and_the_receipt_says_from_where() {
+    let mut cluster = Cluster::new(3);
+    let leader = cluster.leader();
+    assert_eq!(cluster.write(leader, 0, &pattern(1, BLOCK)), Status::Ok);
+    cluster.agree();
+    let sure = cluster.applied(leader);
+    // The one that will be left hears of nothing more, and has a write of its own that nobody took.
+    cluster.isolate(leader);
+    cluster.begin(leader, HostOp::Write(Span { offset: 4 * BLOCK as u64, len: BLOCK as u64 }), pattern(3, BLOCK));
+    cluster.pass(1000);
+    let other = (0..3).find(|at| *at != leader && cluster.standing(*at).serves).expect("two of three");
+    assert_eq!(cluster.write(other, 0, &pattern(2, BLOCK)), Status::Ok);
+    (0..3).filter(|other| *other != leader).for_each(|other| cluster.kill(other));
+    let receipt = recover(&mut cluster, leader, false).unwrap();
+    assert_eq!((receipt.committed.0, receipt.last.index.0), (sure, sure + 1));
+    cluster.leader();
+    assert_eq!(cluster.read(leader, 0, BLOCK as u64), pattern(1, BLOCK));
+    assert_eq!(cluster.read(leader, 4 * BLOCK as u64, BLOCK as u64), pattern(3, BLOCK), "what its log has is kept");
+}
+
+#[test]
 fn recovery_is_refused_while_a_quorum_answers_and_changes_nothing() {
     let mut cluster = left(0);
     cluster.restart(1);
