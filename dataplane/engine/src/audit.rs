@@ -21,8 +21,8 @@ pub enum AuditError {
     Leaked { taken: u64, reachable: u64 },
     #[error("promises of space: {promised} stand, {held} are held by undrained extents")]
     Promises { promised: u64, held: u64 },
-    #[error("replica {replica} extent {extent} waits for the drain, has no place, and no space is promised to it")]
-    Unpromised { replica: u32, extent: u32 },
+    #[error("replica {replica} layer {layer} extent {extent} waits for the drain, has no place, and no space is promised to it")]
+    Unpromised { replica: u32, layer: u32, extent: u32 },
     #[error("replica {replica} counts {counted} {what}, it has {found}")]
     Usage { replica: u32, what: &'static str, counted: u64, found: u64 },
     #[error("{0}")]
@@ -108,7 +108,7 @@ impl Store {
                 Known::NotLoaded => true,
             };
             if !placed && self.map.live(layer.replica).is_some() {
-                return Err(AuditError::Unpromised { replica: layer.replica.0, extent });
+                return Err(AuditError::Unpromised { replica: layer.replica.0, layer: layer.layer.0, extent });
             }
         }
         let held = self.index.iter().filter(|group| group.promised).count() as u64;

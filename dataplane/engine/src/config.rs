@@ -84,6 +84,10 @@ pub enum Canary {
     CopyOverNewer,
     /// A member that is asked for a block with a certain checksum gives whatever it has, and whoever asked takes it.
     RepairOlder,
+    /// A rebuild copies the live layer, and none that snapshots froze.
+    CopyLiveAlone,
+    /// What lies in a removed layer that is not merged yet is left out of copies of the one above.
+    CopyUnmerged,
     /// What a leader had taken in and not proposed when it lost its term is proposed under the next one that it leads.
     StampNewTerm,
     /// Every entry of an append is taken to have its payload at the append's first block.
@@ -105,7 +109,7 @@ impl Canary {
     /// Volume block over which [`Canary::PanicOnWrite`] falls.
     pub const FALLS_AT: u64 = 13;
 
-    pub const ALL: [Canary; 27] = [
+    pub const ALL: [Canary; 29] = [
         Canary::CountBeforeBarrier,
         Canary::AckEarly,
         Canary::TornIsCorruption,
@@ -133,6 +137,8 @@ impl Canary {
         Canary::DiscardClears,
         Canary::AbsorbAcrossMarker,
         Canary::ReuseMergedEarly,
+        Canary::CopyLiveAlone,
+        Canary::CopyUnmerged,
     ];
 }
 

@@ -517,6 +517,7 @@ impl Store {
             match slot {
                 None => continue,
                 Some(Slot { version: Version::Zero, .. }) => entry.set(i, zero, 0),
+                Some(Slot { version: Version::Inherit, .. }) => entry.set(i, BlockState::Inherit, 0),
                 Some(Slot { version: Version::Lost, .. }) => entry.set(i, BlockState::Lost, 0),
                 Some(Slot { version: Version::Log { crc, .. }, .. }) => entry.set(i, BlockState::Data, *crc),
             }

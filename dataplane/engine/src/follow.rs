@@ -5,11 +5,12 @@
 
 use crate::config::{Canary, Stage};
 use crate::index::GroupKey;
-use crate::map::{Known, PageKey};
-use crate::member::{Logged, Payload, Staged};
+use crate::map::{Known, LayerKey, PageKey};
+use crate::member::{Logged, Payload, Promise, Staged};
 use crate::port::*;
 use crate::store::Store;
 use penstock_wire::batch::Op;
+use penstock_wire::page::EXTENTS_PER_PAGE;
 use penstock_wire::peer::{Entry, MessageBody, Verified};
 use penstock_wire::{BLOCK, EXTENT_BLOCKS, Index, NodeId};
 
@@ -88,23 +89,42 @@ impl Store {
         for (at, entry) in entries.iter().enumerate() {
             let blocks = entry.payload_blocks;
             let known = self.member(no).is_some_and(|member| member.holds(entry.index, entry.term).is_some());
-            if blocks > 0 && !known {
-                let Some(buf) = payload else { return at };
-                if self.groups.held_blocks > HELD_MAX || !self.ring_takes(u64::from(first + blocks)) {
-                    return at;
-                }
-                let Some(promised) = self.promise_entry(no, entry, false) else {
-                    self.groups.wants_space = true;
-                    return at;
-                };
-                self.groups.hold(buf);
-                let first = if self.canary(Canary::StageFirstPayload) { 0 } else { first };
-                let staged = Staged { index: entry.index, term: entry.term, buf, first, promised };
-                self.member_mut(no).expect("seen above").staged.push(staged);
+            let layered = self.map.get(no).is_some_and(|replica| replica.since.0 > 0) || self.awaits_marker(no);
+            if (blocks > 0 || layered) && !known && !self.stage_entry(no, entry, first, payload) {
+                return at;
+            }
+            // Those behind a marker change another layer.
+            if !known && entry.is_marker() {
+                self.member_mut(no).expect("an append has its member").staged_markers.push(entry.index);
             }
             first += blocks;
         }
         entries.len()
+    }
+
+    fn awaits_marker(&self, no: ReplicaNo) -> bool {
+        self.member(no).is_some_and(|member| !member.markers.is_empty() || !member.staged_markers.is_empty())
+    }
+
+    /// `first`: block of the payload at which the entry's begins. False: there is no room for it.
+    fn stage_entry(&mut self, no: ReplicaNo, entry: &Entry, first: u32, payload: Option<BufId>) -> bool {
+        let blocks = entry.payload_blocks;
+        if blocks > 0 && (payload.is_none() || self.groups.held_blocks > HELD_MAX || !self.ring_takes(u64::from(first + blocks))) {
+            return false;
+        }
+        let Some(promised) = self.promise_entry(no, entry, false) else {
+            self.groups.wants_space = true;
+            return false;
+        };
+        let first = if self.canary(Canary::StageFirstPayload) { 0 } else { first };
+        let payload = payload.filter(|_| blocks > 0).map(|buf| (buf, first));
+        if payload.is_none() && promised.is_empty() {
+            return true;
+        }
+        payload.into_iter().for_each(|(buf, _)| self.groups.hold(buf));
+        let staged = Staged { index: entry.index, term: entry.term, payload, promised };
+        self.member_mut(no).expect("an append has its member").staged.push(staged);
+        true
     }
 
     /// Whether the log has room for so many blocks more, beside all that waits for it.
@@ -112,54 +132,86 @@ impl Store {
         self.stream.used() + self.groups.queued_blocks() + blocks < self.stream.host_limit()
     }
 
-    /// Promises an extent for each that the entry's writes touch, that is not known to have one, and that no other entry of the log counts on.
-    /// `again`: it had its promise before a crash, and gets it whatever is left.
-    pub(crate) fn promise_entry(&mut self, no: ReplicaNo, entry: &Entry, again: bool) -> Option<Vec<u32>> {
+    /// Promises an extent for each that the entry's writes touch, that is not known to have one, and that no other entry of the log counts on; and
+    /// the pages that zeros may begin over frozen layers. `again`: it had its promise before a crash, and gets it whatever is left.
+    pub(crate) fn promise_entry(&mut self, no: ReplicaNo, entry: &Entry, again: bool) -> Option<Vec<Promise>> {
         let mut promised = Vec::new();
         if self.canary(Canary::ApplyWithoutSpace) {
             return Some(promised);
         }
+        let layer = self.layer_to_be(no, entry.index);
         for op in entry.ops().unwrap_or_default() {
-            let Op::Write { block, crcs } = op else { continue };
-            for extent in block / EXTENT_BLOCKS..=(block + crcs.len() as u64 - 1) / EXTENT_BLOCKS {
-                let extent = extent as u32;
-                if promised.contains(&extent) || self.has_place(GroupKey { layer: self.map.live_layer(no), extent }) {
+            let wants: Vec<Promise> = match op {
+                Op::Write { block, crcs } => {
+                    let extents = extents_of(block, &crcs).filter(|extent| !self.has_place(GroupKey { layer, extent: *extent }));
+                    extents.map(|extent| Promise::Extent(layer.layer, extent)).collect()
+                }
+                Op::Zero { block, count } => self.pages_to_promise(layer, entry.index, block, block + u64::from(count)),
+                Op::Resize { blocks } => self.pages_to_promise(layer, entry.index, blocks, u64::MAX),
+                _ => continue,
+            };
+            for want in wants {
+                if promised.contains(&want) {
                     continue;
                 }
-                let counted = self.member_mut(no)?.promised.get_mut(&extent).map(|count| *count += 1).is_some();
+                let counted = self.member_mut(no)?.promised.get_mut(&want).map(|count| *count += 1).is_some();
                 if !counted {
                     if again {
                         self.space.promise_again();
                     } else if !self.space.promise(0) {
-                        self.give_up_extents(no, &promised);
+                        self.give_up_entry(no, &promised);
                         self.look_for_places(no, entry);
                         return None;
                     }
-                    self.member_mut(no)?.promised.insert(extent, 1);
+                    self.member_mut(no)?.promised.insert(want, 1);
                 }
-                promised.push(extent);
+                promised.push(want);
             }
         }
         Some(promised)
     }
 
+    /// Pages that zeros of an entry may begin: of what is there, and of what entries before it will write first.
+    fn pages_to_promise(&self, layer: LayerKey, index: Index, block: u64, end: u64) -> Vec<Promise> {
+        let live = self.map.live_layer(layer.replica);
+        let mut pages = self.pages_to_begin(layer.min(live), layer > live, block, end);
+        if let Some((replica, member)) = self.map.get(layer.replica).and_then(|replica| Some((replica, replica.member.as_deref()?)))
+            && (layer > live || self.map.beneath(layer).is_some())
+        {
+            let first = replica.applied.0.saturating_sub(member.start.0) as usize;
+            let before = member.log.iter().skip(first).map(|logged| &logged.entry).take_while(|entry| entry.index < index);
+            for op in before.flat_map(|entry| entry.ops().unwrap_or_default()) {
+                if let Op::Write { block: at, crcs } = op {
+                    let (from, to) = (at.max(block), (at + crcs.len() as u64).min(end));
+                    pages.extend((from..to).map(|block| block / EXTENT_BLOCKS / EXTENTS_PER_PAGE as u64));
+                }
+            }
+            pages.retain(|page_no| self.map.page(PageKey { layer, page_no: *page_no as u32 }).is_none());
+            pages.dedup();
+        }
+        pages.into_iter().map(|page| Promise::Page(layer.layer, page as u32)).collect()
+    }
+
     /// An entry counts on these no more.
-    pub(crate) fn give_up_extents(&mut self, no: ReplicaNo, extents: &[u32]) {
-        for extent in extents {
+    pub(crate) fn give_up_entry(&mut self, no: ReplicaNo, promised: &[Promise]) {
+        for promise in promised {
             let Some(member) = self.member_mut(no) else { return };
-            let Some(count) = member.promised.get_mut(extent) else { continue };
+            let Some(count) = member.promised.get_mut(promise) else { continue };
             *count -= 1;
             if *count == 0 {
-                member.promised.remove(extent);
+                member.promised.remove(promise);
                 self.space.unpromise();
             }
         }
     }
 
-    /// An entry is applied: what it counted on is its own. Entries after it that count on the same find the extent in the index, or its place.
-    pub(crate) fn take_extents(&mut self, no: ReplicaNo, extents: &[u32]) -> u32 {
-        let Some(member) = self.member_mut(no) else { return 0 };
-        extents.iter().filter(|extent| member.promised.remove(extent).is_some()).count() as u32
+    /// An entry is applied: what it counted on, extents and pages, is its own. Entries after it that count on the same find it in the index, or its
+    /// place.
+    pub(crate) fn take_promised(&mut self, no: ReplicaNo, promised: &[Promise]) -> (u32, u32) {
+        let Some(member) = self.member_mut(no) else { return (0, 0) };
+        let taken = promised.iter().filter(|promise| member.promised.remove(*promise).is_some());
+        let (pages, extents): (Vec<&Promise>, Vec<&Promise>) = taken.partition(|promise| matches!(promise, Promise::Page(..)));
+        (extents.len() as u32, pages.len() as u32)
     }
 
     /// An extent holds nothing any more, and space is promised to it: entries that are not applied may count on that, and have it from here on.
@@ -168,24 +220,27 @@ impl Store {
         let logged = member.log.iter().map(|logged| &logged.promised);
         let staged = member.staged.iter().map(|staged| &staged.promised);
         let proposed = member.proposals.iter().map(|proposal| &proposal.promised);
-        let count = logged.chain(staged).chain(proposed).filter(|promised| promised.contains(&key.extent)).count();
-        if count == 0 || member.promised.contains_key(&key.extent) {
+        let promise = Promise::Extent(key.layer.layer, key.extent);
+        let count = logged.chain(staged).chain(proposed).filter(|promised| promised.contains(&promise)).count();
+        if count == 0 || member.promised.contains_key(&promise) {
             return false;
         }
-        member.promised.insert(key.extent, count as u32);
+        member.promised.insert(promise, count as u32);
         true
     }
 
     /// There is no space for an entry: some of what was promised, here and before, may be for extents whose place only a page would tell.
     fn look_for_places(&mut self, no: ReplicaNo, entry: &Entry) {
         let Some(member) = self.member(no) else { return };
-        let mut extents: Vec<u32> = member.promised.keys().copied().collect();
+        let layer = self.map.live_layer(no);
+        let in_layer =
+            |promise: &Promise| if let Promise::Extent(of, extent) = promise { (*of == layer.layer).then_some(*extent) } else { None };
+        let mut extents: Vec<u32> = member.promised.keys().filter_map(in_layer).collect();
         for op in entry.ops().unwrap_or_default() {
             if let Op::Write { block, crcs } = op {
-                extents.extend((block / EXTENT_BLOCKS..=(block + crcs.len() as u64 - 1) / EXTENT_BLOCKS).map(|extent| extent as u32));
+                extents.extend(extents_of(block, &crcs));
             }
         }
-        let layer = self.map.live_layer(no);
         let unloaded = extents.into_iter().filter(|extent| self.map.known(layer, *extent) == Known::NotLoaded);
         let mut pages: Vec<PageKey> = unloaded.map(|extent| PageKey::of(layer, extent).0).collect();
         pages.sort_unstable();
@@ -196,11 +251,16 @@ impl Store {
     /// A page was loaded: what has its place there needs no promise.
     pub(crate) fn unpromise_placed(&mut self, key: PageKey) {
         let (no, layer) = (key.layer.replica, key.layer);
-        let Some(member) = self.member(no).filter(|_| layer == self.map.live_layer(no)) else { return };
-        let of_page = member.promised.keys().copied().filter(|extent| PageKey::of(layer, *extent).0 == key);
-        let placed: Vec<u32> = of_page.filter(|extent| self.has_place(GroupKey { layer, extent: *extent })).collect();
-        for extent in placed {
-            self.member_mut(no).expect("seen above").promised.remove(&extent);
+        let Some(member) = self.member(no) else { return };
+        let placed = |promise: &Promise| match *promise {
+            Promise::Extent(of, extent) => {
+                of == layer.layer && PageKey::of(layer, extent).0 == key && self.has_place(GroupKey { layer, extent })
+            }
+            Promise::Page(..) => false,
+        };
+        let placed: Vec<Promise> = member.promised.keys().copied().filter(placed).collect();
+        for promise in placed {
+            self.member_mut(no).expect("seen above").promised.remove(&promise);
             self.space.unpromise();
         }
     }
@@ -221,14 +281,17 @@ impl Store {
     fn unstage_from(&mut self, no: ReplicaNo, from: usize) {
         let Some(member) = self.member_mut(no) else { return };
         for staged in member.staged.split_off(from) {
-            self.give_up_extents(no, &staged.promised);
-            self.groups.release(staged.buf);
+            self.give_up_entry(no, &staged.promised);
+            staged.payload.into_iter().for_each(|(buf, _)| self.groups.release(buf));
         }
     }
 
     /// What the group has not taken, it will not take any more.
     pub(crate) fn drop_staged(&mut self, no: ReplicaNo) {
         self.unstage_from(no, 0);
+        if let Some(member) = self.member_mut(no) {
+            member.staged_markers.clear();
+        }
     }
 
     /// An entry gets its place in the log; what stood there is gone.
@@ -246,12 +309,16 @@ impl Store {
             if logged.entry.payload_blocks > 0 {
                 logged.payload = Payload::Host;
             }
-        } else if logged.entry.payload_blocks > 0 {
-            let at = member.staged.iter().position(|staged| (staged.index, staged.term) == (index, term));
-            let staged = member.staged.swap_remove(at.expect("the payload of what the group took was staged"));
-            logged.payload = Payload::Staged { buf: staged.buf, first: staged.first };
+        } else if let Some(at) = member.staged.iter().rposition(|staged| (staged.index, staged.term) == (index, term)) {
+            // What came twice in a turn is the last one's: that knew of the markers that it is behind.
+            let staged = member.staged.remove(at);
+            if let Some((buf, first)) = staged.payload {
+                logged.payload = Payload::Staged { buf, first };
+            }
             logged.promised = staged.promised;
         }
+        let whole = logged.entry.payload_blocks == 0 || logged.payload != Payload::None;
+        assert!(whole, "the payload of what the group took was staged");
         member.put(logged);
     }
 
@@ -262,6 +329,7 @@ impl Store {
         self.uncover(no, from);
         if let Some(member) = self.member_mut(no) {
             member.recovered = member.recovered.min(Index(from.0 - 1));
+            member.markers.retain(|marker| *marker < from);
         }
         loop {
             let Some(member) = self.member_mut(no) else { return };
@@ -271,7 +339,7 @@ impl Store {
             let Some(gone) = member.log.pop_back() else { break };
             let own = member.proposals.back().is_some_and(|proposal| proposal.index == gone.entry.index);
             let proposal = if own { member.proposals.pop_back() } else { None };
-            self.give_up_extents(no, &gone.promised);
+            self.give_up_entry(no, &gone.promised);
             if let Payload::Staged { buf, .. } = gone.payload {
                 self.groups.release(buf);
             }
@@ -287,10 +355,14 @@ impl Store {
             && member.proposals.back().is_some_and(|proposal| proposal.index >= from)
         {
             let proposal = member.proposals.pop_back().expect("just seen");
-            self.give_up_extents(no, &proposal.promised);
+            self.give_up_entry(no, &proposal.promised);
             self.fail_ops(proposal.ops, Status::NotReady, mem, fx);
         }
     }
+}
+
+fn extents_of(block: u64, crcs: &[u32]) -> impl Iterator<Item = u32> + use<> {
+    (block / EXTENT_BLOCKS..=(block + crcs.len() as u64 - 1) / EXTENT_BLOCKS).map(|extent| extent as u32)
 }
 
 /// An append with the first `count` of its entries.

@@ -312,7 +312,7 @@ impl Store {
         };
         let ours = member.proposals.front().is_some_and(|proposal| proposal.index == entry.index);
         let proposal = if ours { member.proposals.pop_front() } else { None };
-        let mut promises = self.take_extents(no, &promised);
+        let (mut promises, mut pages) = self.take_promised(no, &promised);
         match entry.kind {
             EntryKind::Members => {
                 let members = Members::decode(&entry.bytes).expect("checked when it came in");
@@ -325,19 +325,24 @@ impl Store {
                     let blocks = op.payload_blocks();
                     match op {
                         Op::Write { block, crcs } => self.apply_write(no, block, entry.index.0, seq, at, &crcs, &mut promises),
-                        Op::Zero { block, count } => self.apply_zero(no, block, u64::from(count), seq, entry.index.0, &mut promises),
+                        Op::Zero { block, count } => self.apply_zero(no, block, u64::from(count), seq, entry.index.0, &mut pages),
                         Op::Resize { blocks } => {
-                            self.apply_resize(no, blocks, seq, entry.index.0, &mut promises, fx);
+                            self.apply_resize(no, blocks, seq, entry.index.0, &mut pages, fx);
                             self.note_resized(no, entry.index);
                         }
                         Op::Reserve(state) => self.apply_reserve(no, *state),
+                        Op::Snapshot { blocks, shape } => self.map.freeze(no, *shape, blocks, entry.index),
+                        Op::Unsnapshot(id) => self.apply_unsnapshot(no, id, self.stream.persisted()),
                         _ => unreachable!("a store's own op in a group's log"),
                     }
                     at += blocks;
                 }
             }
         }
-        self.give_up_promises(promises);
+        self.give_up_promises(promises + pages);
+        if let Some(member) = self.member_mut(no).filter(|member| !member.markers.is_empty()) {
+            member.markers.retain(|marker| *marker > entry.index);
+        }
         for op in proposal.into_iter().flat_map(|proposal| proposal.ops) {
             self.op_done(op, Status::Ok, mem, fx);
         }
@@ -615,7 +620,7 @@ impl Store {
             group: member.group().and_then(Group::view),
             applied: replica.applied,
             matched: member.group().map(Group::matched).unwrap_or_default(),
-            rebuild: member.rebuild.as_ref().map(|rebuild| rebuild.view(replica.shape.blocks)),
+            rebuild: member.rebuild.as_ref().map(|rebuild| rebuild.view(replica)),
         })
     }
 }

@@ -36,6 +36,7 @@ pub enum What {
     Resize,
     /// All of the volume's reservations.
     Reserve(Box<Reservations>),
+    /// Of the volume with as many blocks as `block` says.
     Snapshot(Box<SnapshotShape>),
     Unsnapshot(SnapshotId),
 }

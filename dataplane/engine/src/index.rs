@@ -28,6 +28,8 @@ pub enum Version {
     },
     Zero,
     Lost,
+    /// As the layer beneath says: a copy of another member's layer may say so.
+    Inherit,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

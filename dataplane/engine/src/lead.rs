@@ -57,10 +57,12 @@ impl Store {
         while let Some(first) = ops.next() {
             let (mut blocks, mut bytes) = (first.payload_blocks(), OP_HEAD + first.section_bytes());
             let mut taken = vec![first];
-            while let Some(next) = ops.next_if(|next| {
-                let more = (blocks + next.payload_blocks(), bytes + OP_HEAD + next.section_bytes());
-                next.replica == taken[0].replica && more.0 <= enough && more.1 <= OPS_MAX
-            }) {
+            while !taken[taken.len() - 1].ends_entry()
+                && let Some(next) = ops.next_if(|next| {
+                    let more = (blocks + next.payload_blocks(), bytes + OP_HEAD + next.section_bytes());
+                    next.replica == taken[0].replica && more.0 <= enough && more.1 <= OPS_MAX
+                })
+            {
                 blocks += next.payload_blocks();
                 bytes += OP_HEAD + next.section_bytes();
                 taken.push(next);
@@ -80,7 +82,9 @@ impl Store {
                 What::Zero => section.zero(op.block, op.blocks as u32),
                 What::Resize => section.resize(op.block),
                 What::Reserve(state) => section.reserve(state),
-                What::Create(_) | What::CreateMember(_) | What::Delete | What::Snapshot(_) | What::Unsnapshot(_) => {
+                What::Snapshot(shape) => section.snapshot(op.block, shape),
+                What::Unsnapshot(id) => section.unsnapshot(*id),
+                What::Create(_) | What::CreateMember(_) | What::Delete => {
                     unreachable!("a store's own op goes into no group's log")
                 }
             }
@@ -112,6 +116,9 @@ impl Store {
         let promised = self.promise_entry(no, &entry(term, index, bytes), false).unwrap_or_default();
         let member = self.member_mut(no).expect("it has just proposed");
         member.rooms.spend(index, spent);
+        if ops.last().is_some_and(Proposed::ends_entry) {
+            member.note_marker(index);
+        }
         member.proposals.push_back(Proposal { index, term, ops, promised, lost: false });
         self.touch(no);
     }

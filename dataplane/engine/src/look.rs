@@ -3,7 +3,7 @@
 //! Not here: what people are shown ([`Store::view`]). Nothing of this is cheap, and nothing of the store uses it.
 
 use crate::audit::AuditError;
-use crate::index::Version;
+use crate::index::{GroupKey, Slot, Version};
 use crate::map::{LayerKey, PageKey};
 use crate::member::MemberStage;
 use crate::port::{LayerNo, ReplicaNo};
@@ -101,6 +101,11 @@ impl Store {
 
     fn lay_over(&self, contents: &mut Contents, of: LayerKey, read: &mut impl FnMut(BlockAddr) -> [u8; BLOCK]) -> Result<(), AuditError> {
         let Some(layer) = self.map.layer(of) else { return Ok(()) };
+        // Of these the page's word is out of date.
+        let said = |slot: &Option<Slot>| matches!(slot, Some(Slot { version: Version::Inherit, .. }));
+        let inherits = |extent: usize, at: usize| {
+            self.index.find(GroupKey { layer: of, extent: extent as u32 }).is_some_and(|id| said(&self.index.group(id).slots[at]))
+        };
         for (page_no, state) in &layer.pages {
             let loaded;
             let page = match (&state.cached, state.on_disk) {
@@ -115,8 +120,9 @@ impl Store {
                 (None, None) => continue,
             };
             for (i, entry) in page.extents.iter().enumerate() {
-                let first = (u64::from(*page_no) * EXTENTS_PER_PAGE as u64 + i as u64) * EXTENT_BLOCKS;
-                for at in 0..EXTENT_BLOCKS as usize {
+                let extent = *page_no as usize * EXTENTS_PER_PAGE + i;
+                let first = extent as u64 * EXTENT_BLOCKS;
+                for at in (0..EXTENT_BLOCKS as usize).filter(|at| !inherits(extent, *at)) {
                     match entry.state(at) {
                         BlockState::Data => contents.insert(first + at as u64, Some(entry.crcs[at])),
                         BlockState::Lost => contents.insert(first + at as u64, None),
@@ -133,7 +139,7 @@ impl Store {
                     Some(Version::Log { crc, .. }) => contents.insert(block, Some(crc)),
                     Some(Version::Lost) => contents.insert(block, None),
                     Some(Version::Zero) => contents.remove(&block),
-                    None => None,
+                    Some(Version::Inherit) | None => None,
                 };
             }
         }

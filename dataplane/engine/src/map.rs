@@ -11,7 +11,7 @@ use crate::alloc::SlotNo;
 use crate::config::{ReplicaUsage, SnapshotView};
 use crate::port::{LayerNo, ReplicaNo};
 use penstock_wire::directory::PageRow;
-use penstock_wire::layer::{FrozenRow, SnapshotShape};
+use penstock_wire::layer::{FrozenRow, KeptRow, SnapshotShape, Stack};
 use penstock_wire::page::{BlockState, EXTENTS_PER_PAGE, ExtentEntry, Page, UNALLOCATED};
 use penstock_wire::{EXTENT_BLOCKS, Index as RaftIndex, ReplicaShape, SegmentId, Seq, SnapshotId, Term};
 use rustc_hash::FxHashMap;
@@ -99,6 +99,10 @@ pub struct Frozen {
 }
 
 impl Frozen {
+    fn of_kept(row: &KeptRow, layer: Layer) -> Self {
+        Self { layer, snapshot: row.snapshot.clone(), at: row.at, blocks: row.blocks, removed: None }
+    }
+
     pub fn of_row(row: FrozenRow) -> Self {
         Self {
             layer: Layer::of_rows(row.layer, &row.pages),
@@ -199,6 +203,25 @@ impl Replica {
             allocated_extents: frozen.layer.allocated,
         };
         self.frozen.iter().filter(|frozen| frozen.removed.is_none()).map(view).collect()
+    }
+
+    /// Its layers as other members may have them; none where there never was a snapshot.
+    pub fn stack(&self) -> Option<Stack> {
+        let row =
+            |frozen: &Frozen| KeptRow { layer: frozen.layer.no.0, at: frozen.at, blocks: frozen.blocks, snapshot: frozen.snapshot.clone() };
+        let kept = self.frozen.iter().filter(|frozen| frozen.removed.is_none()).map(row).collect();
+        (self.since.0 > 0).then_some(Stack { live: self.live.no.0, since: self.since, kept })
+    }
+
+    /// The lowest layer above `no` that a snapshot holds, or the live one; none above that.
+    pub fn kept_above(&self, no: Option<LayerNo>) -> Option<LayerNo> {
+        let kept = self.frozen.iter().filter(|frozen| frozen.removed.is_none()).map(|frozen| frozen.layer.no).chain([self.live.no]);
+        kept.into_iter().find(|layer| no.is_none_or(|no| *layer > no))
+    }
+
+    /// The last entry that belongs to a frozen layer.
+    pub fn end_of(&self, no: LayerNo) -> Option<RaftIndex> {
+        self.frozen(no).map(|frozen| frozen.at)
     }
 
     /// The layer that was live at an entry.
@@ -327,12 +350,59 @@ impl Map {
 
     /// The live layer becomes a snapshot's, and an empty one lies over it. Nothing where that is known already: a checkpoint may know of
     /// markers that are redone over it.
-    pub fn freeze(&mut self, no: ReplicaNo, snapshot: SnapshotShape, at: RaftIndex) {
+    pub fn freeze(&mut self, no: ReplicaNo, snapshot: SnapshotShape, blocks: u64, at: RaftIndex) {
         let Some(replica) = self.get_mut(no).filter(|replica| replica.since < at) else { return };
         replica.since = at;
         let live = Layer::empty(LayerNo(replica.live.no.0 + 1));
         let layer = std::mem::replace(&mut replica.live, live);
-        replica.frozen.push(Frozen { layer, snapshot, at, blocks: replica.shape.blocks, removed: None });
+        replica.frozen.push(Frozen { layer, snapshot, at, blocks, removed: None });
+    }
+
+    /// A layer and the removed ones under it, which are to be merged into it, from the top. Together they say what another member's layer of that
+    /// number says.
+    pub fn fold(&self, key: LayerKey) -> impl Iterator<Item = LayerKey> {
+        let is_removed = |key: &LayerKey| self.get(key.replica).is_some_and(|replica| replica.is_removed(key.layer));
+        let beneath = self.stack(key).skip(1).take_while(move |beneath| beneath.replica == key.replica && is_removed(beneath));
+        [key].into_iter().chain(beneath)
+    }
+
+    /// What a layer and the removed ones under it lie over.
+    pub fn beneath_fold(&self, key: LayerKey) -> Option<LayerKey> {
+        self.fold(key).last().and_then(|lowest| self.beneath(lowest))
+    }
+
+    /// The layers are those of another member from here on, as of an entry before which this one has applied all up to `applied`. The same again
+    /// changes nothing, nor does what is older than is known here. What belongs to layers that go is in the log up to `seq` at most.
+    pub fn restack(&mut self, no: ReplicaNo, stack: &Stack, applied: RaftIndex, seq: Seq) {
+        let Some(replica) = self.get_mut(no) else { return };
+        let live = replica.live.no.0;
+        let is_kept = |frozen: &Frozen| stack.kept.iter().any(|row| row.layer == frozen.layer.no.0);
+        for frozen in replica.frozen.iter_mut().filter(|frozen| frozen.layer.no.0 < stack.live && frozen.removed.is_none()) {
+            if !is_kept(frozen) {
+                frozen.removed = Some(seq);
+            }
+        }
+        if live >= stack.live {
+            return;
+        }
+        let top = std::mem::replace(&mut replica.live, Layer::empty(LayerNo(stack.live)));
+        let mut rows = stack.kept.iter().filter(|row| row.layer >= live).peekable();
+        if rows.peek().is_none_or(|row| row.layer > live) {
+            // The others have merged it already: what of it was applied here is merged too.
+            let at = RaftIndex(applied.0.max(replica.since.0 + 1));
+            let snapshot = SnapshotShape { id: SnapshotId([0; 16]), name: String::new() };
+            replica.frozen.push(Frozen { layer: top, snapshot, at, blocks: replica.shape.blocks, removed: Some(seq) });
+        } else if let Some(row) = rows.next() {
+            replica.frozen.push(Frozen::of_kept(row, top));
+        }
+        replica.frozen.extend(rows.map(|row| Frozen::of_kept(row, Layer::empty(LayerNo(row.layer)))));
+        replica.since = stack.since;
+    }
+
+    /// Nothing of layers that are to be merged is beyond `seq` in the log.
+    pub fn settle_removed(&mut self, no: ReplicaNo, seq: Seq) {
+        let Some(replica) = self.get_mut(no) else { return };
+        replica.frozen.iter_mut().filter_map(|frozen| frozen.removed.as_mut()).for_each(|by| *by = seq);
     }
 
     /// A snapshot is gone; what belongs to its layer is in the log up to `seq` at most.

@@ -5,7 +5,7 @@
 
 use crate::admit::{Admission, Known};
 use crate::host::{JobId, Proposed};
-use crate::port::{BufId, OrderId, Standing};
+use crate::port::{BufId, LayerNo, OrderId, Standing};
 use crate::replica::{Ballot, Group, Mark, Stop};
 use penstock_wire::peer::{Entry, EntryKind, MemberNo, Members};
 use penstock_wire::{Index, NodeId, Seq, Term};
@@ -36,7 +36,15 @@ pub(crate) struct Logged {
     pub seq: Option<Seq>,
     pub payload: Payload,
     /// Extents that count on a promise in `Member::promised` until it is applied.
-    pub promised: Vec<u32>,
+    pub promised: Vec<Promise>,
+}
+
+/// What an entry counts on until it is applied, in the layer that it will change.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub(crate) enum Promise {
+    Extent(LayerNo, u32),
+    /// A page of the map, for zeros over frozen layers.
+    Page(LayerNo, u32),
 }
 
 /// An entry that this member made of its hosts' commands and orders.
@@ -46,7 +54,7 @@ pub(crate) struct Proposal {
     pub term: Term,
     pub ops: Vec<Proposed>,
     /// Until the entry is in `log`, which has them from then on.
-    pub promised: Vec<u32>,
+    pub promised: Vec<Promise>,
     /// The term is over: who waits for it is told to try elsewhere, once the payload is on the drive.
     pub lost: bool,
 }
@@ -56,9 +64,9 @@ pub(crate) struct Proposal {
 pub(crate) struct Staged {
     pub index: Index,
     pub term: Term,
-    pub buf: BufId,
-    pub first: u32,
-    pub promised: Vec<u32>,
+    /// Its buffer, and the first block there; none where it has no payload and counts on pages alone.
+    pub payload: Option<(BufId, u32)>,
+    pub promised: Vec<Promise>,
 }
 
 /// Something of the group's that is in the stream: told to the group, in order, once it is durable (and sealed, where it has a ballot).
@@ -115,7 +123,11 @@ pub(crate) struct Member {
     pub proposals: VecDeque<Proposal>,
     pub staged: Vec<Staged>,
     /// Extents promised to entries that are not applied, and how many of those count on each: a log of writes to one extent needs it once.
-    pub promised: FxHashMap<u32, u32>,
+    pub promised: FxHashMap<Promise, u32>,
+    /// Entries that are snapshots' markers and are not applied, in order.
+    pub markers: Vec<Index>,
+    /// Those that came in and that the group has not taken yet.
+    pub staged_markers: Vec<Index>,
     /// Payload blocks of hosts here that are ready or proposed, and not applied.
     pub out_blocks: u64,
     /// Jobs that go on once it is known that this member leads.
@@ -156,6 +168,8 @@ impl Member {
             proposals: VecDeque::new(),
             staged: Vec::new(),
             promised: FxHashMap::default(),
+            markers: Vec::new(),
+            staged_markers: Vec::new(),
             out_blocks: 0,
             asking: Vec::new(),
             serving: None,
@@ -167,6 +181,12 @@ impl Member {
             marked: false,
             awake: false,
         }
+    }
+
+    /// A snapshot's marker has its place in the log.
+    pub fn note_marker(&mut self, index: Index) {
+        self.markers.retain(|marker| *marker < index);
+        self.markers.push(index);
     }
 
     pub fn last(&self) -> Index {
@@ -192,8 +212,12 @@ impl Member {
 
     /// Puts an entry at its place; all that stood from there on is gone.
     pub fn put(&mut self, logged: Logged) {
-        let at = (logged.entry.index.0 - self.start.0 - 1) as usize;
-        assert!(at <= self.log.len(), "entry {:?} after {:?}", logged.entry.index, self.last());
+        let index = logged.entry.index;
+        let at = (index.0 - self.start.0 - 1) as usize;
+        assert!(at <= self.log.len(), "entry {index:?} after {:?}", self.last());
+        if logged.entry.is_marker() {
+            self.note_marker(index);
+        }
         self.log.truncate(at);
         self.log.push_back(logged);
     }

@@ -11,11 +11,12 @@ use crate::alloc::ExtentNo;
 use crate::config::{Canary, FenceReason};
 use crate::drain::DrainStage;
 use crate::index::GroupKey;
-use crate::map::{Known, LayerKey, PageKey};
+use crate::map::{Frozen, Known, LayerKey, PageKey, Replica};
+use crate::member::Member;
 use crate::port::*;
 use crate::store::{Owner, PageWaiter, Store};
 use penstock_wire::page::{BlockState, EXTENTS_PER_PAGE, ExtentEntry, UNALLOCATED};
-use penstock_wire::{BLOCK, EXTENT_BLOCKS};
+use penstock_wire::{BLOCK, EXTENT_BLOCKS, Seq};
 
 const BLOCKS: usize = EXTENT_BLOCKS as usize;
 /// Layers and pages without reads and writes that one turn gets through.
@@ -65,11 +66,18 @@ fn runs(mask: u16, whole: bool) -> impl Iterator<Item = (u32, u32)> {
     })
 }
 
+/// A layer that is to be merged, once the log is drained up to there. Not while copies of other members' layers may still go to it.
+fn may_merge(replica: &Replica, frozen: &Frozen) -> Option<Seq> {
+    let as_of = replica.member.as_deref().and_then(Member::rebuilt_from);
+    frozen.removed.filter(|_| as_of.is_none_or(|as_of| frozen.at <= as_of))
+}
+
 impl Store {
-    /// Removed layers that stand.
+    /// Removed layers that can be merged.
     pub(crate) fn count_merges(&mut self) {
         let replicas = self.map.iter().filter(|replica| !replica.deleting);
-        self.drain.merges = replicas.flat_map(|replica| &replica.frozen).filter(|frozen| frozen.removed.is_some()).count() as u32;
+        let removed = replicas.flat_map(|replica| replica.frozen.iter().map(move |frozen| may_merge(replica, frozen)));
+        self.drain.merges = removed.filter(Option::is_some).count() as u32;
     }
 
     /// Goes on with the lowest removed layer of some replica that nothing in the log needs any more.
@@ -78,7 +86,7 @@ impl Store {
         for _ in 0..STEPS_MAX {
             let replicas = self.map.iter().filter(|replica| !replica.deleting);
             let next = replicas.flat_map(|replica| (0..replica.frozen.len()).map(move |at| (replica, at))).find_map(|(replica, at)| {
-                let ready = replica.frozen[at].removed.is_some_and(|by| by <= drained);
+                let ready = may_merge(replica, &replica.frozen[at]).is_some_and(|by| by <= drained);
                 let above = replica.frozen.get(at + 1).map_or(&replica.live, |frozen| &frozen.layer).no;
                 ready.then(|| (replica.no, replica.frozen[at].layer.no, above, replica.frozen[at].layer.pages.keys().min().copied()))
             });
@@ -192,6 +200,7 @@ impl Store {
         if !writing && !self.fenced() {
             let (lower, upper) = (self.entry_of(page, extent), self.entry_of(above, extent));
             let of = if lower.place == place { lower } else { upper };
+            let is_member = self.member(above.replica).is_some();
             let join = &mut self.drain.merge.as_mut().expect("just seen").joins[at as usize];
             let bytes = mem.bytes(join.buf);
             let is_bad = |at: &usize| mask >> at & 1 != 0 && penstock_wire::crc32c(&bytes[at * BLOCK..][..BLOCK]) != of.crcs[*at];
@@ -202,14 +211,16 @@ impl Store {
                 self.submit_join(at, fx);
                 return;
             }
-            (join.bad, join.writing) = (bad, true);
+            // A member's bad block moves on with its checksum: others have it.
+            let lost = if is_member { 0 } else { bad };
+            (join.bad, join.writing) = (lost, true);
             for (first, _) in runs(bad, false) {
                 let block = u64::from(extent) * EXTENT_BLOCKS + u64::from(first);
                 let place = self.extent_block(place, u64::from(first));
                 self.counters.corrupt_blocks += 1;
                 fx.list.push(Effect::Notice(Notice::Corrupt { replica: page.replica, block, place }));
             }
-            if mask & !bad != 0 {
+            if mask & !lost != 0 {
                 self.submit_join(at, fx);
                 return;
             }

@@ -62,14 +62,19 @@ impl Store {
             }
             Order::Snapshot { segment, snapshot } => match self.may_snapshot(segment, &snapshot) {
                 Ok(no) => {
-                    self.map.get_mut(no).expect("a segment's replica stands").freezing += 1;
-                    (no, 0, What::Snapshot(snapshot))
+                    let replica = self.map.get_mut(no).expect("a segment's replica stands");
+                    replica.freezing += 1;
+                    (no, replica.shape.blocks, What::Snapshot(snapshot))
                 }
                 Err(result) => return Some(result),
             },
             Order::Unsnapshot { segment, snapshot } => {
                 let Some(no) = self.map.by_segment(segment) else { return Some(Err(OrderError::NoSuchSegment)) };
-                if self.map.get(no).is_none_or(|replica| replica.snapshot(snapshot).is_none()) {
+                if !self.serves(no) {
+                    return Some(Err(OrderError::NotLeader(self.leader_of(no))));
+                }
+                // Of a group the others decide whether it is gone: this member may not know yet who leads now, and what was taken there.
+                if self.map.get(no).is_none_or(|replica| replica.member.is_none() && replica.snapshot(snapshot).is_none()) {
                     return Some(Ok(()));
                 }
                 (no, 0, What::Unsnapshot(snapshot))

@@ -23,6 +23,8 @@ pub enum Place {
     Lost,
     /// Not wanted: a merge overwrites all of it.
     Unread,
+    /// As the layer beneath says, which was not asked.
+    Beneath,
 }
 
 /// Why a chunk cannot be read now.
@@ -37,25 +39,41 @@ const STRIKES: u32 = 2;
 impl Store {
     /// Where a block lies, or which page would tell.
     pub(crate) fn place_of(&self, layer: LayerKey, block: u64) -> Result<Place, PageKey> {
-        let (extent, at) = ((block / EXTENT_BLOCKS) as u32, (block % EXTENT_BLOCKS) as usize);
         for layer in self.map.stack(layer) {
-            let group = self.index.find(GroupKey { layer, extent }).map(|id| self.index.group(id));
-            if let Some(place) = self.place_in(layer, extent, at, group, self.map.known(layer, extent))? {
+            if let Some(place) = self.place_in_layer(layer, block)? {
                 return Ok(place);
             }
         }
         Ok(Place::Zero)
     }
 
+    /// Where a layer itself has a block; `None` where that is as the layer beneath says.
+    pub(crate) fn place_in_layer(&self, layer: LayerKey, block: u64) -> Result<Option<Place>, PageKey> {
+        let (extent, at) = ((block / EXTENT_BLOCKS) as u32, (block % EXTENT_BLOCKS) as usize);
+        let group = self.index.find(GroupKey { layer, extent }).map(|id| self.index.group(id));
+        self.place_in(layer, extent, at, group, self.map.known(layer, extent))
+    }
+
+    /// Where a layer and the removed ones that are to be merged into it have a block.
+    pub(crate) fn place_in_fold(&self, layer: LayerKey, block: u64) -> Result<Place, PageKey> {
+        for layer in self.map.fold(layer) {
+            if let Some(place) = self.place_in_layer(layer, block)? {
+                return Ok(place);
+            }
+        }
+        Ok(if self.map.beneath_fold(layer).is_some() { Place::Beneath } else { Place::Zero })
+    }
+
     /// Where a layer has a block; `None` where that is as the layer beneath says.
     #[inline]
     fn place_in(&self, layer: LayerKey, extent: u32, at: usize, group: Option<&Group>, known: Known<'_>) -> Result<Option<Place>, PageKey> {
         if let Some(slot) = group.and_then(|group| group.slots[at]) {
-            return Ok(Some(match slot.version {
-                Version::Log { at, crc } => Place::At(self.ring_block(at), crc),
-                Version::Zero => Place::Zero,
-                Version::Lost => Place::Lost,
-            }));
+            return Ok(match slot.version {
+                Version::Log { at, crc } => Some(Place::At(self.ring_block(at), crc)),
+                Version::Zero => Some(Place::Zero),
+                Version::Lost => Some(Place::Lost),
+                Version::Inherit => None,
+            });
         }
         match known {
             Known::Nothing => Ok(None),

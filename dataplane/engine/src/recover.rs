@@ -653,11 +653,13 @@ impl Store {
                 Op::Delete => self.delete_replica(no),
                 Op::Resize { blocks } => self.redo_resize(no, blocks, seq, entry.index),
                 Op::Reserve(state) => self.apply_reserve(no, *state),
-                Op::Snapshot(shape) => self.apply_snapshot(no, &shape, entry.index),
+                Op::Snapshot { blocks, shape } => self.map.freeze(no, *shape, blocks, entry.index),
                 Op::Unsnapshot(id) => self.apply_unsnapshot(no, id, seq),
                 // Of members of groups: `rejoin` has taken them.
                 Op::Members(_) | Op::Ballot { .. } | Op::Doubt { .. } | Op::Resolved => {}
                 Op::Install { .. }
+                | Op::Layer(_)
+                | Op::Stack(_)
                 | Op::Whole { .. }
                 | Op::Copy(_)
                 | Op::Seen(_)

@@ -35,11 +35,12 @@ use crate::replica::resolve::unknown_floor;
 use crate::replica::{Ballot, LogEnd, Recovered, Stop};
 use crate::reserve::Guard;
 use crate::store::Store;
-use penstock_wire::batch::{EVERY_MEMBER, Entry, Op, decode_section};
+use penstock_wire::batch::{EVERY_MEMBER, Entry, Op, StackOp, decode_section};
 use penstock_wire::directory::ReplicaRow;
+use penstock_wire::layer::{KeptRow, SnapshotShape, Stack};
 use penstock_wire::peer::{self, Members, Past, Seen};
 use penstock_wire::reservation::Reservations;
-use penstock_wire::{Index, Seq, Term};
+use penstock_wire::{Index, Seq, SnapshotId, Term};
 use std::collections::BTreeMap;
 
 /// Doubts that the Open batch has room for, in one block and without the section before it.
@@ -78,6 +79,10 @@ pub(crate) struct Walked {
     /// Times that its log began anew, and what it held before each: it may be in extents in part.
     era: u32,
     earlier: Vec<(u32, Placed)>,
+    /// Layers that were told for the install that comes, and those that installs brought: from which life of the log on, and how far the one before was
+    /// applied.
+    rows: Vec<KeptRow>,
+    stacks: Vec<(u32, Stack, Index)>,
     /// Extents that were copied, and what made it whole.
     own: Vec<Redone>,
 }
@@ -92,12 +97,38 @@ struct Redone {
     bad: Vec<u32>,
 }
 
+/// What changes a replica's layers when the log is redone.
+#[derive(Debug)]
+enum Restack {
+    Installed(Stack, Index),
+    Frozen(SnapshotShape, u64, Index),
+    Removed(SnapshotId),
+}
+
 impl Walked {
     pub fn born(members: Members) -> Self {
         let (applied, applied_term, ballot) = (Index(0), Term(0), Ballot::default());
         let (rebuild, reservations, seen, era, earlier, own) = (None, None, Vec::new(), 0, Vec::new(), Vec::new());
+        let (rows, stacks) = (Vec::new(), Vec::new());
         let (list, doubt, stopped, past) = (BTreeMap::new(), None, None, Past::default());
-        Self { applied, applied_term, members, ballot, list, doubt, stopped, rebuild, reservations, past, seen, era, earlier, own }
+        Self {
+            applied,
+            applied_term,
+            members,
+            ballot,
+            list,
+            doubt,
+            stopped,
+            rebuild,
+            reservations,
+            past,
+            seen,
+            era,
+            earlier,
+            rows,
+            stacks,
+            own,
+        }
     }
 
     pub fn of_row(row: &ReplicaRow) -> Option<Self> {
@@ -136,6 +167,8 @@ impl Walked {
                 }
             }
             Op::Whole { .. } => self.rebuild = None,
+            Op::Layer(row) => self.rows.push((**row).clone()),
+            Op::Stack(op) => self.take_stack(op),
             Op::Seen(seen) => {
                 self.seen.retain(|before| before.no != seen.no);
                 self.seen.push(**seen);
@@ -149,6 +182,40 @@ impl Walked {
             Op::Opened { vouched } => self.past.open(seq, *vouched),
             _ => {}
         }
+    }
+
+    /// What an install says of layers. Of the log before it only what was applied counts: what was not may be in no layer of anyone's.
+    fn take_stack(&mut self, op: &StackOp) {
+        let rows = std::mem::take(&mut self.rows);
+        let kept = rows[rows.len().saturating_sub(op.kept as usize)..].to_vec();
+        let stack = Stack { live: op.live, since: op.since, kept };
+        if stack.kept.len() != op.kept as usize || stack.check().is_err() {
+            self.stopped.get_or_insert(format!("an install's {} layers are not before it in the log", op.kept));
+            return;
+        }
+        let era = self.era;
+        self.earlier.retain(|(of, placed)| of + 1 != era || placed.entry.index <= op.applied);
+        self.stacks.push((era, stack, op.applied));
+    }
+
+    /// Snapshots that came and went and layers that installs brought, each with what it comes in front of: all of it before anything else is redone.
+    fn markers(&self, known: &[Placed]) -> Vec<(u32, Restack)> {
+        let mut all: Vec<(u32, Restack)> =
+            self.stacks.iter().map(|(era, stack, applied)| (*era, Restack::Installed(stack.clone(), *applied))).collect();
+        let mut entries: Vec<(u32, &Placed)> = self.earlier.iter().map(|(era, placed)| (*era, placed)).collect();
+        entries.extend(known.iter().map(|placed| (self.era, placed)));
+        entries.sort_by_key(|(era, placed)| (*era, placed.entry.index));
+        for (era, placed) in entries {
+            let index = placed.entry.index;
+            let of = |op| match op {
+                Op::Snapshot { blocks, shape } => Some((era, Restack::Frozen(*shape, blocks, index))),
+                Op::Unsnapshot(id) => Some((era, Restack::Removed(id))),
+                _ => None,
+            };
+            all.extend(placed.entry.ops().unwrap_or_default().into_iter().filter_map(of));
+        }
+        all.sort_by_key(|(era, _)| *era);
+        all
     }
 
     /// Entries may be gone as far as `to`.
@@ -315,6 +382,13 @@ impl Store {
             let (recovered, logged, known) = walked.end(rec.covered);
             // Of each log that it began, what was copied and then its entries: those that are newer than a copy lie over it.
             walked.earlier.retain(|(_, placed)| placed.seq > rec.covered);
+            for (_, restack) in walked.markers(&known) {
+                match restack {
+                    Restack::Installed(stack, applied) => self.map.restack(no, &stack, applied, Seq(0)),
+                    Restack::Frozen(shape, blocks, at) => self.map.freeze(no, shape, blocks, at),
+                    Restack::Removed(id) => self.map.unsnapshot(no, id, Seq(0)),
+                }
+            }
             redo.extend(walked.earlier.drain(..).map(|(era, placed)| ((no, era, 1, placed.entry.index.0), Ok(placed))));
             redo.extend(walked.own.drain(..).map(|own| ((no, own.era, 0, own.seq.0), Err(own))));
             redo.extend(known.into_iter().map(|placed| ((no, walked.era, 1, placed.entry.index.0), Ok(placed))));
@@ -353,7 +427,7 @@ impl Store {
             walked.stopped.get_or_insert("it is no member of its group any more".to_owned());
         }
         let me = me.unwrap_or_default();
-        let (start, start_term) = (recovered.start, recovered.start_term);
+        let (start, start_term, applied) = (recovered.start, recovered.start_term, recovered.applied);
         let last = start.0 + recovered.entries.len() as u64;
         let stage = match walked.stopped {
             Some(why) => MemberStage::Stopped(Stop::Quarantined(why)),
@@ -361,6 +435,12 @@ impl Store {
         };
         let mut member = Member::new(me, stage, walked.members);
         (member.applied_term, member.ballot) = (walked.applied_term, walked.ballot);
+        member.markers = logged
+            .iter()
+            .map(|logged| &logged.entry)
+            .filter(|entry| entry.index > applied && entry.is_marker())
+            .map(|entry| entry.index)
+            .collect();
         (member.start, member.start_term, member.log, member.recovered) = (start, start_term, logged.into(), Index(last));
         member.admission = Admission::new(walked.past);
         member.known = walked.seen.into_iter().map(Known::recovered).collect();
@@ -395,16 +475,20 @@ impl Store {
                 Op::Resize { blocks } => self.redo_resize(no, blocks, seq, index),
                 // What is applied of these the directory has, or an install.
                 Op::Reserve(_) => {}
+                // These were first: each entry's index tells its layer.
+                Op::Snapshot { .. } | Op::Unsnapshot(_) => {}
                 // None of them stands among the ops of a group's entry.
                 Op::Create(_) | Op::Delete | Op::Members(_) | Op::Ballot { .. } | Op::Doubt { .. } | Op::Resolved => {}
                 Op::Install { .. }
+                | Op::Layer(_)
+                | Op::Stack(_)
                 | Op::Whole { .. }
                 | Op::Copy(_)
                 | Op::Seen(_)
                 | Op::Believed(_)
                 | Op::Opened { .. }
                 | Op::Forced { .. } => {}
-                Op::Snapshot(_) | Op::Unsnapshot(_) | Op::Origin { .. } => {}
+                Op::Origin { .. } => {}
             }
         }
     }

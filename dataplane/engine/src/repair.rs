@@ -13,6 +13,7 @@ use crate::config::{Canary, Stage};
 use crate::epoch::Epoch;
 use crate::host::JobId;
 use crate::index::GroupKey;
+use crate::map::{LayerKey, PageKey};
 use crate::port::*;
 use crate::read::Place;
 use crate::rebuild::{Copy, Own};
@@ -77,6 +78,9 @@ impl Fetched {
         if nowhere { Self::Nowhere } else { Self::Unknown }
     }
 }
+
+/// A layer, and where it has a block itself, with its checksum.
+type Versioned = (LayerKey, (BlockAddr, u32));
 
 /// A block that another member asks for.
 #[derive(Debug)]
@@ -202,22 +206,31 @@ impl Store {
         }
     }
 
+    /// Where the layers of a replica have data of a block themselves, the newest first.
+    fn versions_of(&self, no: ReplicaNo, block: u64) -> Result<Vec<Versioned>, PageKey> {
+        let mut all = Vec::new();
+        for layer in self.map.stack(self.map.live_layer(no)) {
+            if let Some(Place::At(place, crc)) = self.place_in_layer(layer, block)? {
+                all.push((layer, (place, crc)));
+            }
+        }
+        Ok(all)
+    }
+
     /// Puts a block back to where it was bad, by way of the log, if that is still where it belongs and the log has room.
     fn put_back(&mut self, fetch: &Fetch, buf: BufId) {
         let (no, extent, at) = (fetch.no, (fetch.block / EXTENT_BLOCKS) as u32, (fetch.block % EXTENT_BLOCKS) as usize);
-        let stands = self.place_of(self.map.live_layer(no), fetch.block) == Ok(Place::At(fetch.place, fetch.crc));
+        let layer = self.versions_of(no, fetch.block).ok().and_then(|all| all.into_iter().find(|(_, at)| *at == (fetch.place, fetch.crc)));
         // A copy of newer content may be on its way to a member that is rebuilt.
         let rebuilt = self.member(no).is_none_or(|member| member.rebuild.is_some());
-        if !stands || rebuilt || !self.ring_takes(2) {
-            return;
-        }
-        let key = GroupKey { layer: self.map.live_layer(no), extent };
+        let Some((layer, _)) = layer.filter(|_| !rebuilt && self.ring_takes(2)) else { return };
+        let key = GroupKey { layer, extent };
         let of_map = if let crate::map::Known::Entry(entry) = self.map.known(key.layer, extent) { entry.changed } else { 0 };
         let changed = self.index.find(key).map_or(0, |id| self.index.group(id).changed).max(of_map);
-        let Ok(promises) = self.promise_extents(no, u64::from(extent)..=u64::from(extent), 0) else { return };
+        let Ok(promises) = self.promise_extents(layer, false, u64::from(extent)..=u64::from(extent), 0) else { return };
         let mut states = States::default();
         states.set(at, BlockState::Data);
-        let op = CopyOp { extent, changed, states, mask: 1 << at, crcs: vec![fetch.crc] };
+        let op = CopyOp { layer: layer.layer.0, extent, changed, states, mask: 1 << at, crcs: vec![fetch.crc] };
         let applied = self.map.get(no).expect("it stands").applied;
         self.groups.hold(buf);
         self.queue_own(no, Own::Copy(Copy { op, applied, buf: Some(buf), promises, repairs: true }));
@@ -289,9 +302,15 @@ impl Store {
         let (no, ask) = (answering.no, &answering.ask);
         let older = self.canary(Canary::RepairOlder);
         let behind = self.map.get(no).is_some_and(|replica| replica.applied < ask.applied);
-        answering.result = match self.place_of(self.map.live_layer(no), ask.block) {
+        let newest = self.place_of(self.map.live_layer(no), ask.block);
+        let versions = newest.and_then(|newest| Ok((newest, self.versions_of(no, ask.block)?)));
+        let wanted = |(newest, all): &(Place, Vec<Versioned>)| {
+            let of_any = all.iter().map(|(_, at)| *at).find(|(_, crc)| *crc == ask.crc);
+            of_any.or(if let (Place::At(place, crc), true) = (*newest, older) { Some((place, crc)) } else { None })
+        };
+        answering.result = match versions.map(|versions| (wanted(&versions), versions.0)) {
             _ if !matches!(self.stage, Stage::Serving) => Some(FetchResult::Busy),
-            Ok(Place::At(place, crc)) if crc == ask.crc || older => {
+            Ok((Some((place, crc)), _)) => {
                 let Some(buf) = answering.buf.or_else(|| mem.alloc(1)) else { return };
                 (answering.buf, answering.place) = (Some(buf), Some((place, crc)));
                 answering.epoch = Some(self.epochs.enter());
@@ -299,7 +318,7 @@ impl Store {
                 self.submit(fx, DiskKind::Read, place, &[part], Owner::Fetch(answering.id));
                 None
             }
-            Ok(Place::Lost) => Some(FetchResult::Unreadable),
+            Ok((None, Place::Lost)) => Some(FetchResult::Unreadable),
             // The entry that brings it may be on its way. What a rebuild may bring, who asks can ask its source for.
             Ok(_) if behind => Some(FetchResult::Busy),
             Ok(_) => Some(FetchResult::Differs),
@@ -324,7 +343,8 @@ impl Store {
         // The drain may have overwritten it in place meanwhile: look again.
         let layer = self.map.live_layer(no);
         let moving = ok && self.is_moving(layer, block / EXTENT_BLOCKS);
-        if good || moving || self.place_of(layer, block) != Ok(Place::At(place, crc)) {
+        let stands = self.versions_of(no, block).is_ok_and(|all| all.iter().any(|(_, at)| *at == (place, crc)));
+        if good || moving || !stands {
             return;
         }
         let answering = &mut self.groups.repair.answering[at];

@@ -3,10 +3,10 @@
 //! Not here: which layer an entry belongs to (`map`), how a stack of layers is read (`read`), and where a removed one goes (`merge`).
 
 use crate::config::SnapshotView;
-use crate::map::Replica;
+use crate::map::{LayerKey, Replica};
 use crate::port::*;
 use crate::store::Store;
-use penstock_wire::layer::{FROZEN_MAX, LAYER_NO_LIMIT, SnapshotShape};
+use penstock_wire::layer::{LAYER_NO_LIMIT, SNAPSHOTS_MAX, SnapshotShape};
 use penstock_wire::{Index as RaftIndex, SegmentId, Seq, SnapshotId};
 
 impl Store {
@@ -14,8 +14,8 @@ impl Store {
     pub(crate) fn may_snapshot(&self, segment: SegmentId, snapshot: &SnapshotShape) -> Result<ReplicaNo, Result<(), OrderError>> {
         let no = self.map.by_segment(segment).ok_or(Err(OrderError::NoSuchSegment))?;
         let replica = self.map.get(no).expect("a segment's replica stands");
-        if replica.member.is_some() {
-            return Err(Err(OrderError::Invalid("a volume with several replicas has no snapshots yet")));
+        if !self.serves(no) {
+            return Err(Err(OrderError::NotLeader(self.leader_of(no))));
         }
         if snapshot.check().is_err() {
             return Err(Err(OrderError::Invalid("a snapshot's name has 64 bytes at most")));
@@ -24,15 +24,23 @@ impl Store {
             let same = stands.snapshot == *snapshot;
             return Err(if same { Ok(()) } else { Err(OrderError::OtherSnapshot(stands.snapshot.name.clone())) });
         }
-        let full = replica.frozen.len() + replica.freezing as usize >= FROZEN_MAX || replica.live.no.0 + 1 >= LAYER_NO_LIMIT;
+        let full = replica.frozen.len() + replica.freezing as usize >= SNAPSHOTS_MAX || replica.live.no.0 + 1 >= LAYER_NO_LIMIT;
         if full { Err(Err(OrderError::NoSpace)) } else { Ok(no) }
     }
 
-    pub(crate) fn apply_snapshot(&mut self, no: ReplicaNo, snapshot: &SnapshotShape, index: RaftIndex) {
-        self.map.freeze(no, snapshot.clone(), index);
+    /// The layer that an entry of a member's log will change: as many above the live one as markers stand before it and are not applied.
+    pub(crate) fn layer_to_be(&self, no: ReplicaNo, index: RaftIndex) -> LayerKey {
+        let layer = self.map.layer_at(no, index.0);
+        let Some((replica, member)) = self.map.get(no).and_then(|replica| Some((replica, replica.member.as_deref()?))) else {
+            return layer;
+        };
+        let staged = member.staged_markers.iter().filter(|marker| !member.markers.contains(marker));
+        let before = |marker: &&RaftIndex| (replica.since.0 + 1..index.0).contains(&marker.0);
+        let ahead = member.markers.iter().chain(staged).filter(before).count() as u32;
+        LayerKey { layer: LayerNo(layer.layer.0 + ahead), ..layer }
     }
 
-    /// Its layer goes as the drain gets to it.
+    /// `seq`: nothing that belongs to its layer is in a later batch. It goes as the drain gets to it.
     pub(crate) fn apply_unsnapshot(&mut self, no: ReplicaNo, snapshot: SnapshotId, seq: Seq) {
         self.map.unsnapshot(no, snapshot, seq);
         self.count_merges();

@@ -356,7 +356,7 @@ impl Store {
                 What::Delete => self.stream.section.delete(),
                 What::Resize => self.stream.section.resize(op.block),
                 What::Reserve(state) => self.stream.section.reserve(state),
-                What::Snapshot(shape) => self.stream.section.snapshot(shape),
+                What::Snapshot(shape) => self.stream.section.snapshot(op.block, shape),
                 What::Unsnapshot(id) => self.stream.section.unsnapshot(*id),
             }
         }
@@ -661,7 +661,7 @@ impl Store {
             }
             What::Resize => self.apply_resize(op.replica, op.block, seq, op.index.0, &mut promises, fx),
             What::Reserve(state) => self.apply_reserve(op.replica, (**state).clone()),
-            What::Snapshot(shape) => self.apply_snapshot(op.replica, shape, op.index),
+            What::Snapshot(shape) => self.map.freeze(op.replica, (**shape).clone(), op.block, op.index),
             What::Unsnapshot(id) => self.apply_unsnapshot(op.replica, *id, seq),
         }
         self.give_up_promises(promises);

@@ -7,7 +7,7 @@
 use crate::config::{Canary, Stage};
 use crate::host::{Chunk, Job, JobId, JobStage, Lock, Proposed, Source, What};
 use crate::index::GroupKey;
-use crate::map::{Known, PageKey};
+use crate::map::{Known, LayerKey, PageKey};
 use crate::port::*;
 use crate::reserve::rules::Reserve;
 use crate::room::Verdict;
@@ -239,7 +239,10 @@ impl Store {
         }
         if zero && chunk.is_aligned() {
             let Some(promises) = self.promise_zeros(replica, chunk.first, chunk.end()) else { return self.no_space(id, None, mem, fx) };
-            self.propose(id, What::Zero, promises);
+            match self.members_have_room(replica, promises) {
+                Verdict::Room => self.propose(id, What::Zero, promises),
+                verdict => return self.no_room(id, verdict, promises, mem, fx),
+            }
             return Start::Done;
         }
         let direct = !compare && chunk.is_aligned() && done.is_multiple_of(BLOCK as u64) && !zero && mem.host_direct(io);
@@ -258,13 +261,8 @@ impl Store {
         };
         let verdict = self.members_have_room(replica, promises);
         if verdict != Verdict::Room {
-            self.give_up_promises(promises);
             buf.into_iter().for_each(|buf| mem.free(buf));
-            if verdict == Verdict::Wait {
-                return Start::Later;
-            }
-            self.finish_job(id, Status::NoSpace, mem, fx);
-            return Start::Done;
+            return self.no_room(id, verdict, promises, mem, fx);
         }
         if direct {
             self.propose(id, What::Write { source: Source::Host { offset: done as u32 } }, promises);
@@ -289,6 +287,16 @@ impl Store {
         Start::Done
     }
 
+    /// Some other member has no room for what a write promised here.
+    fn no_room<M: Memory>(&mut self, id: JobId, verdict: Verdict, promises: u32, mem: &mut M, fx: &mut Effects) -> Start {
+        self.give_up_promises(promises);
+        if verdict == Verdict::Wait {
+            return Start::Later;
+        }
+        self.finish_job(id, Status::NoSpace, mem, fx);
+        Start::Done
+    }
+
     pub(crate) fn give_up_promises(&mut self, promises: u32) {
         for _ in 0..promises {
             self.space.unpromise();
@@ -302,17 +310,23 @@ impl Store {
             return Ok(0);
         }
         let spare = self.slack();
-        self.promise_extents(replica, chunk.first / EXTENT_BLOCKS..=(chunk.end() - 1) / EXTENT_BLOCKS, spare)
-    }
-
-    /// Leaves room for `spare` extents more.
-    pub(crate) fn promise_extents(&mut self, replica: ReplicaNo, extents: RangeInclusive<u64>, spare: u64) -> Result<u32, Option<PageKey>> {
-        let layer = self.map.live_layer(replica);
         // Behind a marker that is on its way none of the places counts.
         let freezing = self.map.get(replica).is_some_and(|replica| replica.freezing > 0);
+        let extents = chunk.first / EXTENT_BLOCKS..=(chunk.end() - 1) / EXTENT_BLOCKS;
+        self.promise_extents(self.map.live_layer(replica), freezing, extents, spare)
+    }
+
+    /// Leaves room for `spare` extents more. `ahead`: in the layer that will lie over this.
+    pub(crate) fn promise_extents(
+        &mut self,
+        layer: LayerKey,
+        ahead: bool,
+        extents: RangeInclusive<u64>,
+        spare: u64,
+    ) -> Result<u32, Option<PageKey>> {
         let mut promises = 0;
         for extent in extents {
-            let known = if freezing { Known::Nothing } else { self.map.known(layer, extent as u32) };
+            let known = if ahead { Known::Nothing } else { self.map.known(layer, extent as u32) };
             if matches!(known, Known::Entry(entry) if entry.place != UNALLOCATED) {
                 continue;
             }

@@ -16,7 +16,8 @@ const PAGE_BLOCKS: u64 = EXTENTS_PER_PAGE as u64 * EXTENT_BLOCKS;
 impl Store {
     /// Promises what zeroing `block..end` of the live layer may take. `None`: there is no space.
     pub(crate) fn promise_zeros(&mut self, no: ReplicaNo, block: u64, end: u64) -> Option<u32> {
-        let pages = self.pages_to_begin(self.map.live_layer(no), block, end);
+        let freezing = self.map.get(no).is_some_and(|replica| replica.freezing > 0);
+        let pages = self.pages_to_begin(self.map.live_layer(no), freezing, block, end).len() as u32;
         for promised in 0..pages {
             if !self.space.promise(0) {
                 self.give_up_promises(promised);
@@ -28,19 +29,19 @@ impl Store {
 
     /// The same for an entry that is redone: it had its promises before the crash.
     pub(crate) fn promise_zeros_again(&mut self, no: ReplicaNo, block: u64, end: u64, index: u64) -> u32 {
-        let pages = self.pages_to_begin(self.map.layer_at(no, index), block, end);
+        let pages = self.pages_to_begin(self.map.layer_at(no, index), false, block, end).len() as u32;
         (0..pages).for_each(|_| self.space.promise_again());
         pages
     }
 
-    /// Pages that a layer does not have and that zeroing may begin.
-    fn pages_to_begin(&self, layer: LayerKey, block: u64, end: u64) -> u32 {
-        let freezing = self.map.get(layer.replica).is_some_and(|replica| replica.freezing > 0);
-        if !freezing && self.map.beneath(layer).is_none() {
-            return 0;
+    /// Pages that a layer does not have and that zeroing may begin. `ahead`: in one that will lie over this.
+    pub(crate) fn pages_to_begin(&self, layer: LayerKey, ahead: bool, block: u64, end: u64) -> Vec<u64> {
+        if !ahead && self.map.beneath(layer).is_none() {
+            return Vec::new();
         }
-        let has = |page_no: &u64| self.map.page(PageKey { layer, page_no: *page_no as u32 }).is_some();
-        self.pages_there(layer, block, end).iter().filter(|page_no| freezing || !has(page_no)).count() as u32
+        let mut pages = self.pages_there(layer, block, end);
+        pages.retain(|page_no| ahead || self.map.page(PageKey { layer, page_no: *page_no as u32 }).is_none());
+        pages
     }
 
     /// Pages of a range with something on them, in a layer, in the log or beneath.

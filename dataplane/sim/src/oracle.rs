@@ -123,6 +123,8 @@ impl Oracle {
 
     /// The volume has another size; what a shrink cut off is zeros from now on.
     pub fn resize(&mut self, volume: u32, size_blocks: u64) {
+        let kept = self.volumes.get(&volume).expect("known").snapshots.clone();
+        kept.into_iter().for_each(|no| self.resize(no, size_blocks.max(self.size_blocks(no))));
         let v = self.volumes.get_mut(&volume).expect("known");
         v.size_blocks = size_blocks;
         for (_, register) in v.blocks.range_mut(size_blocks..) {
@@ -322,18 +324,21 @@ impl Oracle {
     /// Nobody will ever answer the command, or what it was answered tells nothing: it may have taken effect by now, and will not later.
     pub fn lapsed(&mut self, c: &Command) -> Result<(), Wrong> {
         let now = self.tick();
-        let (Some(v), Some(span)) = (self.volumes.get_mut(&c.volume), c.op.span()) else { return Ok(()) };
-        for (block, r) in v.touched_by(span) {
-            r.uncertain(c.serial, now).map_err(|why| at(c.volume, block, why))?;
-        }
-        Ok(())
+        self.end(c, |r| r.uncertain(c.serial, now))
     }
 
     /// The command changed nothing, or saw nothing that anyone heard of.
     pub fn withdrawn(&mut self, c: &Command) -> Result<(), Wrong> {
-        let (Some(v), Some(span)) = (self.volumes.get_mut(&c.volume), c.op.span()) else { return Ok(()) };
-        for (block, r) in v.touched_by(span) {
-            r.withdrawn(c.serial).map_err(|why| at(c.volume, block, why))?;
+        self.end(c, |r| r.withdrawn(c.serial))
+    }
+
+    /// A command is over, for its volume and for the snapshots of it that are on their way.
+    fn end(&mut self, c: &Command, mut end: impl FnMut(&mut Register) -> Result<(), Contradiction>) -> Result<(), Wrong> {
+        let Some(span) = c.op.span().filter(|_| self.volumes.contains_key(&c.volume)) else { return Ok(()) };
+        for no in self.also(c) {
+            for (block, r) in self.volumes.get_mut(&no).expect("known").touched_by(span) {
+                end(r).map_err(|why| at(no, block, why))?;
+            }
         }
         Ok(())
     }

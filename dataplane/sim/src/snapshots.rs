@@ -32,11 +32,15 @@ pub struct Snapshot {
 
 impl Snapshot {
     fn shape(&self) -> SnapshotShape {
-        SnapshotShape { id: id_of(self.no), name: format!("s{}", self.no) }
+        shape_of(self.no)
     }
 }
 
-fn id_of(no: u32) -> SnapshotId {
+pub fn shape_of(no: u32) -> SnapshotShape {
+    SnapshotShape { id: id_of(no), name: format!("s{no}") }
+}
+
+pub fn id_of(no: u32) -> SnapshotId {
     let mut id = [0x54; 16];
     id[..4].copy_from_slice(&no.to_le_bytes());
     SnapshotId(id)

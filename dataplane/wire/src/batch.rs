@@ -4,15 +4,17 @@
 //! one rotten header does not hide what was in it. See docs/disk-format.md for how recovery judges what it finds.
 
 use crate::codec::{PREFIX, Put, Take, check_magic, seal, unseal_versions};
-use crate::layer::SnapshotShape;
+use crate::layer::{KeptRow, LAYER_NO_LIMIT, SnapshotShape};
 use crate::page::BlockState;
 use crate::peer::{self, EntryKind, MemberNo, Members, Opening, OpeningId, Seen, States};
 use crate::reservation::Reservations;
 use crate::{BLOCK, DecodeError, EXTENT_BLOCKS, Generation, Incarnation, Index, ReplicaShape, RingPos, SegmentId, Seq, SnapshotId, Term};
 
 mod lens;
+mod section;
 
-pub use lens::{BALLOT_LEN, BELIEVED_LEN, RESOLVED_LEN, SEEN_LEN, WHOLE_LEN, copy_len, forced_len, install_len, logged_len};
+pub use lens::{BALLOT_LEN, BELIEVED_LEN, RESOLVED_LEN, SEEN_LEN, WHOLE_LEN, copy_len, forced_len, install_len, layers_len, logged_len};
+pub use section::Section;
 
 const MAGIC: &[u8; 8] = b"PENSLOG1";
 /// The version that is written. Read too are version 1, which has no ops of groups, and 2, which has no reservations, snapshots and openings of members.
@@ -231,238 +233,6 @@ impl<'a> Batch<'a> {
     }
 }
 
-/// Builds a section: the descriptors of one batch. Keeps its capacity from batch to batch.
-#[derive(Default, Debug)]
-pub struct Section {
-    bytes: Vec<u8>,
-    /// Where the current entry's op count lies.
-    entry_at: usize,
-}
-
-impl Section {
-    pub fn clear(&mut self) {
-        self.bytes.clear();
-        self.entry_at = 0;
-    }
-
-    pub fn bytes(&self) -> &[u8] {
-        &self.bytes
-    }
-
-    /// A section read back, to be repeated in the next header.
-    pub fn from_bytes(bytes: &[u8]) -> Self {
-        Self { bytes: bytes.to_vec(), entry_at: 0 }
-    }
-
-    /// Starts an entry; ops follow.
-    pub fn entry(&mut self, replica: u32, term: Term, index: Index) {
-        self.entry_at = self.bytes.len();
-        self.bytes.extend_from_slice(&replica.to_le_bytes());
-        self.bytes.extend_from_slice(&[0; 4]);
-        self.bytes.extend_from_slice(&term.0.to_le_bytes());
-        self.bytes.extend_from_slice(&index.0.to_le_bytes());
-    }
-
-    fn op(&mut self, kind: u8, count: u32, block: u64) {
-        assert!(count <= ZERO_BLOCKS_MAX);
-        let at = self.entry_at + 4;
-        let ops = u16::from_le_bytes([self.bytes[at], self.bytes[at + 1]]) + 1;
-        self.bytes[at..at + 2].copy_from_slice(&ops.to_le_bytes());
-        self.bytes.extend_from_slice(&(u32::from(kind) | count << 8).to_le_bytes());
-        self.bytes.extend_from_slice(&block.to_le_bytes());
-    }
-
-    /// Blocks from `block`, one checksum each; their payload is next in the batch.
-    pub fn write(&mut self, block: u64, crcs: &[u32]) {
-        self.op(OP_WRITE, crcs.len() as u32, block);
-        for crc in crcs {
-            self.bytes.extend_from_slice(&crc.to_le_bytes());
-        }
-    }
-
-    /// `count` blocks from `block` read as zeros from here on.
-    pub fn zero(&mut self, block: u64, count: u32) {
-        self.op(OP_ZERO, count, block);
-    }
-
-    /// A decoded op, as the bytes that it was decoded from.
-    pub fn push(&mut self, op: &Op) {
-        match op {
-            Op::Write { block, crcs } => self.write(*block, crcs),
-            Op::Zero { block, count } => self.zero(*block, *count),
-            Op::Create(shape) => self.create(shape),
-            Op::Delete => self.delete(),
-            Op::Resize { blocks } => self.resize(*blocks),
-            Op::Members(members) => self.members(members),
-            Op::Ballot { term, vote } => self.ballot(*term, *vote),
-            Op::Doubt { floor } => self.doubt(*floor),
-            Op::Resolved => self.resolved(),
-            Op::Install { as_of, index, index_term, members } => self.install(*as_of, *index, *index_term, members),
-            Op::Whole { blocks } => self.whole(*blocks),
-            Op::Copy(copy) => self.copy(copy),
-            Op::Reserve(state) => self.reserve(state),
-            Op::Snapshot(shape) => self.snapshot(shape),
-            Op::Unsnapshot(id) => self.unsnapshot(*id),
-            Op::Origin { segment, snapshot } => self.origin(*segment, *snapshot),
-            Op::Seen(seen) => self.seen(seen),
-            Op::Believed(id) => self.believed(*id),
-            Op::Opened { vouched } => self.opened(*vouched),
-            Op::Forced { term, members } => self.forced(*term, members),
-        }
-    }
-
-    /// The replica begins.
-    pub fn create(&mut self, shape: &ReplicaShape) {
-        let len = shape.encoded_len();
-        self.op(OP_CREATE, len as u32, 0);
-        let at = self.bytes.len();
-        self.bytes.resize(at + len, 0);
-        shape.put(&mut Put::new(&mut self.bytes, at));
-    }
-
-    /// The replica ends.
-    pub fn delete(&mut self) {
-        self.op(OP_DELETE, 0, 0);
-    }
-
-    /// The replica has `blocks` from here on.
-    pub fn resize(&mut self, blocks: u64) {
-        self.op(OP_RESIZE, 0, blocks);
-    }
-
-    /// The group's members from here on: with `create` at the birth of a member replica, alone in an entry of its log.
-    pub fn members(&mut self, members: &Members) {
-        self.members_bytes(&members.encode());
-    }
-
-    fn members_bytes(&mut self, bytes: &[u8]) {
-        self.op(OP_MEMBERS, bytes.len() as u32, 0);
-        self.bytes.extend_from_slice(bytes);
-    }
-
-    /// The replica's term and vote from here on. `MemberNo(0)` is a vote for nobody.
-    pub fn ballot(&mut self, term: Term, vote: MemberNo) {
-        self.op(OP_BALLOT, 8, term.0);
-        self.bytes.extend_from_slice(&vote.0.to_le_bytes());
-    }
-
-    /// The replica may have acknowledged entries that stood after what stands before this, and are gone: none beyond the end of a log that ends like
-    /// `floor`. `None`: whatever its ballot allowed.
-    pub fn doubt(&mut self, floor: Option<(Index, Term)>) {
-        let (index, term) = floor.unwrap_or_default();
-        self.op(OP_DOUBT, 8, index.0);
-        self.bytes.extend_from_slice(&term.0.to_le_bytes());
-    }
-
-    /// All doubt about the replica before this is settled.
-    pub fn resolved(&mut self) {
-        self.op(OP_RESOLVED, 0, 0);
-    }
-
-    /// The replica's log begins anew.
-    pub fn install(&mut self, as_of: Index, index: Index, index_term: Term, members: &Members) {
-        let members = members.encode();
-        self.op(OP_INSTALL, 16 + members.len() as u32, as_of.0);
-        self.bytes.extend_from_slice(&index.0.to_le_bytes());
-        self.bytes.extend_from_slice(&index_term.0.to_le_bytes());
-        self.bytes.extend_from_slice(&members);
-    }
-
-    /// The replica's content is whole.
-    pub fn whole(&mut self, blocks: u64) {
-        self.op(OP_WHOLE, 0, blocks);
-    }
-
-    /// An extent that was copied; the payload of what is data is next in the batch.
-    pub fn copy(&mut self, copy: &CopyOp) {
-        self.op(OP_COPY, 16 + 4 * copy.crcs.len() as u32, u64::from(copy.extent) * EXTENT_BLOCKS);
-        self.bytes.extend_from_slice(&copy.changed.to_le_bytes());
-        self.bytes.extend_from_slice(&copy.states.0.to_le_bytes());
-        self.bytes.extend_from_slice(&copy.mask.to_le_bytes());
-        self.bytes.extend_from_slice(&[0; 2]);
-        for crc in &copy.crcs {
-            self.bytes.extend_from_slice(&crc.to_le_bytes());
-        }
-    }
-
-    /// The volume's reservations are these from here on.
-    pub fn reserve(&mut self, state: &Reservations) {
-        self.op(OP_RESERVE, state.encoded_len() as u32, 0);
-        self.bytes.extend_from_slice(&state.encode());
-    }
-
-    /// The volume as of here is a snapshot: the last op of its entry.
-    pub fn snapshot(&mut self, shape: &SnapshotShape) {
-        let len = shape.encoded_len();
-        self.op(OP_SNAPSHOT, len as u32, 0);
-        let at = self.bytes.len();
-        self.bytes.resize(at + len, 0);
-        shape.put(&mut Put::new(&mut self.bytes, at));
-    }
-
-    /// The snapshot is no more.
-    pub fn unsnapshot(&mut self, id: SnapshotId) {
-        self.op(OP_UNSNAPSHOT, 16, 0);
-        self.bytes.extend_from_slice(&id.0);
-    }
-
-    /// The replica, which has just begun, is a clone.
-    pub fn origin(&mut self, segment: SegmentId, snapshot: SnapshotId) {
-        self.op(OP_ORIGIN, 32, 0);
-        self.bytes.extend_from_slice(&segment.0);
-        self.bytes.extend_from_slice(&snapshot.0);
-    }
-
-    /// What the replica knows of another member's openings.
-    pub fn seen(&mut self, seen: &Seen) {
-        self.op(OP_SEEN, Seen::BYTES as u32, seen.no.0);
-        self.bytes.extend_from_slice(&seen.opening.encode());
-        self.bytes.extend_from_slice(&seen.sealed.0.to_le_bytes());
-    }
-
-    /// Enough of the other members believe this opening of the store.
-    pub fn believed(&mut self, id: OpeningId) {
-        self.op(OP_BELIEVED, OpeningId::BYTES as u32, 0);
-        self.bytes.extend_from_slice(&OpeningId::encode(Some(id)));
-    }
-
-    /// The store is opened with this batch, and its node has written down the opening before, or not.
-    pub fn opened(&mut self, vouched: bool) {
-        self.op(OP_OPENED, u32::from(vouched), 0);
-    }
-
-    /// The group is these members from here on, by force: no entry is of an older term, and no change of members before this counts.
-    pub fn forced(&mut self, term: Term, members: &Members) {
-        let members = members.encode();
-        self.op(OP_FORCED, members.len() as u32, term.0);
-        self.bytes.extend_from_slice(&members);
-    }
-
-    /// A whole entry of ops that [`decode_ops`] took before.
-    pub fn raw(&mut self, replica: u32, term: Term, index: Index, ops: &[u8]) {
-        self.entry(replica, term, index);
-        let count = RawOps(ops).count() as u16;
-        self.bytes[self.entry_at + 4..self.entry_at + 6].copy_from_slice(&count.to_le_bytes());
-        self.bytes.extend_from_slice(ops);
-    }
-
-    /// The entry that was put last stands in an earlier batch too: it replaces nothing, but its payload may be read here.
-    pub fn again(&mut self) {
-        self.bytes[self.entry_at + 6] = AGAIN;
-    }
-
-    /// A whole entry of a group's log, of either kind; takes [`logged_len`] bytes.
-    pub fn logged(&mut self, replica: u32, entry: &peer::Entry) {
-        match entry.kind {
-            EntryKind::Ops => self.raw(replica, entry.term, entry.index, &entry.bytes),
-            EntryKind::Members => {
-                self.entry(replica, entry.term, entry.index);
-                self.members_bytes(&entry.bytes);
-            }
-        }
-    }
-}
-
 const OP_WRITE: u8 = 1;
 const OP_ZERO: u8 = 2;
 const OP_CREATE: u8 = 3;
@@ -479,6 +249,8 @@ const OP_SNAPSHOT: u8 = 13;
 const OP_UNSNAPSHOT: u8 = 14;
 const OP_ORIGIN: u8 = 15;
 const OP_RESERVE: u8 = 16;
+const OP_LAYER: u8 = 17;
+const OP_STACK: u8 = 18;
 const OP_SEEN: u8 = 24;
 const OP_BELIEVED: u8 = 25;
 const OP_OPENED: u8 = 26;
@@ -533,7 +305,11 @@ pub enum Op {
     /// The volume's reservations from here on: all of them, whatever they were.
     Reserve(Box<Reservations>),
     /// The volume as of here is kept. The last op of its entry, so that an entry's index tells which layer its ops belong to.
-    Snapshot(Box<SnapshotShape>),
+    Snapshot {
+        /// Size of the volume.
+        blocks: u64,
+        shape: Box<SnapshotShape>,
+    },
     /// The snapshot is no more.
     Unsnapshot(SnapshotId),
     /// The replica, which has just begun, is a clone of that snapshot of another of the same store.
@@ -541,6 +317,10 @@ pub enum Op {
         segment: SegmentId,
         snapshot: SnapshotId,
     },
+    /// A layer of the stack that the next install brings.
+    Layer(Box<KeptRow>),
+    /// The replica's layers from the install before it on: the last `kept` of those that ops [`Op::Layer`] told, lowest first, and an empty live one.
+    Stack(StackOp),
     /// What the replica knows of another member's openings.
     Seen(Box<Seen>),
     /// Enough of the other members believe this opening of the store.
@@ -556,9 +336,20 @@ pub enum Op {
     },
 }
 
+/// What an install says of layers, beside those that snapshots hold.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct StackOp {
+    pub live: u32,
+    pub since: Index,
+    pub kept: u32,
+    /// Entry up to which the log before the install was applied.
+    pub applied: Index,
+}
+
 /// An extent that was copied from another member.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct CopyOp {
+    pub layer: u32,
     pub extent: u32,
     /// Entry that changed it last.
     pub changed: u64,
@@ -599,6 +390,11 @@ impl Op {
             _ => &[],
         }
     }
+}
+
+/// Whether nothing follows a marker: an entry's index tells the layer of all its ops.
+pub(crate) fn marker_is_last(ops: &[Op]) -> bool {
+    ops.iter().position(|op| matches!(op, Op::Snapshot { .. })).is_none_or(|at| at + 1 == ops.len())
 }
 
 /// Flag of an entry's head.
@@ -643,22 +439,24 @@ impl Entry {
             Op::Opened { .. } => self.replica == EVERY_MEMBER,
             Op::Create(_) | Op::Members(_) | Op::Ballot { .. } | Op::Delete | Op::Resolved => self.replica != EVERY_MEMBER,
             Op::Install { .. } | Op::Whole { .. } | Op::Copy(_) | Op::Reserve(_) | Op::Origin { .. } => self.replica != EVERY_MEMBER,
-            Op::Seen(_) | Op::Believed(_) | Op::Forced { .. } => self.replica != EVERY_MEMBER,
-            Op::Write { .. } | Op::Zero { .. } | Op::Resize { .. } | Op::Snapshot(_) | Op::Unsnapshot(_) => false,
+            Op::Layer(_) | Op::Stack(_) | Op::Seen(_) | Op::Believed(_) | Op::Forced { .. } => self.replica != EVERY_MEMBER,
+            Op::Write { .. } | Op::Zero { .. } | Op::Resize { .. } | Op::Snapshot { .. } | Op::Unsnapshot(_) => false,
         };
-        let marked = self.ops.iter().position(|op| matches!(op, Op::Snapshot(_)));
         let fits = match self.index.0 {
             0 => self.term.0 == 0 && self.ops.iter().all(own),
             _ => self.ops.iter().all(|op| match op {
                 Op::Ballot { .. } | Op::Doubt { .. } | Op::Resolved => false,
                 Op::Install { .. } | Op::Whole { .. } | Op::Copy(_) => false,
-                Op::Seen(_) | Op::Believed(_) | Op::Opened { .. } | Op::Forced { .. } => false,
+                Op::Layer(_) | Op::Stack(_) | Op::Seen(_) | Op::Believed(_) | Op::Opened { .. } | Op::Forced { .. } => false,
                 Op::Members(_) => self.ops.len() == 1,
                 _ => true,
             }),
         };
-        let fits = fits && marked.is_none_or(|at| at + 1 == self.ops.len());
-        if fits { Ok(()) } else { Err(DecodeError::Value { what: "index of an entry, by its term and ops", found: self.index.0 }) }
+        if fits && marker_is_last(&self.ops) {
+            Ok(())
+        } else {
+            Err(DecodeError::Value { what: "index of an entry, by its term and ops", found: self.index.0 })
+        }
     }
 }
 
@@ -731,12 +529,17 @@ impl Iterator for RawOps<'_> {
         let after = match kind {
             OP_WRITE => 4 * count as usize,
             OP_CREATE | OP_MEMBERS | OP_BALLOT | OP_DOUBT | OP_INSTALL | OP_COPY | OP_RESERVE | OP_SNAPSHOT | OP_UNSNAPSHOT | OP_ORIGIN
-            | OP_SEEN | OP_BELIEVED | OP_FORCED => count as usize,
+            | OP_LAYER | OP_STACK | OP_SEEN | OP_BELIEVED | OP_FORCED => count as usize,
             _ => 0,
         };
         self.0 = rest.get(OP_HEAD - 4 + after..).unwrap_or(&[]);
         Some((kind, count))
     }
+}
+
+/// Whether an entry's ops end with a snapshot's marker. Looks no further: for bytes that [`decode_ops`] took before.
+pub(crate) fn is_marker(ops: &[u8]) -> bool {
+    RawOps(ops).any(|(kind, _)| kind == OP_SNAPSHOT)
 }
 
 /// Payload blocks that an entry's ops have. Looks no further: for bytes that [`decode_ops`] took before.
@@ -771,9 +574,7 @@ fn take_op(r: &mut Take<'_>) -> Result<Op, DecodeError> {
         OP_CREATE => Op::Create(Box::new(ReplicaShape::take(&mut Take::new(r.bytes(count as usize)?, 0, WHAT_OPS))?)),
         OP_DELETE => Op::Delete,
         OP_RESIZE => {
-            if block == 0 || block > crate::VOLUME_BLOCKS_MAX {
-                return Err(DecodeError::Limit { what: "volume size in blocks", found: block, limit: crate::VOLUME_BLOCKS_MAX });
-            }
+            check_size(block)?;
             Op::Resize { blocks: block }
         }
         OP_MEMBERS => {
@@ -808,28 +609,31 @@ fn take_op(r: &mut Take<'_>) -> Result<Op, DecodeError> {
             Op::Install { as_of: Index(block), index, index_term, members }
         }
         OP_WHOLE => {
-            if block == 0 || block > crate::VOLUME_BLOCKS_MAX {
-                return Err(DecodeError::Limit { what: "volume size in blocks", found: block, limit: crate::VOLUME_BLOCKS_MAX });
-            }
+            check_size(block)?;
             Op::Whole { blocks: block }
         }
         OP_COPY => {
             check_range(block, EXTENT_BLOCKS as u32)?;
             let mut r = Take::new(r.bytes(count as usize)?, 0, WHAT_OPS);
             let (changed, states, mask) = (r.count("entry that changed an extent")?, States::take(&mut r)?, r.u16()?);
-            if r.u16()? != 0 || block % EXTENT_BLOCKS != 0 || r.left() != 4 * states.data_blocks() as usize {
+            let layer = match r.u16()? {
+                0 => 0,
+                1 => crate::layer::take_upper(&mut r)?,
+                other => return Err(DecodeError::Value { what: "flags of a copy", found: other.into() }),
+            };
+            if block % EXTENT_BLOCKS != 0 || r.left() != 4 * states.data_blocks() as usize {
                 return Err(DecodeError::Value { what: "extent of a copy, or its checksums, first block", found: block });
             }
             let crcs = (0..states.data_blocks()).map(|_| r.u32()).collect::<Result<_, _>>()?;
-            Op::Copy(Box::new(CopyOp { extent: (block / EXTENT_BLOCKS) as u32, changed, states, mask, crcs }))
+            Op::Copy(Box::new(CopyOp { layer, extent: (block / EXTENT_BLOCKS) as u32, changed, states, mask, crcs }))
         }
         OP_RESERVE => {
             zero_block(block)?;
             Op::Reserve(Box::new(Reservations::decode(r.bytes(count as usize)?)?))
         }
         OP_SNAPSHOT => {
-            zero_block(block)?;
-            Op::Snapshot(Box::new(SnapshotShape::take(&mut Take::new(r.bytes(count as usize)?, 0, WHAT_OPS))?))
+            check_size(block)?;
+            Op::Snapshot { blocks: block, shape: Box::new(SnapshotShape::take(&mut Take::new(r.bytes(count as usize)?, 0, WHAT_OPS))?) }
         }
         OP_UNSNAPSHOT => {
             zero_block(block)?;
@@ -840,6 +644,21 @@ fn take_op(r: &mut Take<'_>) -> Result<Op, DecodeError> {
             zero_block(block)?;
             expect_len(count, 32)?;
             Op::Origin { segment: SegmentId(r.id()?), snapshot: SnapshotId(r.id()?) }
+        }
+        OP_LAYER => {
+            zero_block(block)?;
+            let mut r = Take::new(r.bytes(count as usize)?, 0, WHAT_OPS);
+            let row = KeptRow::take(&mut r)?;
+            expect_len(r.left() as u32, 0)?;
+            Op::Layer(Box::new(row))
+        }
+        OP_STACK => {
+            expect_len(count, 16)?;
+            let (live, kept, applied) = (r.u32()?, r.u32()?, Index(r.count("entry that was applied")?));
+            if !(1..LAYER_NO_LIMIT).contains(&live) || block == 0 || block >= crate::COUNT_LIMIT {
+                return Err(DecodeError::Value { what: "number or marker of a layer, number", found: live.into() });
+            }
+            Op::Stack(StackOp { live, since: Index(block), kept, applied })
         }
         OP_SEEN => {
             let mut r = Take::new(r.bytes(count as usize)?, 0, WHAT_OPS);
@@ -874,6 +693,13 @@ fn take_op(r: &mut Take<'_>) -> Result<Op, DecodeError> {
 /// The block number of an op that has no use for one.
 fn zero_block(block: u64) -> Result<(), DecodeError> {
     if block == 0 { Ok(()) } else { Err(DecodeError::Value { what: "block of an op without one", found: block }) }
+}
+
+fn check_size(blocks: u64) -> Result<(), DecodeError> {
+    match blocks {
+        1..=crate::VOLUME_BLOCKS_MAX => Ok(()),
+        found => Err(DecodeError::Limit { what: "volume size in blocks", found, limit: crate::VOLUME_BLOCKS_MAX }),
+    }
 }
 
 fn expect_len(found: u32, len: u32) -> Result<(), DecodeError> {

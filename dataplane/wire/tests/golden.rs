@@ -89,6 +89,7 @@ fn batch_v3_of_each_kind_and_both_sizes() {
         ("batch-v3-reserved.bin", sample::reserved_batch()),
         ("batch-v3-snapshot.bin", sample::snapshot_batch()),
         ("batch-v3-seen.bin", sample::seen_batch()),
+        ("batch-v3-layered.bin", sample::layered_batch()),
         ("batch-v3-data-two-blocks.bin", sample::long_batch()),
         ("batch-v3-seal.bin", sample::seal()),
         ("batch-v3-open.bin", sample::open()),
@@ -122,10 +123,14 @@ fn batch_v3_of_each_kind_and_both_sizes() {
     assert_eq!((&entries[0].ops[1], &entries[1].ops[1]), (&reserve, &reserve));
     assert_eq!(entries[1].logged().unwrap().ops(), Ok(entries[1].ops.clone()));
     let entries = decode_section(sample::snapshot_batch().own.bytes(), 1).unwrap();
-    assert_eq!(entries[0].ops[1], Op::Snapshot(Box::new(sample::snapshot(0xb0))));
+    assert_eq!(entries[0].ops[1], Op::Snapshot { blocks: 0x1112, shape: Box::new(sample::snapshot(0xb0)) });
     assert_eq!(entries[1].ops, [Op::Unsnapshot(sample::snapshot(0xc0).id)]);
     let segment = SegmentId(sample::snapshot(0xd0).id.0);
     assert_eq!(entries[2].ops[1], Op::Origin { segment, snapshot: sample::snapshot(0xe0).id });
+    let entries = decode_section(sample::layered_batch().own.bytes(), 2).unwrap();
+    let rows: Vec<_> = sample::stack().kept.into_iter().map(|row| Op::Layer(Box::new(row))).collect();
+    assert_eq!((&entries[0].ops, &entries[1].ops[2]), (&rows, &Op::Stack(sample::stack_op())));
+    assert_eq!(entries[2].ops, [Op::Copy(Box::new(sample::copy_in_layer()))]);
     let entries = decode_section(sample::seen_batch().own.bytes(), 0).unwrap();
     assert_eq!(entries[1].ops, [Op::Seen(Box::new(sample::peer::seen()[1]))]);
     assert_eq!(entries[2].ops, [Op::Believed(sample::peer::past().believed.unwrap())]);

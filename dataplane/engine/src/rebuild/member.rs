@@ -2,7 +2,8 @@
 //! not answered, and whole when there is nothing left to ask for.
 
 use super::{Copy, Own};
-use crate::config::RebuildView;
+use crate::config::{Canary, RebuildView};
+use crate::map::{LayerKey, PageKey, Replica};
 use crate::port::*;
 use crate::store::Store;
 use penstock_wire::batch::CopyOp;
@@ -40,9 +41,12 @@ struct Out {
 pub(crate) struct Rebuild {
     /// All content is whole as of this entry; of what changed since nothing is known.
     pub as_of: Index,
-    /// The log begins after this entry: no copy is older.
+    /// The log begins after this entry, or it was applied when all layers beneath were whole: no copy is older.
     from: Index,
-    /// Pages with something on them when it began: what came since came from entries that every source has applied or this member's log has.
+    /// The layer that is being copied, and how many were before.
+    layer: Option<LayerNo>,
+    walked: u64,
+    /// Its pages with something on them when it began: what came since came from entries that every source has applied or this member's log has.
     pages: Option<Vec<u64>>,
     /// Extents before this one are answered.
     next: u64,
@@ -73,6 +77,8 @@ impl Rebuild {
         Self {
             as_of,
             from,
+            layer: None,
+            walked: 0,
             pages: None,
             next: 0,
             ask: None,
@@ -89,9 +95,18 @@ impl Rebuild {
         }
     }
 
-    pub fn view(&self, blocks: u64) -> RebuildView {
-        let total = blocks.div_ceil(EXTENT_BLOCKS);
-        RebuildView { done: self.next.min(total), total }
+    pub fn view(&self, replica: &Replica) -> RebuildView {
+        let extents = replica.shape.blocks.div_ceil(EXTENT_BLOCKS);
+        let layers =
+            std::iter::successors(self.next_layer(replica, self.layer), |layer| self.next_layer(replica, Some(*layer))).count() as u64;
+        let (walked, left) = (self.walked, layers + u64::from(self.layer.is_some()));
+        RebuildView { done: walked * extents + self.next.min(extents), total: (walked + left.max(1)) * extents }
+    }
+
+    /// The layer to be copied after `before`. What was frozen by the entry that all content is whole as of is whole.
+    fn next_layer(&self, replica: &Replica, before: Option<LayerNo>) -> Option<LayerNo> {
+        let wants = |layer: &LayerNo| replica.end_of(*layer).is_none_or(|at| at > self.as_of);
+        std::iter::successors(replica.kept_above(before), |layer| replica.kept_above(Some(*layer))).find(wants)
     }
 }
 
@@ -106,10 +121,15 @@ impl Store {
 
     fn ask_on<M: Memory>(&mut self, no: ReplicaNo, mem: &mut M, fx: &mut Effects) -> Option<()> {
         let now = self.now;
-        let applied = self.map.live(no)?.applied;
+        let replica = self.map.live(no)?;
+        let (applied, resized_to) = (replica.applied, replica.shape.blocks);
+        let rebuild = replica.member.as_deref()?.rebuild.as_ref()?;
+        let all = !self.canary(Canary::CopyLiveAlone);
+        let above = if all { rebuild.next_layer(replica, rebuild.layer) } else { Some(replica.live.no) };
         let member = self.member_mut(no)?;
         let (me, view, members) = (member.me, member.group()?.view()?, &member.members);
         let rebuild = member.rebuild.as_mut()?;
+        rebuild.layer = rebuild.layer.or(above);
         rebuild.covered.retain(|(_, last)| *last > applied);
         if rebuild.whole {
             return None;
@@ -132,9 +152,14 @@ impl Store {
             if left {
                 return None;
             }
+            if let Some(layer) = above.filter(|layer| rebuild.layer != Some(*layer)) {
+                (rebuild.layer, rebuild.walked, rebuild.next, rebuild.pages) = (Some(layer), rebuild.walked + 1, 0, None);
+                rebuild.from = applied;
+                return None;
+            }
             let resized = rebuild.resized > as_of;
             rebuild.whole = true;
-            let blocks = if resized { self.map.get(no)?.shape.blocks } else { blocks };
+            let blocks = if resized { resized_to } else { blocks };
             self.queue_own(no, Own::Whole { blocks });
             return None;
         }
@@ -159,21 +184,23 @@ impl Store {
             None => self.next_range(no, mem, fx)?,
         };
         let segment = self.map.get(no)?.shape.segment;
+        let layer = self.member(no)?.rebuild.as_ref()?.layer?.0;
         let id = self.number_word();
         let rebuild = self.member_mut(no)?.rebuild.as_mut()?;
         if let Some(extent) = single {
             rebuild.again.remove(&extent);
         }
         rebuild.ask = Some(Out { id, to, first, until, single, sent: now, answered: Vec::new() });
-        let ask = CopyAsk { id, segment, from: me, to, first, until, room: room as u32, changed };
+        let ask = CopyAsk { id, segment, from: me, to, layer, first, until, room: room as u32, changed };
         self.send_word(no, to, PeerWord::CopyAsk(ask), fx);
         Some(())
     }
 
     /// The extents to ask for next, and what is here of them; `None` until their pages are loaded.
     fn next_range<M: Memory>(&mut self, no: ReplicaNo, mem: &mut M, fx: &mut Effects) -> Option<(u64, u64, Vec<u64>)> {
+        let layer = LayerKey { replica: no, layer: self.member(no)?.rebuild.as_ref()?.layer? };
         if self.member(no)?.rebuild.as_ref()?.pages.is_none() {
-            let pages = self.pages_with_something(no);
+            let pages = self.pages_with_something(layer);
             self.member_mut(no)?.rebuild.as_mut()?.pages = Some(pages);
         }
         let rebuild = self.member(no)?.rebuild.as_ref()?;
@@ -187,7 +214,7 @@ impl Store {
         let mut changed = Vec::with_capacity((listed_end - first) as usize);
         let mut loaded = true;
         for extent in first..listed_end {
-            match self.changed_of(no, extent, mem, fx) {
+            match self.changed_of(layer, extent, mem, fx) {
                 Some((of, damaged)) => changed.push(if damaged || of > as_of.0 { CopyAsk::ANY } else { of }),
                 None => loaded = false,
             }
@@ -230,7 +257,8 @@ impl Store {
                     rebuild.rest = Millis(now.0 + REST_MS);
                     return None;
                 }
-                let op = CopyOp { extent: extent as u32, changed, states, mask: u16::MAX, crcs };
+                let layer = rebuild.layer?.0;
+                let op = CopyOp { layer, extent: extent as u32, changed, states, mask: u16::MAX, crcs };
                 self.take_copy(no, op, applied, payload);
             }
             Copied::Done { until, answers, blocks } => {
@@ -258,12 +286,15 @@ impl Store {
         let now = self.now;
         let blocks = op.crcs.len() as u64;
         let extent = op.extent;
+        let layer = LayerKey { replica: no, layer: LayerNo(op.layer) };
         let mut promises = None;
         let fits = self.ring_takes(blocks + 1);
         if fits {
-            promises = match blocks {
-                0 => Some(0),
-                _ => self.promise_extents(no, u64::from(extent)..=u64::from(extent), 0).ok(),
+            // Zeros over frozen layers take a page, as they do when they are written.
+            let takes = blocks > 0 || self.map.beneath(layer).is_some() && self.map.page(PageKey::of(layer, extent).0).is_none();
+            promises = match takes {
+                false => Some(0),
+                true => self.promise_extents(layer, false, u64::from(extent)..=u64::from(extent), 0).ok(),
             };
             self.groups.wants_space |= promises.is_none();
         }

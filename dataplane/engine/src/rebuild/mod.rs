@@ -19,6 +19,11 @@
 //!
 //! After a restart it begins at the first extent again; what agrees costs nothing.
 //!
+//! **Layers.** An install brings the volume's layers. Those frozen by what the content is whole as of are whole; the others are copied one after the
+//! other, lowest first: each says what changed over those beneath, and removed layers count to the one above them, at both ends. Zeros are said
+//! over what is there, so while a layer beneath is not whole they may be said too little: a layer's copies are as of an entry that was applied here
+//! when all beneath it were whole, or later. A layer that begins meanwhile is walked in its turn. Nothing is merged into what copies may still go to.
+//!
 //! Files: `source` (the giving side), `member` (the asking), here what both the log and the asking know. Not here: raft's part
 //! ([`crate::replica`]), and what recovery finds of it (`rejoin`).
 
@@ -31,15 +36,20 @@ pub(crate) use source::Source;
 use crate::carry::{Carries, Item};
 use crate::config::Canary;
 use crate::index::{GroupKey, Slot, Version};
+use crate::map::LayerKey;
 use crate::member::Member;
 use crate::port::*;
 use crate::reserve::Guard;
 use crate::store::Store;
-use penstock_wire::batch::{CopyOp, Op, Section, WHOLE_LEN, copy_len, forced_len, install_len};
+use penstock_wire::batch::{CopyOp, Op, Section, StackOp, WHOLE_LEN, copy_len, forced_len, install_len, layers_len};
+use penstock_wire::layer::KeptRow;
 use penstock_wire::page::BlockState;
 use penstock_wire::peer::{Install, Members};
 use penstock_wire::reservation::Reservations;
 use penstock_wire::{EXTENT_BLOCKS, Index, Seq, Term};
+
+/// Layers that one record carries: with the longest names they take most of a section.
+const LAYERS_CARRIED: usize = 24;
 
 /// The store's own word on a member, on its way through the log.
 #[derive(Debug)]
@@ -50,7 +60,10 @@ pub(crate) enum Own {
         index_term: Term,
         members: Members,
         reservations: Option<Box<Reservations>>,
+        stack: Option<StackOp>,
     },
+    /// Some of the layers of the install that follows.
+    Layers(Vec<KeptRow>),
     Whole {
         blocks: u64,
     },
@@ -77,7 +90,8 @@ pub(crate) struct Copy {
 impl Store {
     pub(crate) fn queue_own(&mut self, no: ReplicaNo, own: Own) {
         let (blocks, bytes) = match &own {
-            Own::Install { members, reservations, .. } => (0, install_len(members, reservations.as_deref())),
+            Own::Install { members, reservations, stack, .. } => (0, install_len(members, reservations.as_deref(), stack.is_some())),
+            Own::Layers(rows) => (0, layers_len(rows)),
             Own::Whole { .. } => (0, WHOLE_LEN),
             Own::Forced { members, .. } => (0, forced_len(members)),
             Own::Copy(copy) => (copy.op.crcs.len() as u32, copy_len(copy.op.crcs.len() as u32)),
@@ -95,10 +109,12 @@ impl Store {
         self.truncate(no, first, mem, fx);
         let replica = self.map.get_mut(no).expect("a group that persists has its member");
         let member = replica.member.as_deref_mut().expect("a group that persists has its member");
-        let Install { index, index_term, members, reservations, .. } = install;
+        let Install { index, index_term, members, reservations, stack, .. } = install;
+        member.markers.clear();
         replica.guard = Guard::of(reservations.clone());
         let before = member.rebuild.take();
-        let as_of = before.as_ref().map_or(replica.applied, |rebuild| rebuild.as_of);
+        let applied = replica.applied;
+        let as_of = before.as_ref().map_or(applied, |rebuild| rebuild.as_of);
         (member.start, member.start_term) = (index, index_term);
         (replica.applied, member.applied_term, replica.proposed) = (index, index_term, index);
         member.members = members.clone();
@@ -113,16 +129,25 @@ impl Store {
         }
         self.drain.unsaved = true;
         self.counters.rebuilds += 1;
-        self.queue_own(no, Own::Install { as_of, index, index_term, members, reservations });
+        let stack = stack.map(|stack| {
+            self.map.restack(no, &stack, applied, self.stream.persisted());
+            self.count_merges();
+            for rows in stack.kept.chunks(LAYERS_CARRIED) {
+                self.queue_own(no, Own::Layers(rows.to_vec()));
+            }
+            StackOp { live: stack.live, since: stack.since, kept: stack.kept.len() as u32, applied }
+        });
+        self.queue_own(no, Own::Install { as_of, index, index_term, members, reservations, stack });
     }
 
     /// What a leader gives a member that its log does not reach: what is applied here.
     pub(crate) fn offer_install(&mut self, no: ReplicaNo) {
         let reservations = self.reservations(no);
         let Some(replica) = self.map.get_mut(no) else { return };
-        let index = replica.applied;
+        let (index, stack) = (replica.applied, replica.stack().map(Box::new));
         let Some(member) = replica.member.as_deref_mut().filter(|member| member.rebuild.is_none() && index.0 > 0) else { return };
-        let install = Install { index, index_term: member.applied_term, digest: [0; 16], members: member.members.clone(), reservations };
+        let (index_term, members) = (member.applied_term, member.members.clone());
+        let install = Install { index, index_term, digest: [0; 16], members, reservations, stack };
         if let Some(group) = member.group_mut() {
             group.offer_install(install);
         }
@@ -130,15 +155,18 @@ impl Store {
 
     /// Blocks of an extent that a copy as of `applied` may set: those that no entry after it writes, as far as the log of this member goes. The
     /// second is the last such entry that is not applied.
-    fn mask_of(&self, no: ReplicaNo, extent: u32, applied: Index) -> (u16, Option<Index>) {
+    fn mask_of(&self, no: ReplicaNo, layer: LayerNo, extent: u32, applied: Index) -> (u16, Option<Index>) {
         if self.canary(Canary::CopyOverNewer) {
             return (u16::MAX, None);
         }
         let Some(replica) = self.map.get(no) else { return (0, None) };
         let Some(member) = replica.member.as_deref().filter(|member| member.start <= applied) else { return (0, None) };
+        // What comes after the layer's marker changes another.
+        let end = replica.end_of(layer).or(member.markers.first().copied()).unwrap_or(Index(u64::MAX));
         let (mut mask, mut last) = (u16::MAX, None);
         let first = u64::from(extent) * EXTENT_BLOCKS;
-        for logged in member.log.iter().skip((applied.0 - member.start.0) as usize) {
+        let newer = member.log.iter().skip((applied.0 - member.start.0) as usize);
+        for logged in newer.take_while(|logged| logged.entry.index <= end) {
             let before = mask;
             for op in logged.entry.ops().unwrap_or_default() {
                 let (from, end) = match &op {
@@ -162,7 +190,7 @@ impl Store {
 
     /// What a copy says in the log: as things stand, which is as they will stand behind it.
     fn record_of(&self, no: ReplicaNo, copy: &Copy) -> (CopyOp, Option<Index>) {
-        let (free, last) = self.mask_of(no, copy.op.extent, copy.applied);
+        let (free, last) = self.mask_of(no, LayerNo(copy.op.layer), copy.op.extent, copy.applied);
         // Where some of it is newer, it is none of any one entry. What is put back changes nothing.
         let changed = if copy.repairs || free == u16::MAX { copy.op.changed } else { copy.op.changed.max(copy.applied.0) };
         (CopyOp { mask: copy.op.mask & free, changed, ..copy.op.clone() }, last)
@@ -171,12 +199,12 @@ impl Store {
     pub(crate) fn describe_own(&self, no: ReplicaNo, id: u32, section: &mut Section) {
         section.entry(no.0, Term(0), Index(0));
         match &self.groups.own[&id] {
-            Own::Install { as_of, index, index_term, members, reservations } => {
+            Own::Install { as_of, index, index_term, members, reservations, stack } => {
                 section.install(*as_of, *index, *index_term, members);
-                if let Some(state) = reservations {
-                    section.reserve(state);
-                }
+                reservations.iter().for_each(|state| section.reserve(state));
+                stack.iter().for_each(|stack| section.stack(stack));
             }
+            Own::Layers(rows) => rows.iter().for_each(|row| section.layer(row)),
             Own::Whole { blocks } => section.whole(*blocks),
             Own::Forced { term, members } => section.forced(*term, members),
             Own::Copy(copy) => section.copy(&self.record_of(no, copy).0),
@@ -216,7 +244,7 @@ impl Store {
             Some(Own::Copy(copy)) => self.copy_persisted(no, copy, seq, at),
             Some(Own::Whole { blocks }) => self.whole_persisted(no, blocks, fx),
             Some(Own::Forced { .. }) => self.forced_in(no, seq),
-            Some(Own::Install { .. }) | None => {}
+            Some(Own::Install { .. } | Own::Layers(_)) | None => {}
         }
     }
 
@@ -227,7 +255,7 @@ impl Store {
         let mut promises = copy.promises;
         if self.map.live(no).is_some() {
             self.apply_copy(no, &copy.op, seq, at);
-            let key = GroupKey { layer: self.map.live_layer(no), extent: copy.op.extent };
+            let key = key_of(no, &copy.op);
             let takes = promises > 0 && !self.has_place(key);
             if let Some(id) = self.index.find(key).filter(|id| takes && !self.index.group(*id).promised) {
                 self.index.group_mut(id).promised = true;
@@ -244,12 +272,16 @@ impl Store {
 
     /// Sets the blocks of a copy that count.
     pub(crate) fn apply_copy(&mut self, no: ReplicaNo, op: &CopyOp, seq: Seq, at: u32) {
-        let layer = self.map.live_layer(no);
+        let layer = key_of(no, op).layer;
+        if self.map.layer(layer).is_none() {
+            return;
+        }
         for (block, state, of) in op.blocks() {
             let version = match state {
                 BlockState::Data => Version::Log { at: at + of as u32, crc: op.crcs[of] },
                 BlockState::Lost => Version::Lost,
-                BlockState::Zero | BlockState::Inherit => Version::Zero,
+                BlockState::Zero => Version::Zero,
+                BlockState::Inherit => Version::Inherit,
             };
             self.put_slot(layer, block, Slot { seq, version }, op.changed);
         }
@@ -260,8 +292,9 @@ impl Store {
         match op {
             Op::Copy(copy) => {
                 self.apply_copy(no, copy, seq, at);
-                if copy.blocks().any(|(_, state, _)| state == BlockState::Data)
-                    && let Some(id) = self.index.find(GroupKey { layer: self.map.live_layer(no), extent: copy.extent })
+                let takes = |(_, state, _)| state == BlockState::Data || copy.layer > 0;
+                if copy.blocks().any(takes)
+                    && let Some(id) = self.index.find(key_of(no, copy))
                     && !std::mem::replace(&mut self.index.group_mut(id).promised, true)
                 {
                     self.space.promise_again();
@@ -277,6 +310,7 @@ impl Store {
     }
 
     fn whole_persisted(&mut self, no: ReplicaNo, blocks: u64, fx: &mut Effects) {
+        let persisted = self.stream.persisted();
         let Some(replica) = self.map.get_mut(no) else { return };
         let resized = replica.shape.blocks != blocks;
         let Some(member) = replica.member.as_deref_mut() else { return };
@@ -292,6 +326,8 @@ impl Store {
             fx.list.push(Effect::Notice(Notice::Replica { replica: no, shape: Box::new(replica.shape.clone()), gone: false }));
         }
         self.groups.rebuilding.retain(|listed| *listed != no);
+        self.map.settle_removed(no, persisted);
+        self.count_merges();
         self.touch(no);
     }
 
@@ -335,18 +371,22 @@ impl Store {
 
     /// A log that begins anew, or a membership by force, is not durable yet: no checkpoint begins that would know of it before the log does.
     pub(crate) fn is_installing(&self) -> bool {
-        self.groups.own.values().any(|own| matches!(own, Own::Install { .. } | Own::Forced { .. }))
+        self.groups.own.values().any(|own| matches!(own, Own::Install { .. } | Own::Layers(_) | Own::Forced { .. }))
     }
 
     /// Extents that copies on their way count on, and promises that they hold.
     pub(crate) fn copies_touch(&self, key: GroupKey) -> bool {
-        let of = |item: &Own| matches!(item, Own::Copy(copy) if copy.op.extent == key.extent);
+        let of = |item: &Own| matches!(item, Own::Copy(copy) if copy.op.extent == key.extent && copy.op.layer == key.layer.layer.0);
         self.member(key.layer.replica).is_some() && self.groups.own.values().any(of)
     }
 
     pub(crate) fn copy_promises(&self) -> u64 {
         self.groups.own.values().map(|own| if let Own::Copy(copy) = own { u64::from(copy.promises) } else { 0 }).sum()
     }
+}
+
+fn key_of(no: ReplicaNo, op: &CopyOp) -> GroupKey {
+    GroupKey { layer: LayerKey { replica: no, layer: LayerNo(op.layer) }, extent: op.extent }
 }
 
 impl Member {

@@ -6,7 +6,7 @@
 use crate::config::Canary;
 use crate::epoch::Epoch;
 use crate::index::GroupKey;
-use crate::map::{Known, PageKey};
+use crate::map::{Known, LayerKey, PageKey};
 use crate::member::Member;
 use crate::port::*;
 use crate::read::Place;
@@ -67,6 +67,12 @@ enum Stage {
     Out,
     /// Verified: to be sent.
     Whole,
+}
+
+impl Asked {
+    fn layer(&self) -> LayerKey {
+        LayerKey { replica: self.no, layer: LayerNo(self.ask.layer) }
+    }
 }
 
 /// A member that is, or was, rebuilt from here: when it asked last, and under which number.
@@ -162,7 +168,7 @@ impl Store {
         for mut reading in std::mem::take(&mut source.reading) {
             let asked = source.asks.iter_mut().find(|asked| asked.key == reading.asked);
             if let (Stage::Wanted, Some(asked)) = (reading.stage, &asked) {
-                self.read_extent(asked.no, &mut reading, mem, fx);
+                self.read_extent(asked.layer(), &mut reading, mem, fx);
             }
             match (reading.stage, asked) {
                 (Stage::Out, _) | (Stage::Wanted, Some(_)) => {
@@ -195,11 +201,15 @@ impl Store {
     /// Goes on through the extents of an ask until one must be waited for.
     fn walk_ask<M: Memory>(&mut self, source: &mut Source, asked: &mut Asked, mem: &mut M, fx: &mut Effects) {
         let out_max = self.config.limits.copies_out as usize;
-        let no = asked.no;
+        let layer = asked.layer();
+        if self.is_gone(layer) {
+            // Who asked will know of it when it has applied as much, and finds in the layer above what was here.
+            asked.at = asked.ask.until;
+        }
         let listed = asked.ask.first + asked.ask.changed.len() as u64;
         while asked.at < asked.ask.until && asked.started < asked.ask.room && source.reading.len() < out_max {
             if asked.at >= listed {
-                let pages = asked.beyond.take().unwrap_or_else(|| self.pages_with_something(no));
+                let pages = asked.beyond.take().unwrap_or_else(|| self.pages_with_something(layer));
                 let page = pages[pages.partition_point(|page| (page + 1) * PAGE <= asked.at)..].first().copied();
                 asked.beyond = Some(pages);
                 match page {
@@ -215,7 +225,7 @@ impl Store {
                 }
             }
             let extent = asked.at;
-            let Some((changed, damaged)) = self.changed_of(no, extent, mem, fx) else { return };
+            let Some((changed, damaged)) = self.changed_of(layer, extent, mem, fx) else { return };
             asked.at += 1;
             // An extent of a page that was lost does not tell who changed it.
             if changed == asked.ask.has(extent) && !(damaged && changed == 0) {
@@ -242,20 +252,40 @@ impl Store {
         }
     }
 
-    /// Pages of a volume that there is anything on, in order.
-    pub(super) fn pages_with_something(&self, no: ReplicaNo) -> Vec<u64> {
-        let Some(replica) = self.map.get(no) else { return Vec::new() };
-        let live = self.map.live_layer(no);
-        let grouped = self.index.iter().filter(|group| group.key.layer == live).map(|group| u64::from(group.key.extent) / PAGE);
-        let mut pages: Vec<u64> = replica.live.pages.keys().map(|page| u64::from(*page)).chain(grouped).collect();
+    /// Whether no snapshot holds a layer any more, nor entries change it. One that is not known here begins behind what is applied: it is empty.
+    fn is_gone(&self, layer: LayerKey) -> bool {
+        let live = self.map.live_layer(layer.replica);
+        layer > live || layer < live && self.map.get(layer.replica).is_none_or(|replica| replica.kept(layer.layer).is_none())
+    }
+
+    /// Pages of a layer, with what is to be merged into it, that there is anything on, in order.
+    pub(super) fn pages_with_something(&self, layer: LayerKey) -> Vec<u64> {
+        let fold: Vec<LayerKey> = self.fold_to_send(layer).collect();
+        let grouped = self.index.iter().filter(|group| fold.contains(&group.key.layer)).map(|group| u64::from(group.key.extent) / PAGE);
+        let on_pages = fold.iter().filter_map(|layer| self.map.layer(*layer)).flat_map(|layer| layer.pages.keys());
+        let mut pages: Vec<u64> = on_pages.map(|page| u64::from(*page)).chain(grouped).collect();
         pages.sort_unstable();
         pages.dedup();
         pages
     }
 
-    /// Entry that changed an extent last, 0 where there is nothing, and whether blocks of it are lost; `None` until its page is loaded.
-    pub(super) fn changed_of<M: Memory>(&mut self, no: ReplicaNo, extent: u64, mem: &mut M, fx: &mut Effects) -> Option<(u64, bool)> {
-        let layer = self.map.live_layer(no);
+    fn fold_to_send(&self, layer: LayerKey) -> impl Iterator<Item = LayerKey> {
+        let most = if self.canary(Canary::CopyUnmerged) { 1 } else { usize::MAX };
+        self.map.fold(layer).take(most)
+    }
+
+    /// Entry that changed an extent of a layer last, 0 where there is nothing, and whether blocks of it are lost; `None` until its pages are loaded.
+    pub(super) fn changed_of<M: Memory>(&mut self, layer: LayerKey, extent: u64, mem: &mut M, fx: &mut Effects) -> Option<(u64, bool)> {
+        let fold: Vec<LayerKey> = self.fold_to_send(layer).collect();
+        let (mut changed, mut damaged) = (0, false);
+        for layer in fold {
+            let (of, bad) = self.changed_in(layer, extent, mem, fx)?;
+            (changed, damaged) = (changed.max(of), damaged || bad);
+        }
+        Some((changed, damaged))
+    }
+
+    fn changed_in<M: Memory>(&mut self, layer: LayerKey, extent: u64, mem: &mut M, fx: &mut Effects) -> Option<(u64, bool)> {
         let key = GroupKey { layer, extent: extent as u32 };
         let (mut changed, mut damaged) = match self.map.known(layer, key.extent) {
             Known::Nothing => (0, false),
@@ -273,12 +303,15 @@ impl Store {
     }
 
     /// Looks an extent up and reads it. Stays wanted while memory or its page is missing.
-    fn read_extent<M: Memory>(&mut self, no: ReplicaNo, reading: &mut Reading, mem: &mut M, fx: &mut Effects) {
-        let Some((changed, _)) = self.changed_of(no, reading.extent, mem, fx) else { return };
+    fn read_extent<M: Memory>(&mut self, layer: LayerKey, reading: &mut Reading, mem: &mut M, fx: &mut Effects) {
+        if self.is_gone(layer) {
+            return;
+        }
+        let Some((changed, _)) = self.changed_of(layer, reading.extent, mem, fx) else { return };
         let first = reading.extent * EXTENT_BLOCKS;
         let mut places = [Place::Zero; BLOCKS];
         for (at, place) in places.iter_mut().enumerate() {
-            match self.place_of(self.map.live_layer(no), first + at as u64) {
+            match self.place_in_fold(layer, first + at as u64) {
                 Ok(found) => *place = found,
                 Err(_) => return,
             }
@@ -288,7 +321,7 @@ impl Store {
             let Some(buf) = mem.alloc(BLOCKS as u32) else { return };
             reading.buf = Some(buf);
         }
-        reading.applied = self.map.get(no).expect("it is given from here").applied;
+        reading.applied = self.map.get(layer.replica).expect("it is given from here").applied;
         reading.changed = changed;
         (reading.out, reading.failed) = (0, false);
         let whole_runs = reading.strikes == 0;
@@ -332,18 +365,17 @@ impl Store {
         let is_bad = |at: usize| matches!(places[at], Place::At(_, crc) if penstock_wire::crc32c(&bytes[at * BLOCK..][..BLOCK]) != crc);
         let bad: Vec<usize> = (0..BLOCKS).filter(|at| is_bad(*at)).collect();
         let asked = self.reading(id).asked;
-        let no = self.groups.source.asks.iter().find(|other| other.key == asked).map(|asked| asked.no);
+        let layer = self.groups.source.asks.iter().find(|other| other.key == asked).map(Asked::layer);
         let reading = self.reading(id);
         if bad.is_empty() {
             settle_states(reading);
             return;
         }
         reading.stage = Stage::Wanted;
-        let Some(no) = no else { return };
+        let Some(layer) = layer else { return };
         // The drain may have overwritten it in place meanwhile: look again.
-        let layer = self.map.live_layer(no);
         let moving = self.is_moving(layer, extent);
-        let stands = |at: &usize| self.place_of(layer, extent * EXTENT_BLOCKS + *at as u64) == Ok(places[*at]);
+        let stands = |at: &usize| self.place_in_fold(layer, extent * EXTENT_BLOCKS + *at as u64) == Ok(places[*at]);
         if moving && !failed || !bad.iter().all(stands) {
             return;
         }
@@ -357,8 +389,8 @@ impl Store {
         for at in bad {
             let Place::At(place, crc) = places[at] else { continue };
             let block = extent * EXTENT_BLOCKS + at as u64;
-            self.found_bad(no, block, place, fx);
-            if self.begin_fetch(no, block, place, crc, Waiter::Copy { id, at }) {
+            self.found_bad(layer.replica, block, place, fx);
+            if self.begin_fetch(layer.replica, block, place, crc, Waiter::Copy { id, at }) {
                 out += 1;
             } else {
                 self.reading(id).places[at] = Place::Lost;
@@ -435,6 +467,7 @@ fn settle_states(reading: &mut Reading) {
             match place {
                 Place::At(..) => BlockState::Data,
                 Place::Zero | Place::Unread => BlockState::Zero,
+                Place::Beneath => BlockState::Inherit,
                 Place::Lost => BlockState::Lost,
             },
         );

@@ -2,6 +2,7 @@
 //! leader proposes to itself, which raft insists on decoding; it leaves no process.
 
 use super::log::conf_state;
+use penstock_wire::layer::Stack;
 use penstock_wire::peer::{Append, BODY_MAX, Entry, EntryKind, Install, MemberNo, Members, Message, MessageBody, Round};
 use penstock_wire::reservation::Reservations;
 use penstock_wire::{Index, SegmentId, Term, batch};
@@ -53,9 +54,14 @@ pub(super) fn round(bytes: &[u8]) -> Option<Round> {
 }
 
 pub(super) fn snapshot(install: &Install) -> eraftpb::Snapshot {
-    let (members, state) = (install.members.encode(), install.reservations.as_ref().map(|state| state.encode()));
-    let len = (members.len() as u32).to_le_bytes();
-    let data = [&install.digest[..], &len, &members, &state.unwrap_or_default()].concat().into();
+    let state = install.reservations.as_ref().map(|state| state.encode()).unwrap_or_default();
+    let stack = install.stack.as_ref().map(|stack| stack.encode()).unwrap_or_default();
+    let mut data = install.digest.to_vec();
+    for piece in [install.members.encode(), state, stack] {
+        data.extend((piece.len() as u32).to_le_bytes());
+        data.extend(piece);
+    }
+    let data = data.into();
     let mut snapshot = eraftpb::Snapshot { data, ..Default::default() };
     let metadata = snapshot.mut_metadata();
     metadata.index = install.index.0;
@@ -64,11 +70,19 @@ pub(super) fn snapshot(install: &Install) -> eraftpb::Snapshot {
     snapshot
 }
 
+/// Bytes in front of which their number stands, and what comes after them.
+fn piece(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
+    let (len, rest) = bytes.split_first_chunk::<4>()?;
+    rest.split_at_checked(u32::from_le_bytes(*len) as usize)
+}
+
 pub(super) fn install(snapshot: &eraftpb::Snapshot) -> Option<Install> {
     let (digest, rest) = snapshot.data.split_first_chunk::<16>()?;
-    let (len, rest) = rest.split_first_chunk::<4>()?;
-    let (members, state) = rest.split_at_checked(u32::from_le_bytes(*len) as usize)?;
+    let (members, rest) = piece(rest)?;
+    let (state, rest) = piece(rest)?;
+    let (stack, _) = piece(rest)?;
     let reservations = if state.is_empty() { None } else { Some(Box::new(Reservations::decode(state).ok()?)) };
+    let stack = if stack.is_empty() { None } else { Some(Box::new(Stack::decode(stack).ok()?)) };
     let metadata = snapshot.get_metadata();
     Some(Install {
         index: Index(metadata.index),
@@ -76,6 +90,7 @@ pub(super) fn install(snapshot: &eraftpb::Snapshot) -> Option<Install> {
         digest: *digest,
         members: Members::decode(members).ok()?,
         reservations,
+        stack,
     })
 }
 

@@ -659,7 +659,14 @@ fn installing() -> (Bench, usize, usize, Index) {
     let index = (0..5).map(|value| bench.propose(leader, value)).last().unwrap();
     let view = bench.view(leader);
     bench.groups[leader].trim(index);
-    bench.groups[leader].offer_install(Install { index, index_term: view.term, digest: [9; 16], members: members(3), reservations: None });
+    bench.groups[leader].offer_install(Install {
+        index,
+        index_term: view.term,
+        digest: [9; 16],
+        members: members(3),
+        reservations: None,
+        stack: None,
+    });
     bench.linked[behind] = true;
     bench.fast[behind] = false;
     bench.tick(5);
@@ -691,7 +698,14 @@ fn install_without_a_result_is_offered_again() {
     let index = (0..5).map(|value| bench.propose(leader, value)).last().unwrap();
     let term = bench.view(leader).term;
     bench.groups[leader].trim(index);
-    bench.groups[leader].offer_install(Install { index, index_term: term, digest: [9; 16], members: members(3), reservations: None });
+    bench.groups[leader].offer_install(Install {
+        index,
+        index_term: term,
+        digest: [9; 16],
+        members: members(3),
+        reservations: None,
+        stack: None,
+    });
     let says = |body| message(behind as u64 + 1, leader as u64 + 1, term.0, body);
     let offers = |bench: &Bench| {
         let to = MemberNo(behind as u64 + 1);
@@ -806,7 +820,14 @@ fn every_message_of_the_codec_survives_raft_and_back() {
         MessageBody::Heartbeat { commit: Index(3), round },
         MessageBody::HeartbeatDone { commit: Index(3), round: None, room: None },
         MessageBody::Campaign,
-        MessageBody::Install(Install { index: Index(3), index_term: Term(2), digest: [4; 16], members: members(3), reservations: None }),
+        MessageBody::Install(Install {
+            index: Index(3),
+            index_term: Term(2),
+            digest: [4; 16],
+            members: members(3),
+            reservations: None,
+            stack: None,
+        }),
     ];
     for body in bodies {
         let whole = Message { segment: SEGMENT, from: MemberNo(1), to: MemberNo(2), term: Term(3), body };

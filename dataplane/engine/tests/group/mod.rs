@@ -7,6 +7,7 @@ mod rebuild;
 mod repair;
 mod restart;
 mod room;
+mod snapshots;
 
 use crate::bench::{SEGMENT, pattern};
 use cluster::{Cluster, carries_payload, is_append};

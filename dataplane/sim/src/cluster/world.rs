@@ -434,7 +434,7 @@ impl World {
         digest[..8].copy_from_slice(&checkpoint.applied.0.to_le_bytes());
         digest[8..].copy_from_slice(&checkpoint.term.0.to_le_bytes());
         let (index, index_term, members) = (checkpoint.applied, checkpoint.term, checkpoint.members.clone());
-        let install = Install { index, index_term, digest, members, reservations: None };
+        let install = Install { index, index_term, digest, members, reservations: None, stack: None };
         self.installs.insert(digest, checkpoint);
         if install.index.0 > 0
             && let Some(group) = self.nodes[node].group_mut()

@@ -57,6 +57,9 @@ impl World {
         // A checkpoint that is half way has space that neither it nor the one before is told to have.
         self.until(PATIENCE_US, "no drive has anything to do", |w| w.nodes.iter().all(|it| it.out.is_empty() && it.inbox.is_empty()));
         self.compare();
+        if self.plan.habits.snapshots {
+            self.remove_snapshots();
+        }
         self.rot_everywhere();
         if super::plan::RECOVERS && self.rng.one_in(3) {
             self.start_again();
@@ -155,13 +158,51 @@ impl World {
                 while self.now < end && self.step() {}
             }
             assert!(self.volumes[&volume].growing.is_none(), "volume {volume} does not grow: {}", self.describe());
+            self.settle_snapshots(volume);
         }
+    }
+
+    /// Snapshots that are on their way come to stand, or to be gone.
+    fn settle_snapshots(&mut self, volume: u32) {
+        let end = self.now + PATIENCE_US;
+        while !self.is_settled(volume) {
+            if let Some(leader) = self.leader_of(volume) {
+                self.volumes.get_mut(&volume).expect("there").guess = leader;
+            }
+            self.order_snapshots(volume);
+            let more = self.step();
+            assert!(more && self.now < end, "snapshots of volume {volume} neither come nor go: {}", self.describe());
+        }
+    }
+
+    /// Snapshots go, and give back all that they held.
+    fn remove_snapshots(&mut self) {
+        for volume in self.groups() {
+            if self.end_snapshots(volume) {
+                self.settle_snapshots(volume);
+            }
+        }
+        self.until(PATIENCE_US, "all members have applied that snapshots are gone", World::all_applied);
+        self.drain();
+        let bare: Vec<u32> = self.groups().into_iter().filter(|volume| self.standing(*volume).is_empty()).collect();
+        for volume in bare {
+            for it in self.nodes.iter().filter(|it| it.gone.is_none()) {
+                let store = it.store.as_ref().expect("alive");
+                let usage = store.usage(it.replica_of(volume).expect("made"));
+                assert_eq!(usage.snapshot_extents, 0, "node {}: volume {volume} has no snapshots, and extents for them", it.no);
+                self.tally.check("snapshots give back what they held (24)");
+            }
+        }
+        self.until(PATIENCE_US, "no drive has anything to do", |w| w.nodes.iter().all(|it| it.out.is_empty() && it.inbox.is_empty()));
+        self.compare();
     }
 
     /// Every block that was ever touched, at the leader.
     pub fn read_back(&mut self) {
-        for volume in self.volumes.keys().copied().collect::<Vec<_>>() {
-            let (touched, size) = (self.oracle.touched(volume), self.oracle.size_blocks(volume));
+        let kept = self.snapshots.keys().flat_map(|no| self.standing(self.home_of(*no)).into_iter().filter(move |(other, _)| other == no));
+        let live = self.volumes.keys().map(|no| (*no, self.oracle.size_blocks(*no)));
+        for (volume, size) in live.chain(kept).collect::<Vec<_>>() {
+            let touched = self.oracle.touched(volume);
             let mut at = 0;
             while at < touched.len() {
                 let first = touched[at];
@@ -187,10 +228,11 @@ impl World {
     /// A read that must be served, by whoever leads by then.
     fn read_well(&mut self, volume: u32, span: Span) {
         for _ in 0..20 {
-            let v = &self.volumes[&volume];
-            let node = if v.replicated { self.leader_of(volume) } else { Some(v.home) };
+            let home = self.home_of(volume);
+            let v = &self.volumes[&home];
+            let node = if v.replicated { self.leader_of(home) } else { Some(v.home) };
             let Some(node) = node else {
-                self.until(LEADER_US, "a leader is there again", |w| w.leader_of(volume).is_some());
+                self.until(LEADER_US, "a leader is there again", |w| w.leader_of(home).is_some());
                 continue;
             };
             if !self.oracle.has_room(volume, span) {
@@ -198,7 +240,11 @@ impl World {
                 return;
             }
             let (served, lost) = (self.served, self.lost());
-            self.send_command(node, plain(volume, HostOp::Read(span)));
+            let op = match home == volume {
+                true => HostOp::Read(span),
+                false => HostOp::ReadSnapshot(self.layer_at(node, volume).expect("who leads has all that was acknowledged"), span),
+            };
+            self.send_command(node, plain(volume, op));
             self.until(PATIENCE_US, "a read is answered", |w| w.nodes[node].ios.is_empty());
             if self.served > served || self.lost() > lost {
                 return;
@@ -290,7 +336,8 @@ impl World {
     /// A block that rots on all drives is lost alone (6). While a member that others do not let in is counted, nobody can know that.
     fn rot_everywhere(&mut self) {
         let nodes = self.whole_nodes();
-        if nodes.len() < self.nodes.len() {
+        // A block of several versions is not told from its others by its place.
+        if nodes.len() < self.nodes.len() || !self.snapshots.is_empty() {
             return;
         }
         let first = &self.nodes[nodes[0]];
@@ -349,6 +396,7 @@ impl World {
                 }
                 self.tally.check("replicas are equal block by block (6, 25)");
             }
+            self.compare_snapshots(volume);
         }
         for it in self.nodes.iter().filter(|it| it.gone.is_none()) {
             let (start, store) = (it.share.start.0, it.store.as_ref().expect("alive"));

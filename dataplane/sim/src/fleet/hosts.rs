@@ -63,10 +63,11 @@ impl World {
         let it = &mut self.nodes[node];
         for io in ios {
             let Some(attempt) = it.ios.get_mut(io) else { continue };
-            if let Some(standing) = it.standings.get(&attempt.command.volume) {
+            let volume = attempt.home;
+            if let Some(standing) = it.standings.get(&volume) {
                 attempt.term = standing.term;
                 attempt.leads = standing.part == Part::Leader;
-                attempt.led = attempt.leads || led.contains(&attempt.command.volume);
+                attempt.led = attempt.leads || led.contains(&volume);
             } else {
                 attempt.term = Term(0);
             }
@@ -93,7 +94,9 @@ impl World {
         for _ in 0..self.rng.within(1, 4).min(u64::from(free)) {
             let Some(node) = self.path(volume) else { return };
             let again = self.volumes.get_mut(&volume).expect("there").again.pop_front();
-            let Some(command) = again.or_else(|| self.choose(volume)) else { return };
+            let kept = again.is_none() && self.plan.habits.snapshots && self.rng.percent(10);
+            let kept = if kept { self.read_of_snapshot(node, volume) } else { None };
+            let Some(command) = again.or(kept).or_else(|| self.choose(volume)) else { return };
             self.send_command(node, command);
         }
     }
@@ -157,16 +160,17 @@ impl World {
     }
 
     fn hand_over(&mut self, node: usize, command: Command, payload: Vec<u8>, direct: bool, other: Option<Vec<u8>>) {
+        let home = self.home_of(command.volume);
         let it = &mut self.nodes[node];
-        let Some(replica) = it.replica_of(command.volume) else { panic!("no path to {command:?} at {node}") };
+        let Some(replica) = it.replica_of(home) else { panic!("no path to {command:?} at {node}") };
         let io = it.free_ios.pop().unwrap_or_else(|| {
             it.io_count += 1;
             it.io_count - 1
         });
         it.mem.put(IoId(io), payload, direct, other);
-        let (op, serial, volume, life) = (command.op, command.serial, command.volume, it.life);
-        it.ios.insert(io, Attempt { command, term: Term(u64::MAX), leads: false, led: false, given_up: false, lapsed: false });
-        self.volumes.get_mut(&volume).expect("there").out += 1;
+        let (op, serial, life) = (command.op, command.serial, it.life);
+        it.ios.insert(io, Attempt { command, home, term: Term(u64::MAX), leads: false, led: false, given_up: false, lapsed: false });
+        self.volumes.get_mut(&home).expect("there").out += 1;
         self.tally.did("host commands", 1);
         self.feed(node, Event::Host { io: IoId(io), replica, host: HostId::default(), op });
         let patience = self.plan.habits.patience_us;
@@ -176,15 +180,16 @@ impl World {
     /// No answer for long: the host tries another path.
     pub fn impatient(&mut self, node: usize, serial: u64) {
         let Some(attempt) = self.nodes[node].ios.values_mut().find(|attempt| attempt.command.serial == serial) else { return };
-        if attempt.given_up || !self.volumes[&attempt.command.volume].replicated {
+        let home = attempt.home;
+        if attempt.given_up || !self.volumes[&home].replicated {
             return;
         }
         attempt.given_up = true;
         let command = attempt.command.clone();
         self.tally.did("commands given up on a path", 1);
-        let v = self.volumes.get_mut(&command.volume).expect("there");
+        let v = self.volumes.get_mut(&home).expect("there");
         v.out = v.out.saturating_sub(1);
-        self.look_elsewhere(command.volume);
+        self.look_elsewhere(home);
         self.send_again(command);
     }
 
@@ -287,7 +292,8 @@ impl World {
         it.free_ios.push(io.0);
         let command = attempt.command.clone();
         let (fenced_before, unproven) = (it.fenced_at.is_some_and(|at| command.serial >= at), it.opened_fenced);
-        let v = self.volumes.get_mut(&command.volume).expect("there");
+        let home = attempt.home;
+        let v = self.volumes.get_mut(&home).expect("there");
         let replicated = v.replicated;
         if !attempt.given_up {
             v.out = v.out.saturating_sub(1);
@@ -306,7 +312,7 @@ impl World {
             _ => false,
         };
         if replicated && matches!(status, Status::NotReady | Status::Fenced) {
-            self.look_elsewhere(command.volume);
+            self.look_elsewhere(home);
             if !attempt.given_up {
                 self.send_again(command.clone());
             }
@@ -325,8 +331,9 @@ impl World {
         if matches!(status, Status::Ok | Status::Miscompare { .. }) {
             self.served += 1;
             if replicated {
-                self.volumes.get_mut(&command.volume).expect("there").guess = node;
-                if command.op != HostOp::Flush && attempt.leads {
+                self.volumes.get_mut(&home).expect("there").guess = node;
+                // What a snapshot holds is so whoever leads: nothing is proven by it.
+                if !matches!(command.op, HostOp::Flush | HostOp::ReadSnapshot(..)) && attempt.leads {
                     self.served_under(command.volume, attempt.term);
                 }
             }
@@ -340,7 +347,7 @@ impl World {
     fn check_status(&mut self, node: usize, attempt: &Attempt, status: Status) {
         let command = &attempt.command;
         let it = &self.nodes[node];
-        let replicated = self.volumes[&command.volume].replicated;
+        let replicated = self.volumes[&attempt.home].replicated;
         match status {
             // What was answered before is durable, whoever leads.
             Status::Ok | Status::Miscompare { .. } if replicated && command.op != HostOp::Flush => {
@@ -385,7 +392,7 @@ impl World {
 
     /// Whether others may have made the volume larger than this node knows: the leader of the newest term knows.
     fn outgrown(&self, node: usize, attempt: &Attempt) -> bool {
-        let volume = attempt.command.volume;
+        let volume = attempt.home;
         let term = |it: &Node| it.standings.get(&volume).map_or(Term(0), |standing| standing.term);
         let newest = self.nodes.iter().map(term).max() == Some(term(&self.nodes[node]));
         self.volumes[&volume].grown && !(attempt.leads && newest)

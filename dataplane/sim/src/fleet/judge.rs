@@ -53,6 +53,8 @@ pub struct Judge {
     doubted: BTreeMap<(u32, usize), (u64, Index)>,
     /// Digest of the state at an applied index, and who showed it first.
     digests: BTreeMap<(u32, Index), (u64, usize)>,
+    /// The same of the snapshot whose marker is an entry.
+    kept: BTreeMap<(u32, Index), (u64, usize)>,
 }
 
 fn digest_of(entry: &Entry) -> u64 {
@@ -326,7 +328,25 @@ impl World {
         if contents.values().any(Option::is_none) {
             return;
         }
-        let digest = contents.iter().fold(0, |h, (block, crc)| mix(h ^ block << 32 ^ u64::from(crc.expect("none is lost"))));
+        let fold = |h, (block, crc): (&u64, &Option<u32>)| mix(h ^ block << 32 ^ u64::from(crc.expect("none is lost")));
+        let digest = contents.iter().fold(0, fold);
+        let store = it.store.as_ref().expect("alive");
+        // A checkpoint may know of markers behind what it calls applied.
+        for view in store.snapshots(no).into_iter().filter(|view| view.at <= applied) {
+            let kept = store.snapshot_contents(no, view.layer, |at| it.drive.bytes(start + at.0));
+            let kept = kept.unwrap_or_else(|error| panic!("node {node}, volume {volume}: {error}"));
+            if kept.values().any(Option::is_none) {
+                continue;
+            }
+            let digest = kept.iter().fold(view.blocks, fold);
+            let (first, by) = *self.judge.kept.entry((volume, view.at)).or_insert((digest, node));
+            assert_eq!(
+                first, digest,
+                "invariant 6: nodes {by} and {node} have the snapshot at entry {} of volume {volume} otherwise",
+                view.at.0
+            );
+            self.tally.check("same snapshot, same state (6)");
+        }
         let (first, by) = *self.judge.digests.entry((volume, applied)).or_insert((digest, node));
         assert_eq!(first, digest, "invariant 6: as of entry {} nodes {by} and {node} have different states of volume {volume}", applied.0);
         if by != node {

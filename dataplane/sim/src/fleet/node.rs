@@ -42,6 +42,8 @@ pub enum Phase {
 #[derive(Clone, Debug)]
 pub struct Attempt {
     pub command: Command,
+    /// The volume that it is sent to; a snapshot's reads are commands of another.
+    pub home: u32,
     /// The member's term at the end of the turn in which the store took the command in, and whether it led then.
     pub term: Term,
     pub leads: bool,

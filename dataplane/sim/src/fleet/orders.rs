@@ -108,11 +108,13 @@ impl World {
             self.volumes.get_mut(&volume).expect("there").made[node] = Made::Ordered(id);
         }
         let v = &self.volumes[&volume];
-        if self.plan.habits.resizes && !self.calm && v.replicated && v.growing.is_none() && self.rng.one_in(300) {
+        if self.plan.habits.resizes && !self.calm && v.replicated && v.growing.is_none() && self.rng.one_in(300) && self.is_settled(volume)
+        {
             let blocks = v.shape.blocks + self.rng.within(1, 60);
             self.volumes.get_mut(&volume).expect("there").growing = Some(blocks);
         }
         self.grow(volume);
+        self.choose_snapshot(volume);
     }
 
     /// Orders the larger size from who leads.
@@ -150,11 +152,10 @@ impl World {
             }
             (Some(v), Err(OrderError::NotServing | OrderError::Fenced | OrderError::Stopping)) => v.made[node] = Made::No,
             (Some(v), Err(error)) => panic!("volume {} was not made on node {node}: {error:?}", v.no),
-            (None, Ok(())) => {
-                if let Order::Resize { segment, blocks } = order {
-                    self.grown(volume_of(&segment), blocks);
-                }
-            }
+            (None, Ok(())) => match order {
+                Order::Resize { segment, blocks } => self.grown(volume_of(&segment), blocks),
+                order => self.snapshot_ordered(node, &order),
+            },
             // Its receiver may be on the way to being whole.
             (None, Err(OrderError::Invalid(_))) if matches!(order, Order::Transfer { .. }) => {}
             (None, Err(error)) if matches!(order, Order::Recover { .. }) => panic!("node {node}: {order:?}: {error:?}"),

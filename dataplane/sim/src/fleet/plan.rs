@@ -111,6 +111,8 @@ pub struct Habits {
     pub naps: bool,
     /// Volumes change size meanwhile.
     pub resizes: bool,
+    /// Snapshots come and go.
+    pub snapshots: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -147,6 +149,8 @@ impl Plan {
         let rng = &mut Rng::new(seed ^ 0x66_6c_65_65_74);
         let nodes = rng.pick(&[3, 3, 3, 3, 3, 3, 3, 5, 5, 7]);
         let fill = rng.percent(10);
+        // Of their own, so that all else of a seed is as it was.
+        let layered = !fill && Rng::new(seed ^ 0x6c_61_79_65_72).percent(30);
         let lease = rng.percent(40);
         let sleep = rng.percent(40).then_some(40);
         // Slow drives are slow for a second at most, and a leader has to find out before.
@@ -159,7 +163,7 @@ impl Plan {
                 resets: rng.percent(30),
                 stores: 1,
                 ring_blocks: rng.pick(&[2048, 8192, 8192, 12291]),
-                extents: if fill { rng.pick(&[128, 128, 160]) } else { rng.pick(&[160, 256]) },
+                extents: if fill { rng.pick(&[128, 128, 160]) } else { rng.pick(&[160, 256]) * if layered { 4 } else { 1 } },
                 latency_us: rng.pick(&[(5, 20), (20, 200), (20, 2000), (100, 400)]),
             })
             .collect();
@@ -203,6 +207,7 @@ impl Plan {
             volume_blocks: if fill { (600, 1800) } else { rng.pick(&[(16, 200), (64, 1200)]) },
             naps: sleep.is_some() && rng.percent(70),
             resizes: rng.percent(20),
+            snapshots: layered,
         };
         let mut alloc = some(rng, 25, &[5, 20, 200]);
         let limits = Limits {

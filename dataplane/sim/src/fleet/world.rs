@@ -11,6 +11,7 @@ use super::hosts::{Linger, Volume};
 use super::judge::Judge;
 use super::node::{Node, Phase};
 use super::plan::Plan;
+use super::snapshots::Snapshot;
 use crate::canaries::Bug;
 use crate::memory::SimMemory;
 use crate::oracle::Oracle;
@@ -94,6 +95,8 @@ pub struct World {
     pub volumes: BTreeMap<u32, Volume>,
     /// Commands of which nobody knows what became, until a later term is served.
     pub lingering: BTreeMap<u64, Linger>,
+    pub snapshots: BTreeMap<u32, Snapshot>,
+    pub next_snapshot: u32,
     pub oracle: Oracle,
     /// Of recoveries by force, by volume.
     pub receipts: BTreeMap<u32, Box<penstock_engine::Receipt>>,
@@ -127,6 +130,8 @@ impl World {
             old_frames: Vec::new(),
             volumes: BTreeMap::new(),
             lingering: BTreeMap::new(),
+            snapshots: BTreeMap::new(),
+            next_snapshot: 0,
             oracle: Oracle::default(),
             receipts: BTreeMap::new(),
             judge: Judge::default(),

@@ -1,6 +1,7 @@
 //! What entries take in a section, for who counts whether a batch has room for them. Not here: the bytes.
 
 use super::{ENTRY_HEAD, OP_HEAD};
+use crate::layer::KeptRow;
 use crate::peer::{self, EntryKind, Members, OpeningId, Seen};
 use crate::reservation::Reservations;
 
@@ -10,13 +11,19 @@ pub fn logged_len(entry: &peer::Entry) -> usize {
     ENTRY_HEAD + op_head + entry.bytes.len()
 }
 
-/// Bytes that an entry with an install and the reservations as of it takes in a section, one with a whole alone, and one with a copied extent alone.
-pub fn install_len(members: &Members, reservations: Option<&Reservations>) -> usize {
-    WHOLE_LEN + 16 + members.encode().len() + reservations.map_or(0, |state| OP_HEAD + state.encoded_len())
+/// Bytes that an entry with an install and the reservations as of it takes in a section, with the layers as of it or without, one with a whole alone,
+/// one with layers, and at most one with a copied extent alone.
+pub fn install_len(members: &Members, reservations: Option<&Reservations>, layered: bool) -> usize {
+    let stack = if layered { OP_HEAD + 16 } else { 0 };
+    WHOLE_LEN + 16 + members.encode().len() + reservations.map_or(0, |state| OP_HEAD + state.encoded_len()) + stack
 }
 pub const WHOLE_LEN: usize = ENTRY_HEAD + OP_HEAD;
+pub fn layers_len(rows: &[KeptRow]) -> usize {
+    ENTRY_HEAD + rows.iter().map(|row| OP_HEAD + row.encoded_len()).sum::<usize>()
+}
+/// Of one in a layer; one in the first takes less.
 pub const fn copy_len(data_blocks: u32) -> usize {
-    WHOLE_LEN + 16 + 4 * data_blocks as usize
+    WHOLE_LEN + 20 + 4 * data_blocks as usize
 }
 
 /// Bytes that an entry with a ballot alone takes in a section, or one with a doubt alone.

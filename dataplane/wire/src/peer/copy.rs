@@ -6,6 +6,7 @@
 use super::members::MemberNo;
 use super::{Grow, check_payload, limit, take_pair, zeros};
 use crate::codec::Take;
+use crate::layer::take_upper;
 use crate::page::BlockState;
 use crate::{DecodeError, EXTENT_BLOCKS, Index, SegmentId, VOLUME_BLOCKS_MAX};
 
@@ -22,6 +23,8 @@ pub struct CopyAsk {
     pub segment: SegmentId,
     pub from: MemberNo,
     pub to: MemberNo,
+    /// Of which layer: each says what changed over those beneath that snapshots hold.
+    pub layer: u32,
     pub first: u64,
     pub until: u64,
     /// Extents that may be answered with.
@@ -40,7 +43,7 @@ impl CopyAsk {
     }
 
     pub fn encoded_len(&self) -> usize {
-        8 + 16 + 8 + 8 + 8 + 8 + 4 + 4 + 8 * self.changed.len()
+        8 + 16 + 8 + 8 + 8 + 8 + 4 + 4 + 8 * self.changed.len() + if self.layer > 0 { 8 } else { 0 }
     }
 
     pub(super) fn put(&self, w: &mut Grow) {
@@ -54,6 +57,10 @@ impl CopyAsk {
         w.u32(self.changed.len() as u32);
         for changed in &self.changed {
             w.u64(*changed);
+        }
+        if self.layer > 0 {
+            w.u32(self.layer);
+            w.zeros(4);
         }
     }
 
@@ -74,11 +81,16 @@ impl CopyAsk {
             }
             changed.push(of);
         }
-        Ok(Self { id, segment, from, to, first, until, room, changed })
+        let mut layer = 0;
+        if r.left() > 0 {
+            layer = take_upper(r)?;
+            zeros(r, 4)?;
+        }
+        Ok(Self { id, segment, from, to, layer, first, until, room, changed })
     }
 }
 
-/// What the blocks of an extent are, two bits each, block 0 lowest: 0 zeros, 2 data, 3 lost.
+/// What the blocks of an extent are, two bits each, block 0 lowest: 0 zeros, 1 as the layer beneath says, 2 data, 3 lost.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct States(pub u32);
 
@@ -86,6 +98,7 @@ impl States {
     pub fn state(self, block: usize) -> BlockState {
         match self.0 >> (2 * block) & 3 {
             0 => BlockState::Zero,
+            1 => BlockState::Inherit,
             2 => BlockState::Data,
             _ => BlockState::Lost,
         }
@@ -93,7 +106,8 @@ impl States {
 
     pub fn set(&mut self, block: usize, state: BlockState) {
         let bits = match state {
-            BlockState::Inherit | BlockState::Zero => 0,
+            BlockState::Zero => 0,
+            BlockState::Inherit => 1,
             BlockState::Data => 2,
             BlockState::Lost => 3,
         };
@@ -106,11 +120,7 @@ impl States {
     }
 
     pub(crate) fn take(r: &mut Take<'_>) -> Result<Self, DecodeError> {
-        let states = Self(r.u32()?);
-        if states.0 & !(states.0 >> 1) & 0x5555_5555 != 0 {
-            return Err(DecodeError::Value { what: "states of an extent's blocks", found: states.0.into() });
-        }
-        Ok(states)
+        Ok(Self(r.u32()?))
     }
 }
 

@@ -3,8 +3,9 @@
 
 use super::members::{MemberNo, Members};
 use super::{Body, Grow, Header, Kind, check_payload, limit, zeros};
-use crate::batch::{OPS_MAX, Op, decode_ops};
+use crate::batch::{OPS_MAX, Op, decode_ops, is_marker, marker_is_last};
 use crate::codec::Take;
+use crate::layer::Stack;
 use crate::reservation::{RESERVATIONS_MAX, Reservations};
 use crate::{BLOCK, DecodeError, Index, SegmentId, Term};
 
@@ -81,6 +82,11 @@ impl Entry {
         }
     }
 
+    /// Whether a snapshot's marker is in it.
+    pub fn is_marker(&self) -> bool {
+        self.kind == EntryKind::Ops && is_marker(&self.bytes)
+    }
+
     /// Whether this is an entry that a group's log may hold.
     ///
     /// # Errors
@@ -90,7 +96,10 @@ impl Entry {
             return Err(DecodeError::Value { what: "term and index of an entry", found: self.index.0 });
         }
         let ops = self.ops()?;
-        if ops.iter().any(|op| !matches!(op, Op::Write { .. } | Op::Zero { .. } | Op::Resize { .. } | Op::Reserve(_))) {
+        let travels = |op: &Op| {
+            matches!(op, Op::Write { .. } | Op::Zero { .. } | Op::Resize { .. } | Op::Reserve(_) | Op::Snapshot { .. } | Op::Unsnapshot(_))
+        };
+        if !ops.iter().all(travels) || !marker_is_last(&ops) {
             return Err(DecodeError::Value { what: "op that is none of an entry's ops, kind of entry", found: 0 });
         }
         let counted: u32 = ops.iter().map(Op::payload_blocks).sum();
@@ -143,6 +152,8 @@ pub struct Install {
     pub members: Members,
     /// The volume's, as of `index`; none where no host ever registered.
     pub reservations: Option<Box<Reservations>>,
+    /// The volume's layers as of `index`; none where there never was a snapshot.
+    pub stack: Option<Box<Stack>>,
 }
 
 /// A proof of leadership that was asked for: never the same twice.
@@ -230,6 +241,8 @@ const FLAG_ROUND: u8 = 8;
 /// From version 2 on, as what follows.
 const FLAG_RESERVED: u8 = 16;
 const FLAG_ROOM: u8 = 32;
+/// The volume has layers.
+const FLAG_LAYERED: u8 = 64;
 
 impl Message {
     pub fn payload_blocks(&self) -> u32 {
@@ -252,7 +265,8 @@ impl Message {
                 MessageBody::HeartbeatDone { round, room, .. } => 8 + of(round.is_some(), 16) + of(room.is_some(), 8),
                 MessageBody::Campaign => 0,
                 MessageBody::Install(install) => {
-                    32 + install.members.encode().len() + install.reservations.as_ref().map_or(0, |state| 4 + state.encoded_len())
+                    let reserved = install.reservations.as_ref().map_or(0, |state| 4 + state.encoded_len());
+                    32 + install.members.encode().len() + reserved + install.stack.as_ref().map_or(0, |stack| 4 + stack.encode().len())
                 }
                 MessageBody::Sleep { .. } => 8,
             }
@@ -271,7 +285,9 @@ impl Message {
                 (HEARTBEAT_DONE, flag(round.is_some(), FLAG_ROUND) | flag(said(*room, version).is_some(), FLAG_ROOM))
             }
             MessageBody::Campaign => (CAMPAIGN, 0),
-            MessageBody::Install(install) => (INSTALL, flag(install.reservations.is_some(), FLAG_RESERVED)),
+            MessageBody::Install(install) => {
+                (INSTALL, flag(install.reservations.is_some(), FLAG_RESERVED) | flag(install.stack.is_some(), FLAG_LAYERED))
+            }
             MessageBody::Sleep { .. } => (SLEEP, 0),
         }
     }
@@ -338,6 +354,11 @@ impl Message {
                     w.u32(state.encoded_len() as u32);
                     w.bytes(&state.encode());
                 }
+                if let Some(stack) = &install.stack {
+                    let bytes = stack.encode();
+                    w.u32(bytes.len() as u32);
+                    w.bytes(&bytes);
+                }
             }
             MessageBody::Sleep { last } => w.u64(last.0),
         }
@@ -356,7 +377,7 @@ impl Message {
         let may = match code {
             VOTE => FLAG_PRE | FLAG_FORCED,
             VOTED => FLAG_PRE | FLAG_GRANTED,
-            INSTALL => FLAG_RESERVED,
+            INSTALL => FLAG_RESERVED | FLAG_LAYERED,
             HEARTBEAT => FLAG_ROUND,
             HEARTBEAT_DONE => FLAG_ROUND | FLAG_ROOM,
             APPENDED => FLAG_ROOM,
@@ -402,7 +423,14 @@ impl Message {
                     limit("bytes of reservations", len.into(), RESERVATIONS_MAX as u64)?;
                     reservations = Some(Box::new(Reservations::decode(r.bytes(len as usize)?)?));
                 }
-                MessageBody::Install(Install { index, index_term, digest, members, reservations })
+                let mut stack = None;
+                if flags & FLAG_LAYERED != 0 {
+                    let len = r.u32()?;
+                    limit("bytes of layers", len.into(), Stack::LEN_MAX as u64)?;
+                    stack = Some(Box::new(Stack::decode(r.bytes(len as usize)?)?));
+                    limit("newest marker of an install", stack.as_ref().map_or(0, |stack| stack.since.0), index.0)?;
+                }
+                MessageBody::Install(Install { index, index_term, digest, members, reservations, stack })
             }
             SLEEP => MessageBody::Sleep { last: take_index(r)? },
             other => return Err(DecodeError::Value { what: "kind of a message", found: other.into() }),

@@ -7,7 +7,7 @@ pub mod peer;
 use penstock_wire::batch::{Header, Kind, Prev, Section, header_blocks};
 use penstock_wire::directory::{Directory, MemberRow, PageRow, Part, ReplicaRow};
 use penstock_wire::label::{Label, Share};
-use penstock_wire::layer::{FrozenRow, SnapshotShape};
+use penstock_wire::layer::{FrozenRow, KeptRow, SnapshotShape, Stack};
 use penstock_wire::page::{BlockState, Page, PageName};
 use penstock_wire::peer::{MemberNo, States};
 use penstock_wire::reservation::{Registrant, ReservationKind, Reservations};
@@ -212,7 +212,7 @@ pub fn copy() -> batch::CopyOp {
     for (at, state) in [(1, BlockState::Data), (4, BlockState::Lost), (15, BlockState::Data)] {
         states.set(at, state);
     }
-    batch::CopyOp { extent: 0x0102_0304, changed: 0x0505, states, mask: 0x8013, crcs: vec![0x1111_1111, 0x2222_2222] }
+    batch::CopyOp { layer: 0, extent: 0x0102_0304, changed: 0x0505, states, mask: 0x8013, crcs: vec![0x1111_1111, 0x2222_2222] }
 }
 
 pub fn snapshot(first: u8) -> SnapshotShape {
@@ -224,13 +224,45 @@ pub fn snapshot_batch() -> SampleBatch {
     let mut own = Section::default();
     own.entry(4, Term(1), Index(10));
     own.write(0x0102_0304, &[0x1111_1111]);
-    own.snapshot(&snapshot(0xb0));
+    own.snapshot(0x1112, &snapshot(0xb0));
     own.entry(5, Term(1), Index(7));
     own.unsnapshot(SnapshotId(id(0xc0)));
     own.entry(6, Term(1), Index(1));
     own.create(&shape());
     own.origin(SegmentId(id(0xd0)), SnapshotId(id(0xe0)));
     SampleBatch { header: header(Kind::Data, 1, before()), own, prev: section_before() }
+}
+
+/// The layers of a volume with two snapshots.
+pub fn stack() -> Stack {
+    let row = |first: u8, layer, at| KeptRow { layer, at: Index(at), blocks: 0x0102 + u64::from(first), snapshot: snapshot(first) };
+    Stack { live: 0x0405, since: Index(0x0304), kept: vec![row(0xb0, 0x0102, 0x0203), row(0xc0, 0x0305, 0x0304)] }
+}
+
+/// What stores write of members that are rebuilt and whose volume has snapshots; 2 payload blocks.
+pub fn layered_batch() -> SampleBatch {
+    let stack = stack();
+    let mut own = Section::default();
+    own.entry(7, Term(0), Index(0));
+    stack.kept.iter().for_each(|row| own.layer(row));
+    own.entry(7, Term(0), Index(0));
+    own.install(Index(0x0304), Index(0x0506), Term(0x0102), &peer::members());
+    own.reserve(&reservations());
+    own.stack(&stack_op());
+    own.entry(7, Term(0), Index(0));
+    own.copy(&copy_in_layer());
+    SampleBatch { header: header(Kind::Data, 2, before()), own, prev: section_before() }
+}
+
+pub fn stack_op() -> batch::StackOp {
+    batch::StackOp { live: stack().live, since: stack().since, kept: 2, applied: Index(0x0605) }
+}
+
+/// Of which some blocks are as the layer beneath says.
+pub fn copy_in_layer() -> batch::CopyOp {
+    let mut copy = batch::CopyOp { layer: 0x0305, ..copy() };
+    copy.states.set(0, BlockState::Inherit);
+    copy
 }
 
 /// Descriptors that take a second header block.

@@ -40,7 +40,7 @@ pub fn entries() -> Vec<Entry> {
 }
 
 fn install(reservations: Option<Box<reservation::Reservations>>) -> Install {
-    Install { index: Index(0x0c0d), index_term: Term(7), digest: id(0x50), members: members(), reservations }
+    Install { index: Index(0x0c0d), index_term: Term(7), digest: id(0x50), members: members(), reservations, stack: None }
 }
 
 /// What came with version 2: an append with reservations, and an install as of which there are some.
@@ -49,6 +49,18 @@ pub fn reserved_messages() -> Vec<Message> {
     let entries = vec![Entry { term: Term(5), index: Index(41), kind: EntryKind::Ops, bytes, payload_blocks: 0 }];
     let append = Append { prev: Index(40), prev_term: Term(4), commit: Index(0x0a0b), entries };
     [MessageBody::Append(append), MessageBody::Install(install(Some(Box::new(super::reservations()))))].into_iter().map(message).collect()
+}
+
+/// An append with a marker and a removal, and an install as of which there are snapshots.
+pub fn layered_messages() -> Vec<Message> {
+    let bytes = ops_bytes(|section| {
+        section.unsnapshot(super::snapshot(0xc0).id);
+        section.snapshot(0x1112, &super::snapshot(0xb0));
+    });
+    let entries = vec![Entry { term: Term(5), index: Index(41), kind: EntryKind::Ops, bytes, payload_blocks: 0 }];
+    let append = Append { prev: Index(40), prev_term: Term(4), commit: Index(0x0a0b), entries };
+    let install = Install { stack: Some(Box::new(super::stack())), ..install(None) };
+    [MessageBody::Append(append), MessageBody::Install(install)].into_iter().map(message).collect()
 }
 
 /// Answers of version 2, which say how much room there is.
@@ -149,18 +161,22 @@ pub fn bodies() -> Vec<(&'static str, Body, Vec<u8>)> {
         segment: SegmentId(id(0x90)),
         from: MemberNo(2),
         to: MemberNo(3),
+        layer: 0,
         first: 0x1718,
         until: 0x191a1b,
         room: 0x1c,
         changed: vec![7, CopyAsk::ANY, 0],
     };
+    let layered = CopyAsk { layer: 0x2a2b, ..copy.clone() };
     let copied = |copied| CopyAnswer { id: copy.id, segment: copy.segment, from: copy.to, to: copy.from, applied: Index(0x1d1e), copied };
     let mut states = States::default();
     for (at, state) in [(1, page::BlockState::Data), (4, page::BlockState::Lost), (15, page::BlockState::Data)] {
         states.set(at, state);
     }
-    let crcs = payload(5, 2).chunks(BLOCK).map(crc32c).collect();
-    let extent = copied(Copied::Extent { extent: 0x1719, changed: 0x1d1d, states, crcs });
+    let crcs: Vec<u32> = payload(5, 2).chunks(BLOCK).map(crc32c).collect();
+    let extent = copied(Copied::Extent { extent: 0x1719, changed: 0x1d1d, states, crcs: crcs.clone() });
+    states.set(7, page::BlockState::Inherit);
+    let delta = copied(Copied::Extent { extent: 0x1719, changed: 0x1d1d, states, crcs });
     let done = copied(Copied::Done { until: 0x191a, answers: 1, blocks: 0x1f20 });
     let seen = seen()[0];
     let admit = AdmitAsk {
@@ -199,6 +215,9 @@ pub fn bodies() -> Vec<(&'static str, Body, Vec<u8>)> {
         bare("peer-copy-ask-v1.bin", Body::CopyAsk(copy)),
         ("peer-copy-answer-v1.bin", Body::CopyAnswer(extent), payload(5, 2)),
         bare("peer-copy-answer-done-v1.bin", Body::CopyAnswer(done)),
+        bare("peer-copy-ask-layer-v2.bin", Body::CopyAsk(layered)),
+        ("peer-copy-answer-layer-v2.bin", Body::CopyAnswer(delta), payload(5, 2)),
+        bare("peer-groups-layered-v2.bin", Body::Groups(layered_messages())),
         bare("peer-groups-reserved-v2.bin", Body::Groups(reserved_messages())),
         bare("peer-admit-ask-v2.bin", Body::AdmitAsk(admit)),
         bare("peer-admit-ask-believed-v2.bin", Body::AdmitAsk(AdmitAsk { believed: Some(admit.opening.id()), ..admit })),
