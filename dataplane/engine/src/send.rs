@@ -197,8 +197,8 @@ impl Store {
                     self.end_waiting(waiting, mem);
                 }
                 Found::InRing if reading < READING_MAX => {
-                    self.read_payload(&mut waiting, &word, mem, fx);
-                    reading += usize::from(waiting.out > 0);
+                    // Words get memory in their order: who has it goes before who waits for it.
+                    reading = if self.read_payload(&mut waiting, &word, mem, fx) { reading + 1 } else { READING_MAX };
                     waiting.word = Some(word);
                     kept.push_back(waiting);
                 }
@@ -220,23 +220,30 @@ impl Store {
         }
     }
 
-    /// Reads what of the word is in the ring alone, as far as memory goes.
-    fn read_payload<M: Memory>(&mut self, waiting: &mut Waiting, word: &PeerWord, mem: &mut M, fx: &mut Effects) {
+    /// Reads what of the word is in the ring alone. Without memory for all of it the word holds none: words that each hold a part wait for each other.
+    fn read_payload<M: Memory>(&mut self, waiting: &mut Waiting, word: &PeerWord, mem: &mut M, fx: &mut Effects) -> bool {
+        let mut reads = Vec::new();
         for (at, entry) in entries_of(word).into_iter().enumerate() {
             if waiting.bufs.iter().any(|(of, _)| *of == at) {
                 continue;
             }
             let logged = self.member(waiting.replica).and_then(|member| member.holds(entry.index, entry.term));
             let Some(Payload::Ring { at: from }) = logged.map(|logged| logged.payload) else { continue };
-            let Some(buf) = mem.alloc(entry.payload_blocks) else { break };
+            let Some(buf) = mem.alloc(entry.payload_blocks) else {
+                waiting.bufs.drain(..).for_each(|(_, buf)| mem.free(buf));
+                return false;
+            };
             waiting.bufs.push((at, buf));
-            waiting.out += 1;
-            let part = Part::Buf { buf, first: 0, blocks: entry.payload_blocks };
+            reads.push((from, Part::Buf { buf, first: 0, blocks: entry.payload_blocks }));
+        }
+        waiting.out = reads.len() as u32;
+        for (from, part) in reads {
             self.submit(fx, DiskKind::Read, self.ring_block(from), &[part], Owner::Send(waiting.id));
         }
         if waiting.out > 0 && waiting.epoch.is_none() {
             waiting.epoch = Some(self.epochs.enter());
         }
+        waiting.out > 0
     }
 
     pub(crate) fn on_send_read<M: Memory>(&mut self, id: u32, ok: bool, mem: &M, fx: &mut Effects) {
