@@ -15,6 +15,9 @@ use crate::drive::{Kind, Page};
 use crate::faults::{Lying, lying, rot};
 use crate::stamp::block_of;
 
+/// Blocks behind a record in which those of the same turns lie.
+const NEAR: u64 = 64;
+
 impl World {
     pub fn submit(&mut self, node: usize, op: DiskOp, parts: &[Part]) {
         let it = &mut self.nodes[node];
@@ -196,7 +199,7 @@ impl World {
         let newest = if rots { self.nodes[node].evidence.newest_known() } else { Vec::new() };
         let it = &mut self.nodes[node];
         let attempts = it.stop(power, &mut rng, &mut self.tally);
-        if let Some(block) = (!newest.is_empty()).then(|| self.rng.pick(&newest)) {
+        if let Some(block) = (!newest.is_empty() && !self.is_undescribed_without(node, &newest)).then(|| self.rng.pick(&newest)) {
             let at = self.nodes[node].share.start.0 + block;
             self.rot_newest(node, at);
         }
@@ -210,6 +213,18 @@ impl World {
         self.orders_forgotten(node);
         let back = if self.calm || self.rng.one_in(3) { self.rng.within(1_000, 40_000) } else { self.rng.within(50_000, 1_500_000) };
         self.after(back, Coming::Start { node });
+    }
+
+    /// Whether the power cut took the record after this one, in which the second copy of its descriptors is, and left a later one that knows it durable:
+    /// rot of its own copy would then be the second loss of a header that was promised.
+    fn is_undescribed_without(&self, node: usize, record: &[u64]) -> bool {
+        let it = &self.nodes[node];
+        let look = |block: u64| it.drive.bytes(it.share.start.0 + block);
+        let seq = |block: u64| Some(Batch::decode(&[look(block), look(block + 1)].concat()).ok()?.header.seq);
+        let (Some(first), Some(last)) = (record.iter().min(), record.iter().max()) else { return false };
+        let Some(own) = seq(*first) else { return false };
+        let is_later = |block: u64| seq(block).is_some_and(|of| of > own);
+        !is_later(last + 1) && (last + 2..last + NEAR).any(is_later)
     }
 
     fn rot_newest(&mut self, node: usize, at: u64) {

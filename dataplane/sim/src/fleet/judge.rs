@@ -25,6 +25,8 @@ use crate::rng::mix;
 struct Shown {
     life: u64,
     applied: Index,
+    /// The most that it had applied in any life.
+    reached: Index,
     term: Term,
     committed: Index,
 }
@@ -282,11 +284,16 @@ impl World {
                     );
                     self.tally.check("applied entries are the same everywhere (1, 6)");
                 }
-                if !look.rebuilding && self.rng.one_in(24) {
+                // A life begins with what the checkpoint covers of what was applied, over extents that have more of it: they are as of no one entry
+                // until all that was applied is applied again.
+                if !look.rebuilding && look.applied >= before.reached && self.rng.one_in(24) {
                     self.check_state(node, volume, no, look.applied);
                 }
             }
-            self.judge.shown.insert((volume, node), Shown { life, applied: look.applied, term: view.term, committed: view.committed });
+            let reached = before.reached.max(look.applied);
+            self.judge
+                .shown
+                .insert((volume, node), Shown { life, applied: look.applied, reached, term: view.term, committed: view.committed });
         }
         if whole {
             self.nodes[node].rotten = false;
