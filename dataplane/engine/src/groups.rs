@@ -16,7 +16,6 @@ use crate::port::*;
 use crate::rebuild::{Own, Source};
 use crate::repair::Repair;
 use crate::replica::{Group, GroupConfig, Output, Part as GroupPart, Recovered, Stop};
-use crate::room::Rooms;
 use crate::send::Waiting;
 use crate::store::Store;
 use penstock_wire::batch::{Op, Section};
@@ -490,7 +489,7 @@ impl Store {
     pub(crate) fn on_peer_up(&mut self, node: NodeId, incarnation: Incarnation) {
         let restarted = self.groups.nodes.insert(node, incarnation) != Some(incarnation);
         self.tell_again(node);
-        self.tell_of_node(node, |group, _, no| {
+        self.tell_of_node(node, |group, no| {
             group.wake();
             if restarted {
                 group.on_restarted(no);
@@ -499,19 +498,18 @@ impl Store {
     }
 
     pub(crate) fn on_peer_down(&mut self, node: NodeId) {
-        self.tell_of_node(node, |group, rooms, no| {
-            rooms.forget(no);
+        self.tell_of_node(node, |group, no| {
             group.wake();
             group.on_unreachable(no);
         });
     }
 
     pub(crate) fn on_peer_lost(&mut self, node: NodeId) {
-        self.tell_of_node(node, |group, _, no| group.on_unreachable(no));
+        self.tell_of_node(node, |group, no| group.on_unreachable(no));
     }
 
     /// Tells every group that has a member on `node`.
-    fn tell_of_node(&mut self, node: NodeId, tell: impl Fn(&mut Group, &mut Rooms, MemberNo)) {
+    fn tell_of_node(&mut self, node: NodeId, tell: impl Fn(&mut Group, MemberNo)) {
         if node == self.config.replication.node {
             return;
         }
@@ -520,7 +518,7 @@ impl Store {
             let Some(member) = self.member_mut(no) else { continue };
             let Some(there) = member.members.list.iter().find(|other| other.node == node).map(|other| other.no) else { continue };
             if let MemberStage::Up(group) = &mut member.stage {
-                tell(group, &mut member.rooms, there);
+                tell(group, there);
                 self.touch(no);
             }
         }

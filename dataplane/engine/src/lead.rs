@@ -105,17 +105,15 @@ impl Store {
             self.fail_ops(ops, Status::NotReady, mem, fx);
             return;
         };
-        let mut spent = 0;
         for op in &mut ops {
             op.index = index;
             let promises = std::mem::take(&mut op.promises);
-            spent += u64::from(promises);
             self.give_up_promises(promises);
         }
         // Never refused: no more than was given up just now.
         let promised = self.promise_entry(no, &entry(term, index, bytes), false).unwrap_or_default();
         let member = self.member_mut(no).expect("it has just proposed");
-        member.rooms.spend(index, spent);
+        member.rooms.spend(index, &promised);
         if ops.last().is_some_and(Proposed::ends_entry) {
             member.note_marker(index);
         }

@@ -6,16 +6,18 @@
 //! to one store at the same time; hosts of that store leave it alone too. It makes running out unlikely, not impossible: who has no space in spite of all this leaves entries out
 //! of an append (`follow`), and is behind until space is given back.
 //!
-//! Not counted on: learners, who may be given up, and members whose nodes are away. News that are old and tell of little are asked for again first: a member
-//! that sleeps may have drained, or taken in for other groups, since.
+//! Not counted on: learners, who may be given up, and members that say nothing any more, as those whose nodes are away. What a node said that was heard of a
+//! moment ago counts, connected or not. News that are old and tell of little are asked for again first: a member that sleeps may have drained, or taken in for
+//! other groups, since.
 
 use crate::config::Canary;
-use crate::member::Member;
+use crate::member::{Member, Promise};
 use crate::port::{Millis, ReplicaNo};
 use crate::store::Store;
-use penstock_wire::Index;
+use penstock_wire::batch::PAYLOAD_BLOCKS_MAX;
 use penstock_wire::peer::{MemberNo, MessageBody, Role};
-use std::collections::VecDeque;
+use penstock_wire::{EXTENT_BLOCKS, Index};
+use rustc_hash::FxHashMap;
 
 /// Older news are asked for again where they tell of little room.
 const FRESH_MS: u64 = 1000;
@@ -23,8 +25,10 @@ const FRESH_MS: u64 = 1000;
 const SCARCE: u64 = 64;
 /// For a member to say something, and for drains and checkpoints to give space back, before a host is told that there is none.
 const PATIENCE_MS: u64 = 1000;
-/// Entries that took extents and that some member has not acknowledged: more are counted as one.
-const SPENT_MAX: usize = 1024;
+/// Extents that one op may take.
+const EXTENTS_MAX: u64 = PAYLOAD_BLOCKS_MAX as u64 / EXTENT_BLOCKS + 2;
+/// Extents that are known to be spent from which on those are looked for that every member has taken since.
+const SWEEP: usize = 1024;
 
 /// What a member said last.
 #[derive(Debug)]
@@ -42,8 +46,10 @@ struct Told {
 #[derive(Default, Debug)]
 pub(crate) struct Rooms {
     told: Vec<Told>,
-    /// Entries that took extents, and how many each.
-    spent: VecDeque<(Index, u64)>,
+    /// Extents that entries were to take, each with the newest of them: however often one is written, a member takes it once.
+    spent: FxHashMap<Promise, Index>,
+    /// So many extents are looked through for those that every member has taken since.
+    sweep_at: usize,
     /// Since when some member is short.
     short: Option<Millis>,
 }
@@ -60,39 +66,42 @@ pub(crate) enum Verdict {
 impl Rooms {
     fn hear(&mut self, no: MemberNo, room: u64, index: Option<Index>, now: Millis) {
         let before = self.told.iter().find(|told| told.no == no).map(|told| told.as_of);
-        self.forget(no);
+        self.told.retain(|told| told.no != no);
         self.told.push(Told { no, room, as_of: before.max(index).unwrap_or_default(), at: now, asked: None });
-        let all_have = self.told.iter().map(|told| told.as_of).min().unwrap_or_default();
-        while self.spent.front().is_some_and(|(index, _)| *index <= all_have) {
-            self.spent.pop_front();
-        }
     }
 
-    /// An entry was proposed that took so many extents.
-    pub fn spend(&mut self, index: Index, extents: u64) {
-        if extents == 0 {
+    /// An entry was proposed that takes these extents.
+    pub fn spend(&mut self, index: Index, extents: &[Promise]) {
+        self.spent.extend(extents.iter().map(|extent| (*extent, index)));
+    }
+
+    fn sweep(&mut self, counts: impl Fn(MemberNo) -> bool) {
+        if self.spent.len() < self.sweep_at {
             return;
         }
-        self.spent.push_back((index, extents));
-        if self.spent.len() > SPENT_MAX {
-            let (_, more) = self.spent.pop_front().expect("it is full");
-            self.spent[0].1 += more;
-        }
+        self.told.retain(|told| counts(told.no));
+        let all_have = self.told.iter().map(|told| told.as_of).min().unwrap_or(Index(u64::MAX));
+        self.spent.retain(|_, index| *index > all_have);
+        self.sweep_at = SWEEP.max(2 * self.spent.len());
     }
 
-    /// What it said counts no more.
-    pub fn forget(&mut self, no: MemberNo) {
-        self.told.retain(|told| told.no != no);
+    /// Whether all have so much room that nothing needs a closer look.
+    fn is_plenty(&mut self, extents: u64) -> bool {
+        let most = self.spent.len() as u64 + extents + SCARCE;
+        let plenty = self.spent.len() < self.sweep_at && self.told.iter().all(|told| told.room >= most);
+        self.short = self.short.filter(|_| !plenty);
+        plenty
     }
 
     /// Whether those that `counts` can take `extents` more.
     fn judge(&mut self, extents: u64, now: Millis, counts: impl Fn(MemberNo) -> bool) -> Verdict {
+        self.sweep(&counts);
         let (mut short, mut waits) = (false, false);
         for told in &mut self.told {
             if !counts(told.no) {
                 continue;
             }
-            let spent: u64 = self.spent.iter().filter(|(index, _)| *index > told.as_of).map(|(_, extents)| extents).sum();
+            let spent = self.spent.values().filter(|index| **index > told.as_of).count() as u64;
             if told.room >= spent + extents + SCARCE {
                 continue;
             }
@@ -145,9 +154,17 @@ impl Store {
         if extents == 0 || self.canary(Canary::CountOwnSpaceAlone) {
             return Verdict::Room;
         }
+        // What is decided in this turn becomes entries at its end.
+        let grouped = self.host.grouped.len() as u64;
         let Some(member) = self.member_mut(no) else { return Verdict::Room };
+        if member.rooms.is_plenty(u64::from(extents) + grouped * EXTENTS_MAX) {
+            return Verdict::Room;
+        }
+        let decided: u64 = self.host.grouped.iter().filter(|op| op.replica == no).map(|op| u64::from(op.promises)).sum();
+        let member = self.member_mut(no).expect("seen above");
         let Member { rooms, members, .. } = member;
-        let verdict = rooms.judge(extents.into(), now, |no| members.get(no).is_some_and(|member| member.role == Role::Voter));
+        let counts = |no| members.get(no).is_some_and(|member| member.role == Role::Voter);
+        let verdict = rooms.judge(u64::from(extents) + decided, now, counts);
         if verdict != Verdict::Room
             && let Some(group) = member.group_mut()
         {
@@ -162,12 +179,17 @@ impl Store {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::port::LayerNo;
 
     const A: MemberNo = MemberNo(2);
     const B: MemberNo = MemberNo(3);
 
     fn all(_: MemberNo) -> bool {
         true
+    }
+
+    fn extent(no: u32) -> Promise {
+        Promise::Extent(LayerNo(0), no)
     }
 
     #[test]
@@ -180,14 +202,27 @@ mod tests {
         let mut rooms = Rooms::default();
         rooms.hear(A, 10, Some(Index(4)), Millis(0));
         rooms.hear(B, 5000, Some(Index(9)), Millis(0));
-        rooms.spend(Index(5), 6);
+        rooms.spend(Index(5), &[0, 1, 2, 3, 4, 5].map(extent));
         assert_eq!(rooms.judge(4, Millis(1), all), Verdict::Room);
         assert_eq!(rooms.judge(5, Millis(1), all), Verdict::Wait);
         assert_eq!(rooms.judge(5, Millis(1), |no| no == B), Verdict::Room, "a learner is not counted on");
         // It has taken them in, and says what is left.
         rooms.hear(A, 6, Some(Index(5)), Millis(2));
         assert_eq!(rooms.judge(6, Millis(3), all), Verdict::Room);
-        assert!(rooms.spent.is_empty());
+    }
+
+    #[test]
+    fn extent_that_many_entries_write_is_taken_off_once_while_a_member_lags() {
+        let mut rooms = Rooms::default();
+        rooms.hear(A, 10, Some(Index(4)), Millis(0));
+        for index in 5..100 {
+            rooms.spend(Index(index), &[7, 8].map(extent));
+        }
+        assert_eq!(rooms.judge(8, Millis(1), all), Verdict::Room);
+        rooms.hear(A, 9, Some(Index(98)), Millis(2));
+        assert_eq!(rooms.judge(8, Millis(2), all), Verdict::Wait, "the newest entry that writes them may find them given back");
+        rooms.hear(A, 8, Some(Index(99)), Millis(3));
+        assert_eq!(rooms.judge(8, Millis(3), all), Verdict::Room);
     }
 
     #[test]
@@ -213,19 +248,26 @@ mod tests {
         assert_eq!(rooms.judge(1, Millis(late + PATIENCE_MS), all), Verdict::Room, "it says nothing");
         rooms.hear(A, 0, None, Millis(late + PATIENCE_MS));
         assert_eq!(rooms.judge(1, Millis(late + PATIENCE_MS), all), Verdict::Wait);
-        rooms.forget(A);
-        assert_eq!(rooms.judge(1, Millis(late + PATIENCE_MS), all), Verdict::Room);
+        assert_eq!(rooms.judge(1, Millis(late + PATIENCE_MS), |no| no == B), Verdict::Room, "it was removed");
     }
 
     #[test]
-    fn many_entries_of_a_laggard_are_counted_as_one() {
+    fn what_every_member_took_is_swept_and_what_a_laggard_did_not_is_kept() {
         let mut rooms = Rooms::default();
-        rooms.hear(A, 2000, Some(Index(0)), Millis(0));
+        rooms.hear(A, 9000, Some(Index(0)), Millis(0));
+        rooms.hear(B, 9000, Some(Index(2000)), Millis(0));
         for index in 1..=1500 {
-            rooms.spend(Index(index), 1);
+            rooms.spend(Index(index), &[extent(index as u32)]);
         }
-        assert_eq!(rooms.spent.len(), SPENT_MAX);
-        assert_eq!(rooms.judge(500, Millis(0), all), Verdict::Room);
-        assert_eq!(rooms.judge(501, Millis(0), all), Verdict::Wait);
+        assert_eq!(rooms.judge(1, Millis(0), all), Verdict::Room);
+        assert_eq!(rooms.spent.len(), 1500);
+        rooms.hear(A, 1500, Some(Index(700)), Millis(0));
+        assert_eq!(rooms.judge(700, Millis(0), all), Verdict::Room);
+        assert_eq!(rooms.judge(701, Millis(0), all), Verdict::Wait);
+        for index in 1501..=3000 {
+            rooms.spend(Index(index), &[extent(index as u32)]);
+        }
+        assert_eq!(rooms.judge(1, Millis(0), |no| no == B), Verdict::Room);
+        assert_eq!(rooms.spent.len(), 1000, "a learner's are not kept");
     }
 }

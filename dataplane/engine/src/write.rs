@@ -419,14 +419,24 @@ impl Store {
             _ => mem.host_to_buf(io, from, buf, chunk.skip, chunk.bytes as u32),
         }
         self.counters.copied_blocks += chunk.blocks;
-        match self.promise_space(no, chunk) {
-            Ok(promises) => {
-                self.propose(id, What::Write { source: Source::Buf { buf } }, promises);
-                self.unlock(id);
-                self.retry_waiters(mem, fx);
+        let Ok(promises) = self.promise_space(no, chunk) else { return self.finish_job(id, Status::NoSpace, mem, fx) };
+        // Others were proposed since it began, and may have taken what there was.
+        match self.members_have_room(no, promises) {
+            Verdict::Room => self.propose(id, What::Write { source: Source::Buf { buf } }, promises),
+            Verdict::Wait => {
+                self.give_up_promises(promises);
+                let job = self.host.job(id);
+                job.stage = JobStage::Held;
+                job.buf.take().into_iter().for_each(|buf| mem.free(buf));
+                self.host.held.push_front(id);
             }
-            Err(_) => self.finish_job(id, Status::NoSpace, mem, fx),
+            Verdict::Full => {
+                self.give_up_promises(promises);
+                return self.finish_job(id, Status::NoSpace, mem, fx);
+            }
         }
+        self.unlock(id);
+        self.retry_waiters(mem, fx);
     }
 
     fn unlock(&mut self, id: JobId) {

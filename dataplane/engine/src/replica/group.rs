@@ -534,7 +534,12 @@ impl Live {
         let floor = self.floor.filter(|_| !self.canary(Canary::ForgetFloor));
         let checker = Checker { segment: self.config.segment, me: self.config.me, members: &self.members, restarted, floor };
         if !self.canary(Canary::StepUnchecked) {
-            checker.check(&self.raw, &message)?;
+            let checked = checker.check(&self.raw, &message);
+            if matches!(checked, Err(Refused::Overtaken { .. })) {
+                // Its copy is late, or what it acknowledged is lost and the acknowledgement was late: it shows again what it has.
+                self.on_restarted(message.from);
+            }
+            checked?;
         }
         if matches!(message.body, MessageBody::Campaign) && (self.rebuilding || self.installs()) {
             return Err(Refused::Installing);
@@ -631,7 +636,11 @@ impl Live {
             && member != self.config.me
             && let Some(progress) = self.raw.raft.mut_prs().get_mut(member.0)
         {
-            self.shown.push((member, term, Index(progress.matched)));
+            let matched = Index(progress.matched);
+            match self.shown.iter_mut().find(|(no, ..)| *no == member) {
+                Some((_, _, shown)) => *shown = matched.max(*shown),
+                None => self.shown.push((member, term, matched)),
+            }
             progress.matched = 0;
             progress.become_probe();
             progress.next_idx = last + 1;

@@ -493,6 +493,26 @@ fn late_copy_of_a_refusal_never_takes_progress_back() {
     assert_eq!(refused, Err(Refused::BeyondLog { index: Index(index.0 + 5), last: index }));
     let next = bench.propose(leader, 7);
     assert_eq!(bench.view(leader).committed, next);
+    assert!(bench.groups[leader].matched().iter().all(|(_, matched)| *matched == next), "{:?}", bench.groups[leader].matched());
+}
+
+#[test]
+fn member_that_lost_what_a_late_word_acknowledges_is_sent_it_again() {
+    let mut bench = Bench::new(3);
+    let leader = bench.leader();
+    let index = bench.propose(leader, 5);
+    let (term, follower) = (bench.view(leader).term, bench.other(leader));
+    let (no, leads) = (MemberNo(follower as u64 + 1), leader as u64 + 1);
+    let ballot = Ballot { term, vote: MemberNo(leads) };
+    bench.groups[follower] = Group::open(config(no.0), Recovered { ballot, ..fresh(3) }).unwrap();
+    bench.groups[leader].on_restarted(no);
+    // Said in the life before, and heard after the news of the restart.
+    let late = MessageBody::Appended { index, commit: Index(0), room: None };
+    bench.groups[leader].step(message(no.0, leads, term.0, late)).unwrap();
+    let next = bench.propose(leader, 6);
+    bench.tick(20);
+    assert_eq!((bench.view(leader).term, bench.view(follower).applied), (term, next));
+    assert_eq!(bench.groups[leader].forgotten(no, term, LogEnd { term, index: Index(0) }), Some(next));
 }
 
 #[test]

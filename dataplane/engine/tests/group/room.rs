@@ -84,12 +84,34 @@ fn group_that_fell_asleep_full_asks_again_before_it_refuses() {
 }
 
 #[test]
-fn member_whose_node_is_away_is_not_counted_on() {
+fn member_whose_node_was_silent_for_a_moment_is_counted_on_and_one_that_stays_away_is_not() {
     let mut cluster = led_from_the_largest(&[DRIVE_BLOCKS, DRIVE_BLOCKS, SMALL]);
     let refused = fill(&mut cluster);
     cluster.isolate(2);
     let leader = &mut cluster.nodes[0];
     leader.store.apply(Event::PeerDown { node: NodeId([3; 16]) }, &mut leader.mem, &mut leader.fx);
-    let span = Span { offset: refused * EXTENT as u64, len: EXTENT as u64 };
-    assert_eq!(patiently(&mut cluster, HostOp::Write(span), pattern(1, EXTENT)), Status::Ok);
+    let write = HostOp::Write(Span { offset: refused * EXTENT as u64, len: EXTENT as u64 });
+    assert_eq!(patiently(&mut cluster, write, pattern(1, EXTENT)), Status::NoSpace);
+    cluster.pass(1100);
+    assert_eq!(patiently(&mut cluster, write, pattern(1, EXTENT)), Status::Ok);
+}
+
+#[test]
+fn merges_that_come_together_take_no_more_than_the_members_have() {
+    let mut cluster = led_from_the_largest(&[DRIVE_BLOCKS, SMALL, SMALL]);
+    let refused = fill(&mut cluster);
+    for no in 0..3 {
+        let span = Span { offset: no * EXTENT as u64, len: EXTENT as u64 };
+        assert_eq!(patiently(&mut cluster, HostOp::Zero(span), Vec::new()), Status::Ok);
+    }
+    cluster.agree();
+    cluster.pass(3000);
+    let part = |no: u64| HostOp::Write(Span { offset: (refused + no) * EXTENT as u64, len: 512 });
+    let ios: Vec<u32> = (0..24).map(|no| cluster.begin(0, part(no), vec![7; 512])).collect();
+    cluster.pass(3000);
+    let answers: Vec<Option<Status>> = ios.iter().map(|io| cluster.reply(0, *io)).collect();
+    assert!(answers.iter().all(|answer| matches!(answer, Some(Status::Ok | Status::NoSpace))), "{answers:?}");
+    assert!(answers.contains(&Some(Status::Ok)) && answers.contains(&Some(Status::NoSpace)), "{answers:?}");
+    cluster.agree();
+    cluster.audit();
 }
