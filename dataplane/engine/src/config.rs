@@ -98,6 +98,8 @@ pub enum Canary {
     CopyAsOfNow,
     /// What a member may have acknowledged and does not have is forgotten by its next restart.
     ForgetDoubt,
+    /// A log-only member trims what it has applied, whatever the others have.
+    TrimLogOnly,
     /// A leader does not ask whether the others have room for what it proposes.
     CountOwnSpaceAlone,
     /// Falls over a write to [`Canary::FALLS_AT`], when it is applied and when it is redone: for whoever catches falls. Not among
@@ -109,7 +111,7 @@ impl Canary {
     /// Volume block over which [`Canary::PanicOnWrite`] falls.
     pub const FALLS_AT: u64 = 13;
 
-    pub const ALL: [Canary; 29] = [
+    pub const ALL: [Canary; 30] = [
         Canary::CountBeforeBarrier,
         Canary::AckEarly,
         Canary::TornIsCorruption,
@@ -134,6 +136,7 @@ impl Canary {
         Canary::SkipSeal,
         Canary::CopyAsOfNow,
         Canary::ForgetDoubt,
+        Canary::TrimLogOnly,
         Canary::DiscardClears,
         Canary::AbsorbAcrossMarker,
         Canary::ReuseMergedEarly,

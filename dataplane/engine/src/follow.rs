@@ -136,7 +136,7 @@ impl Store {
     /// the pages that zeros may begin over frozen layers. `again`: it had its promise before a crash, and gets it whatever is left.
     pub(crate) fn promise_entry(&mut self, no: ReplicaNo, entry: &Entry, again: bool) -> Option<Vec<Promise>> {
         let mut promised = Vec::new();
-        if self.canary(Canary::ApplyWithoutSpace) {
+        if self.canary(Canary::ApplyWithoutSpace) || !self.member(no)?.has_content() {
             return Some(promised);
         }
         let layer = self.layer_to_be(no, entry.index);

@@ -7,7 +7,7 @@
 //! Here too: what is committed takes effect, and how a group ends. Not here: hosts (`lead`), what peers say (`follow`), batches (`carry`).
 
 use crate::carry::Item;
-use crate::config::{MemberView, Stage};
+use crate::config::{Canary, MemberView, Stage};
 use crate::force::Force;
 use crate::host::Proposed;
 use crate::map::PageKey;
@@ -320,9 +320,11 @@ impl Store {
                 member.members = members;
             }
             EntryKind::Ops => {
+                let content = self.member(no).is_some_and(Member::has_content);
                 for op in entry.ops().expect("checked when it came in") {
                     let blocks = op.payload_blocks();
                     match op {
+                        Op::Write { .. } | Op::Zero { .. } if !content => {}
                         Op::Write { block, crcs } => self.apply_write(no, block, entry.index.0, seq, at, &crcs, &mut promises),
                         Op::Zero { block, count } => self.apply_zero(no, block, u64::from(count), seq, entry.index.0, &mut pages),
                         Op::Resize { blocks } => {
@@ -533,12 +535,16 @@ impl Store {
         self.groups.list.iter().filter_map(needed).min()
     }
 
-    /// First batch that some group keeps for members that lag: what a leader knows not all to have, and all that a follower has.
+    /// First batch that some group keeps for members that lag: what a leader knows not all to have, and all that a follower or a log-only member has.
     fn wanted_from(&self) -> Option<Seq> {
         let wanted = |no: &ReplicaNo| {
-            let member = self.member(*no)?;
+            let replica = self.map.get(*no)?;
+            let member = replica.member.as_deref()?;
             let from = match member.group().map(Group::matched) {
-                Some(matched) if !matched.is_empty() => matched.iter().map(|(_, index)| *index).min().expect("not empty"),
+                _ if !member.has_content() && self.canary(Canary::TrimLogOnly) => replica.applied,
+                Some(matched) if member.has_content() && !matched.is_empty() => {
+                    matched.iter().map(|(_, index)| *index).min().expect("not empty")
+                }
                 _ => member.start,
             };
             // One more than that: after a restart only the entry before the first that is kept can tell what stands before the rest.

@@ -189,8 +189,8 @@ impl Store {
     pub(crate) fn begin_transfer(&mut self, segment: SegmentId, to: MemberNo) -> Result<(), OrderError> {
         let (no, _) = self.leading(segment)?;
         let member = self.member_mut(no).expect("it leads");
-        if !member.members.voters().any(|voter| voter == to) {
-            return Err(OrderError::Invalid("leadership can be given to a voter of the group alone"));
+        if !member.members.voters().any(|voter| voter == to) || !member.members.has_content(to) {
+            return Err(OrderError::Invalid("leadership can be given to a voter of the group alone that has the volume's content"));
         }
         if self.feeds(no, to) {
             return Err(OrderError::Invalid("that member is being rebuilt; wait until it is whole"));

@@ -189,6 +189,11 @@ impl Member {
         self.markers.push(index);
     }
 
+    /// Whether entries take effect on content here; a log-only member keeps them for the others.
+    pub fn has_content(&self) -> bool {
+        self.members.has_content(self.me)
+    }
+
     pub fn last(&self) -> Index {
         Index(self.start.0 + self.log.len() as u64)
     }

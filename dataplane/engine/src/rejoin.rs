@@ -445,7 +445,7 @@ impl Store {
         member.admission = Admission::new(walked.past);
         member.known = walked.seen.into_iter().map(Known::recovered).collect();
         member.doubts = member.group().and_then(|group| group.floor()).map(|_| Box::new(Doubts::new(walked.ballot.term)));
-        member.rebuild = walked.rebuild.map(|as_of| Box::new(Rebuild::new(as_of, walked.applied)));
+        member.rebuild = walked.rebuild.map(|as_of| Box::new(Rebuild::new(as_of, walked.applied, member.has_content())));
         if let Some(group) = member.group_mut().filter(|_| walked.rebuild.is_some()) {
             group.set_rebuilding(true);
         }
@@ -459,9 +459,11 @@ impl Store {
 
     fn redo_placed(&mut self, no: ReplicaNo, placed: &Placed) {
         let (seq, index) = (placed.seq, placed.entry.index);
+        let content = self.member(no).is_none_or(Member::has_content);
         let mut first = 0;
         for op in placed.entry.ops().unwrap_or_default() {
             match op {
+                Op::Write { .. } | Op::Zero { .. } if !content => {}
                 Op::Write { block, crcs } => {
                     for (i, crc) in crcs.iter().enumerate() {
                         let at = first + i as u32;

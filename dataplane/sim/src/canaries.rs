@@ -92,6 +92,7 @@ pub const SEEDED: &[Seeded] = &[
     store(Canary::SkipSeal, "a ballot counts before a later record vouches for it (7)", &[(Fleets, 50)]),
     store(Canary::CopyAsOfNow, "a copy of a rebuild is said to be newer than it is (6)", &[(Fleets, 2000)]),
     store(Canary::ForgetDoubt, "what a member may have lost is forgotten by its next restart (1, 11)", &[(Fleets, 2000)]),
+    store(Canary::TrimLogOnly, "a log-only member lets go of what others lack (15)", &[(Fleets, 500)]),
     group(replica::Canary::AnswerEarly, "a follower answers before its write is durable (7, 9)", &[(Groups, 50), (Fleets, 50)]),
     group(replica::Canary::CountUnpersisted, "a leader counts its own entries before they are durable (9, 10)", &[(Groups, 50)]),
     group(replica::Canary::ForgetBallot, "term and vote are not written (7)", &[(Groups, 50), (Fleets, 50)]),

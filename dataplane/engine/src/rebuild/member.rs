@@ -73,14 +73,15 @@ pub(crate) struct Rebuild {
 }
 
 impl Rebuild {
-    pub fn new(as_of: Index, from: Index) -> Self {
+    /// A log-only member asks for no content, but for the end alone, which says how large the volume is.
+    pub fn new(as_of: Index, from: Index, content: bool) -> Self {
         Self {
             as_of,
             from,
             layer: None,
             walked: 0,
             pages: None,
-            next: 0,
+            next: if content { 0 } else { EXTENTS_END - 1 },
             ask: None,
             tried: (Term(0), 0),
             highest: from,
@@ -127,6 +128,7 @@ impl Store {
         let all = !self.canary(Canary::CopyLiveAlone);
         let above = if all { rebuild.next_layer(replica, rebuild.layer) } else { Some(replica.live.no) };
         let member = self.member_mut(no)?;
+        let content = member.has_content();
         let (me, view, members) = (member.me, member.group()?.view()?, &member.members);
         let rebuild = member.rebuild.as_mut()?;
         rebuild.layer = rebuild.layer.or(above);
@@ -152,7 +154,7 @@ impl Store {
             if left {
                 return None;
             }
-            if let Some(layer) = above.filter(|layer| rebuild.layer != Some(*layer)) {
+            if let Some(layer) = above.filter(|layer| content && rebuild.layer != Some(*layer)) {
                 (rebuild.layer, rebuild.walked, rebuild.next, rebuild.pages) = (Some(layer), rebuild.walked + 1, 0, None);
                 rebuild.from = applied;
                 return None;
@@ -258,6 +260,9 @@ impl Store {
                     return None;
                 }
                 let layer = rebuild.layer?.0;
+                if !self.member(no)?.has_content() {
+                    return None;
+                }
                 let op = CopyOp { layer, extent: extent as u32, changed, states, mask: u16::MAX, crcs };
                 self.take_copy(no, op, applied, payload);
             }

@@ -118,7 +118,7 @@ impl Store {
         (member.start, member.start_term) = (index, index_term);
         (replica.applied, member.applied_term, replica.proposed) = (index, index_term, index);
         member.members = members.clone();
-        let mut rebuild = Rebuild::new(as_of, index);
+        let mut rebuild = Rebuild::new(as_of, index, member.has_content());
         rebuild.out = before.map_or(0, |before| before.out);
         member.rebuild = Some(Box::new(rebuild));
         if let Some(group) = member.group_mut() {
@@ -145,7 +145,8 @@ impl Store {
         let reservations = self.reservations(no);
         let Some(replica) = self.map.get_mut(no) else { return };
         let (index, stack) = (replica.applied, replica.stack().map(Box::new));
-        let Some(member) = replica.member.as_deref_mut().filter(|member| member.rebuild.is_none() && index.0 > 0) else { return };
+        let gives = |member: &&mut Member| member.has_content() && member.rebuild.is_none() && index.0 > 0;
+        let Some(member) = replica.member.as_deref_mut().filter(gives) else { return };
         let (index_term, members) = (member.applied_term, member.members.clone());
         let install = Install { index, index_term, digest: [0; 16], members, reservations, stack };
         if let Some(group) = member.group_mut() {

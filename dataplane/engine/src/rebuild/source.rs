@@ -137,7 +137,8 @@ impl Store {
     /// Whether what is applied here is all here. After a restart extents may hold more than what counts as applied, and match no checksum.
     fn may_feed(&self, no: ReplicaNo) -> bool {
         let Some(replica) = self.map.live(no) else { return false };
-        let whole = |member: &&Member| member.speaks() && member.rebuild.is_none() && replica.applied >= member.recovered;
+        let whole =
+            |member: &&Member| member.speaks() && member.has_content() && member.rebuild.is_none() && replica.applied >= member.recovered;
         replica.member.as_deref().filter(whole).is_some()
     }
 

@@ -67,6 +67,8 @@ struct Live {
     rebuilding: bool,
     /// Who was asked last to lead in this member's place, which cannot serve.
     asked: MemberNo,
+    /// An entry that it could not send when it led, and that was not committed.
+    unsent: u64,
     /// What members had acknowledged to this leader, in this term, when they restarted.
     shown: Vec<(MemberNo, Term, Index)>,
 }
@@ -176,6 +178,7 @@ impl Group {
             resolved: false,
             rebuilding: false,
             asked: MemberNo(0),
+            unsent: 0,
             shown: Vec::new(),
         };
         live.look_at_floor();
@@ -291,9 +294,10 @@ impl Group {
         self.guard(|live| live.raw.mut_store().offer(install));
     }
 
-    /// The payload of an entry cannot be had any more: members that need it are given an install, of it or of a later one.
+    /// The payload of an entry cannot be had any more: members that need it are given an install, of it or of a later one, if it is committed. If not,
+    /// this member can bring nobody on, and gives leadership up to whoever has the entry, or wins without it.
     pub fn cannot_send(&mut self, index: Index) {
-        self.guard(|live| live.raw.mut_store().cannot_send(index));
+        self.guard(|live| live.cannot_send(index));
     }
 
     /// Its content is not what its log says: it votes and counts like any, campaigns when the others had their chance, and leads to hand over alone.
@@ -435,7 +439,7 @@ impl Live {
         let timing = &self.config.timing;
         let (election, stride) = (timing.election as usize, timing.stride as usize);
         let mut timeout = election + place as usize * stride;
-        if !self.is_whole() {
+        if !self.is_whole() || self.unsent > self.raw.raft.raft_log.committed {
             // Whoever could serve has campaigned twice by then.
             timeout += 2 * (election + (voters as usize + 1) * stride);
         }
@@ -447,7 +451,17 @@ impl Live {
 
     /// Whether hosts could be served here: the content is what the log says.
     fn is_whole(&self) -> bool {
-        !self.rebuilding || self.canary(Canary::ServeUnrebuilt)
+        self.members.has_content(self.config.me) && (!self.rebuilding || self.canary(Canary::ServeUnrebuilt))
+    }
+
+    fn cannot_send(&mut self, index: Index) {
+        if self.leads() && index.0 > self.raw.raft.raft_log.committed {
+            self.unsent = index.0;
+            let term = self.raw.raft.term;
+            self.raw.raft.become_follower(term, raft::INVALID_ID);
+        } else {
+            self.raw.mut_store().cannot_send(index);
+        }
     }
 
     /// A leader that cannot serve brings the others' logs up to its own, which somebody had to who has more than they do, and asks those that have
@@ -457,7 +471,9 @@ impl Live {
             return;
         }
         let (last, prs) = (self.raw.raft.raft_log.last_index(), self.raw.raft.prs());
-        let is_level = |no: &MemberNo| *no != self.config.me && prs.get(no.0).is_some_and(|progress| progress.matched == last);
+        let is_level = |no: &MemberNo| {
+            *no != self.config.me && self.members.has_content(*no) && prs.get(no.0).is_some_and(|progress| progress.matched == last)
+        };
         let level: Vec<MemberNo> = self.members.voters().filter(is_level).collect();
         if let Some(to) = level.iter().find(|no| **no > self.asked).or(level.first()) {
             self.asked = *to;

@@ -52,11 +52,16 @@ impl Cluster {
 
     /// The same on drives of so many blocks.
     pub fn on_drives(blocks: &[u64]) -> Self {
+        Self::of(members(blocks.len() as u8), blocks)
+    }
+
+    /// Members in their roles.
+    pub fn of(all: Members, blocks: &[u64]) -> Self {
         let count = blocks.len() as u8;
         let mut nodes = Vec::new();
         for (no, blocks) in (1..).zip(blocks) {
             let mut bench = Bench::on_drive(no, 9, *blocks);
-            let (shape, members) = (Box::new(shape(no)), Box::new(members(count)));
+            let (shape, members) = (Box::new(shape(no)), Box::new(all.clone()));
             bench.order(Order::CreateMember { shape, members }).unwrap();
             nodes.push(bench);
         }

@@ -239,3 +239,29 @@ fn entry_that_rots_and_that_nobody_can_give_is_replaced_by_an_install() {
     assert_eq!(cluster.leader(), behind);
     assert!(cluster.read(behind, 9 * B, B) == pattern(11, BLOCK));
 }
+
+#[test]
+fn leader_that_cannot_send_what_is_not_committed_gives_way_to_one_without_it() {
+    let (mut cluster, leader, data) = written(true);
+    let (a, b) = ((leader + 1) % 3, (leader + 2) % 3);
+    cluster.isolate(leader);
+    let alone = pattern(9, BLOCK);
+    cluster.begin(leader, HostOp::Write(Span { offset: 0, len: B }), alone.clone());
+    cluster.run();
+    let media = &mut cluster.nodes[leader].media;
+    let at = media.chunks_exact(BLOCK).position(|block| block == alone).expect("it is in the log");
+    media[at * BLOCK + 77] ^= 4;
+    // Apart, neither of the others can win against the longest log.
+    cluster.cut = vec![(a, b), (b, a)];
+    let before = cluster.standing(leader).term;
+    (0..3).for_each(|at| cluster.restart(at));
+    cluster.pass(3000);
+    assert!(cluster.standing(leader).term > before, "it was elected again");
+    cluster.cut.clear();
+    let next = cluster.leader();
+    assert_ne!(next, leader);
+    assert!(cluster.read(next, 0, 10 * B) == data);
+    assert_eq!(cluster.write(next, 0, &pattern(5, BLOCK)), Status::Ok);
+    cluster.audit();
+    assert!(cluster.contents(leader) == cluster.contents(next));
+}

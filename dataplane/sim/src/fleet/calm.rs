@@ -28,7 +28,8 @@ impl World {
             self.operator(node);
         }
         if !self.within(LEADER_US, World::all_lead) {
-            if self.groups().into_iter().all(|volume| self.leader_of(volume).is_some() || self.may_have_lost(volume)) && self.all_serve() {
+            let lost = |volume: u32| self.may_have_lost(volume) || self.log_was_full(volume);
+            if self.groups().into_iter().all(|volume| self.leader_of(volume).is_some() || lost(volume)) && self.all_serve() {
                 self.tally.did("seeds that end with a group that may have lost what counts with a quorum", 1);
                 return;
             }
@@ -142,6 +143,14 @@ impl World {
         let others: Vec<_> = self.nodes.iter().filter(|it| it.gone.is_none()).filter_map(look).collect();
         let sure = others.iter().filter(|look| !look.doubtful).count();
         gone > 0 && others.iter().all(|look| look.admitted && !look.stopped) && sure < (gone + others.len()) / 2 + 1
+    }
+
+    /// Members with content are gone for good, and the log-only member let go of what the last one lacks, for others needed the log.
+    fn log_was_full(&self, volume: u32) -> bool {
+        let look = |node: usize| self.nodes[node].replica_of(volume).and_then(|no| self.nodes[node].store.as_ref()?.look(no));
+        let Some(log) = (0..self.nodes.len()).find(|node| self.is_log_only(volume, *node)) else { return false };
+        let left: Vec<_> = (0..self.nodes.len()).filter(|node| *node != log && self.nodes[*node].gone.is_none()).filter_map(look).collect();
+        left.len() + 2 == self.nodes.len() && look(log).is_some_and(|log| left.iter().all(|data| data.last < log.start))
     }
 
     fn finish_orders(&mut self) {
@@ -292,6 +301,11 @@ impl World {
         self.whole_nodes().into_iter().flat_map(|node| of(&self.nodes[node])).collect()
     }
 
+    /// Those of them that have a volume's content.
+    fn holders(&self, volume: u32) -> Vec<usize> {
+        self.whole_nodes().into_iter().filter(|node| !self.is_log_only(volume, *node)).collect()
+    }
+
     /// Some of what one member's drive has rots; half of it hosts read where the volume is led.
     fn rot_one(&mut self) {
         let node = self.rng.pick(&self.whole_nodes());
@@ -301,7 +315,8 @@ impl World {
         for _ in 0..6.min(replicated.len()) {
             let (no, block, place, _) = self.rng.pick(&replicated);
             let (volume, at) = (self.nodes[node].replicas[&no], self.nodes[node].share.start.0 + place.0);
-            if !may_be_damaged(&self.nodes[node], at) {
+            // Beside a log-only member and one that is gone for good it would be the last copy.
+            if !may_be_damaged(&self.nodes[node], at) || self.holders(volume).len() < 2 {
                 continue;
             }
             self.ruin(node, at, "bit rot (5)");
@@ -348,6 +363,7 @@ impl World {
             return;
         }
         let (volume, block) = self.rng.pick(&replicated);
+        let nodes = self.holders(volume);
         let places: Vec<u64> = nodes.iter().filter_map(|node| self.place_of(*node, volume, block)).collect();
         if places.len() < nodes.len() || !nodes.iter().zip(&places).all(|(node, at)| may_be_damaged(&self.nodes[*node], *at)) {
             return;
@@ -383,6 +399,15 @@ impl World {
                 let start = it.share.start.0;
                 let (no, store) = (it.replica_of(volume).expect("made"), it.store.as_ref().expect("alive"));
                 let contents = store.contents(no, |at| it.drive.bytes(start + at.0)).unwrap_or_else(|error| panic!("node {node}: {error}"));
+                if self.is_log_only(volume, node) {
+                    assert!(
+                        contents.is_empty(),
+                        "node {node} keeps the log of volume {volume} alone, and has {} blocks of it",
+                        contents.len()
+                    );
+                    self.tally.check("a log-only member has no content");
+                    continue;
+                }
                 let Some(other) = &first else {
                     first = Some(contents);
                     continue;

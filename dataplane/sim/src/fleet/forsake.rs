@@ -13,7 +13,8 @@ use crate::orders::segment_of;
 
 impl World {
     pub fn lose_majority(&mut self) {
-        if self.plan.singles > 0 || self.whole_nodes().len() < self.nodes.len() || !self.rng.one_in(3) {
+        // Who goes on alone must have content.
+        if self.plan.log_only || self.plan.singles > 0 || self.whole_nodes().len() < self.nodes.len() || !self.rng.one_in(3) {
             return;
         }
         let left = self.rng.below(self.nodes.len() as u64) as usize;

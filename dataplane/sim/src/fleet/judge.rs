@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use penstock_engine::replica::Part as GroupPart;
-use penstock_engine::{PeerWord, ReplicaNo, Standing, StoreConfig};
+use penstock_engine::{MemberLook, PeerWord, ReplicaNo, Standing, StoreConfig};
 use penstock_wire::peer::{Entry, EntryState, FetchResult, MemberNo, Message, MessageBody, Verified};
 use penstock_wire::{Index, NodeId, Term, crc32c};
 
@@ -29,6 +29,7 @@ struct Shown {
     reached: Index,
     term: Term,
     committed: Index,
+    start: Index,
 }
 
 impl Judge {
@@ -286,14 +287,18 @@ impl World {
                 }
                 // A life begins with what the checkpoint covers of what was applied, over extents that have more of it: they are as of no one entry
                 // until all that was applied is applied again.
-                if !look.rebuilding && look.applied >= before.reached && self.rng.one_in(24) {
+                if !look.rebuilding && look.applied >= before.reached && !self.is_log_only(volume, node) && self.rng.one_in(24) {
                     self.check_state(node, volume, no, look.applied);
                 }
             }
+            if self.is_log_only(volume, node) {
+                self.check_log_only(node, volume, &look, if fresh { look.start } else { before.start });
+            }
             let reached = before.reached.max(look.applied);
-            self.judge
-                .shown
-                .insert((volume, node), Shown { life, applied: look.applied, reached, term: view.term, committed: view.committed });
+            self.judge.shown.insert(
+                (volume, node),
+                Shown { life, applied: look.applied, reached, term: view.term, committed: view.committed, start: look.start },
+            );
         }
         if whole {
             self.nodes[node].rotten = false;
@@ -308,6 +313,26 @@ impl World {
                 self.judge.doubted.remove(&(*volume, node));
             }
         }
+    }
+
+    /// It serves nobody, and lets go of what a member with content has not applied only where the log is wanted for what is new.
+    fn check_log_only(&mut self, node: usize, volume: u32, look: &MemberLook, before: Index) {
+        assert!(look.view.is_none_or(|view| !view.serves), "node {node} keeps the log of volume {volume} alone, and serves it");
+        let it = &self.nodes[node];
+        let applied = |other: usize| self.judge.shown.get(&(volume, other)).map_or(Index(0), |shown| shown.applied);
+        let data = (0..self.nodes.len()).filter(|other| *other != node && self.nodes[*other].gone.is_none());
+        let needed = data.map(applied).min().unwrap_or_default();
+        let view = it.store.as_ref().expect("alive").view();
+        if look.start > before && look.start > needed && !look.rebuilding {
+            assert!(
+                view.ring_used * 6 >= view.ring_blocks,
+                "node {node} lets go of the log of volume {volume} to {:?}, a member has applied {needed:?}, and {} of {} blocks are in use",
+                look.start,
+                view.ring_used,
+                view.ring_blocks
+            );
+        }
+        self.tally.check("a log-only member keeps what others lack");
     }
 
     fn check_view(&mut self, node: usize) {

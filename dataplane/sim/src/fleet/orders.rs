@@ -26,9 +26,17 @@ fn replica_id(volume: u32, node: usize) -> ReplicaId {
 }
 
 impl World {
+    /// Whether a node's member of a volume's group keeps the log alone.
+    pub fn is_log_only(&self, volume: u32, node: usize) -> bool {
+        self.plan.log_only && volume as usize % self.nodes.len() == node && self.volumes.get(&volume).is_none_or(|v| v.replicated)
+    }
+
     fn members_of(&self, volume: u32) -> Members {
         let count = self.nodes.len();
-        let member = |node| Member { no: member_no(node), role: Role::Voter, replica: replica_id(volume, node), node: node_id(node) };
+        let member = |node| {
+            let role = if self.is_log_only(volume, node) { Role::LogOnly } else { Role::Voter };
+            Member { no: member_no(node), role, replica: replica_id(volume, node), node: node_id(node) }
+        };
         Members { next: MemberNo(count as u64 + 1), list: (0..count).map(member).collect() }
     }
 

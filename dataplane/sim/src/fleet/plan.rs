@@ -122,6 +122,8 @@ pub struct Plan {
     /// Volumes with three replicas (or five), and volumes of one node.
     pub groups: usize,
     pub singles: usize,
+    /// One member of each group keeps the log alone.
+    pub log_only: bool,
     pub timing: Timing,
     /// Clocks run at these thousandths of real time.
     pub rates: (u64, u64),
@@ -229,6 +231,7 @@ impl Plan {
             drives,
             groups: if fill { 1 } else { rng.pick(&[1, 1, 2, 3]) },
             singles,
+            log_only: nodes == 3 && !fill && Rng::new(seed ^ 0x6c_6f_67).percent(25),
             timing,
             rates: if lease { (970, 1030) } else { rng.pick(&[(1000, 1000), (800, 1250)]) },
             loss: rng.pick(&[0, 0, 1, 5, 15]),

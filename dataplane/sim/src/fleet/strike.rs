@@ -151,8 +151,25 @@ impl World {
         grown && it.phase == Phase::Serving && it.fence.is_none() && it.replicas.len() == groups && it.store.as_ref().is_some_and(believed)
     }
 
+    /// What a node has of volumes, others have: where a log-only member is all that is left beside one with content, what that one lacks is in the log.
+    fn content_outlives(&self, node: usize) -> bool {
+        let look = |volume: u32, at: usize| {
+            let it = &self.nodes[at];
+            it.replica_of(volume).and_then(|no| it.store.as_ref()?.look(no))
+        };
+        self.volumes.values().filter(|v| v.replicated && !self.is_log_only(v.no, node)).all(|v| {
+            let others: Vec<usize> = (0..self.nodes.len()).filter(|other| *other != node).collect();
+            let Some(log) = others.iter().find(|other| self.is_log_only(v.no, **other)) else { return true };
+            let begins = look(v.no, *log).map(|look| look.start);
+            let reaches = |at: &usize| {
+                look(v.no, *at).is_some_and(|look| !look.rebuilding && !look.stopped && begins.is_some_and(|from| from <= look.last))
+            };
+            others.iter().filter(|other| *other != log).all(reaches)
+        })
+    }
+
     fn wipe(&mut self, node: usize) {
-        if self.is_believed(node) && self.spare() {
+        if self.is_believed(node) && self.spare() && self.content_outlives(node) {
             self.tally.fault("drive wiped (19)");
             self.die(node, false);
             self.nodes[node].wipe();
@@ -165,7 +182,7 @@ impl World {
 
     /// The drive is as it was before it was opened last, or earlier.
     fn put_back(&mut self, node: usize) {
-        if !self.is_believed(node) || !self.spare() {
+        if !self.is_believed(node) || !self.spare() || !self.content_outlives(node) {
             return;
         }
         let Some(copy) = self.nodes[node].copy.take() else { return };

@@ -60,6 +60,11 @@ impl Members {
         self.list.iter().filter(|member| !member.role.votes()).map(|member| member.no)
     }
 
+    /// Whether a member has the volume's content, or is to have it.
+    pub fn has_content(&self, no: MemberNo) -> bool {
+        self.get(no).is_none_or(|member| member.role != Role::LogOnly)
+    }
+
     /// Was a member and is none any more.
     pub fn was_removed(&self, no: MemberNo) -> bool {
         no < self.next && self.get(no).is_none()
