@@ -30,7 +30,8 @@ impl Doubts {
 /// The newest membership that the log has, committed or not.
 pub(crate) fn newest_members(member: &Member) -> Members {
     let change = member.log.iter().rev().find(|logged| logged.entry.kind == EntryKind::Members);
-    change.and_then(|logged| Members::decode(&logged.entry.bytes).ok()).unwrap_or_else(|| member.members.clone())
+    let newest = change.and_then(|logged| Members::decode(&logged.entry.bytes).ok()).filter(|members| !members.precedes(&member.members));
+    newest.unwrap_or_else(|| member.members.clone())
 }
 
 impl Store {

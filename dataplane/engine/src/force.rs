@@ -5,8 +5,8 @@
 //! ```
 //!
 //! The word names the membership (this member alone) and a term that is far above the one it had: no term of the lost ones, who may have gone on among themselves, is that of any
-//! entry from here on. Entries of its log that are not applied are kept and will be committed, but changes of members among them change nothing any
-//! more. Until the word is durable beyond one bad record the member says nothing, as if it were stopped; a crash before that leaves the group as it was.
+//! entry from here on. Entries of its log that are not applied are kept and will be committed; memberships among them are older than the one of the word and change
+//! nothing. Until the word is durable beyond one bad record the member says nothing, as if it were stopped; a crash before that leaves the group as it was.
 //!
 //! The lost ones are fenced as removed members are: each tells its opening before it says anything, and whoever of the new membership hears of it answers that it
 //! was removed. What hears nobody of the new membership cannot know of it: so they must not be started where the others of them are and this member is not.
@@ -19,7 +19,7 @@ use crate::port::*;
 use crate::rebuild::Own;
 use crate::replica::{Ballot, Group, LogEnd, Recovered, Stop};
 use crate::store::Store;
-use penstock_wire::peer::{EntryKind, Member as Row, MemberNo, Members, Role};
+use penstock_wire::peer::{Member as Row, MemberNo, Members, Role};
 use penstock_wire::{SegmentId, Seq, Term};
 
 /// For others to answer, and between two times of asking.
@@ -166,17 +166,13 @@ impl Store {
         let before = newest_members(member);
         let me =
             Row { role: Role::Voter, ..*before.get(member.me).or(member.members.get(member.me)).expect("it is a member of its group") };
-        let members = Members { next: before.next.max(member.members.next), list: vec![me] };
+        // One number is skipped: so no membership that its log tells of, committed or not, is newer.
+        let members = Members { next: MemberNo(before.next.max(member.members.next).0 + 1), list: vec![me] };
         member.stage = MemberStage::Stopped(Stop::Forced);
         member.ballot = Ballot { term, vote: MemberNo(0) };
         member.known.retain(|known| !members.was_removed(known.seen.no));
         member.members = members.clone();
         (member.doubts, member.rebuild) = (None, None);
-        for logged in &mut member.log {
-            if logged.entry.kind == EntryKind::Members {
-                (logged.entry.kind, logged.entry.bytes) = (EntryKind::Ops, Vec::new());
-            }
-        }
         (replica.term, replica.proposed) = (term, member.last());
         self.queue_own(no, Own::Forced { term, members });
     }

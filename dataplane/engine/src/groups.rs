@@ -316,8 +316,10 @@ impl Store {
             EntryKind::Members => {
                 let members = Members::decode(&entry.bytes).expect("checked when it came in");
                 let member = self.member_mut(no).expect("seen above");
-                member.known.retain(|known| !members.was_removed(known.seen.no));
-                member.members = members;
+                if !members.precedes(&member.members) {
+                    member.known.retain(|known| !members.was_removed(known.seen.no));
+                    member.members = members;
+                }
             }
             EntryKind::Ops => {
                 let content = self.member(no).is_some_and(Member::has_content);

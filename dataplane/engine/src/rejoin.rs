@@ -236,13 +236,6 @@ impl Walked {
         self.list.insert(index, placed);
     }
 
-    /// Changes of members among the entries so far change nothing.
-    fn change_no_members(&mut self) {
-        for placed in self.list.values_mut().filter(|placed| placed.entry.kind == peer::EntryKind::Members) {
-            (placed.entry.kind, placed.entry.bytes) = (peer::EntryKind::Ops, Vec::new());
-        }
-    }
-
     /// Batches are gone, descriptors and all. What is covered by the checkpoint is lost to the log alone.
     pub fn lost_batches(&mut self, covered: bool) {
         if covered {
@@ -317,9 +310,6 @@ impl Recovery {
                     let era = walked.era;
                     walked.earlier.extend(std::mem::take(&mut walked.list).into_values().map(|placed| (era, placed)));
                     walked.era += 1;
-                }
-                if matches!(op, Op::Forced { .. }) {
-                    walked.change_no_members();
                 }
                 if counts {
                     walked.own_word(op, seq);

@@ -329,7 +329,7 @@ pub enum Op {
     Opened {
         vouched: bool,
     },
-    /// The group is these members from here on, by force: no entry is of an older term, and no change of members before this counts.
+    /// The group is these members from here on, by force: no entry is of an older term, and no membership before is newer.
     Forced {
         term: Term,
         members: Box<Members>,

@@ -839,6 +839,10 @@ impl Live {
                 continue;
             }
             let members = Members::decode(&entry.context).expect("checked when it came in");
+            if members.precedes(&self.members) {
+                out.apply.push(convert::entry(&entry));
+                continue;
+            }
             if let Some(change) = raft_change(&self.members, &members) {
                 self.raw.apply_conf_change(&change).unwrap_or_else(|error| panic!("a change of members that raft refuses: {error}"));
             }

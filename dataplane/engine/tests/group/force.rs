@@ -89,8 +89,8 @@ fn lost_members_that_come_back_are_stopped_and_the_one_that_was_left_takes_new_o
     assert_eq!(cluster.leader(), 0);
     assert_eq!(cluster.read(0, 0, BLOCK as u64), pattern(2, BLOCK));
     let mut members = cluster.view(0).members;
-    members.list.push(Member { no: MemberNo(4), role: Role::Learner, replica: ReplicaId([9; 16]), node: NodeId([2; 16]) });
-    members.next = MemberNo(5);
+    members.list.push(Member { no: MemberNo(5), role: Role::Learner, replica: ReplicaId([9; 16]), node: NodeId([2; 16]) });
+    members.next = MemberNo(6);
     assert_eq!(cluster.order(0, Order::Change { segment: SEGMENT, members: Box::new(members) }), Ok(()));
 }
 

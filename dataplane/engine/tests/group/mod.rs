@@ -3,6 +3,7 @@
 mod admit;
 pub mod cluster;
 mod force;
+mod join;
 mod log_only;
 mod rebuild;
 mod repair;

@@ -12,7 +12,7 @@ use crate::run::stuck;
 use crate::stamp::BLOCK;
 
 /// From the last fault to a leader of every volume (25).
-const LEADER_US: u64 = 10_000_000;
+pub const LEADER_US: u64 = 10_000_000;
 /// Anything else.
 pub const PATIENCE_US: u64 = 20_000_000;
 
@@ -39,6 +39,7 @@ impl World {
         self.until(PATIENCE_US, "members whose drive is not what it was are stopped (12)", World::gone_are_out);
         let served = self.served;
         self.until(PATIENCE_US, "hosts are served", |w| w.served >= served + 10);
+        self.replace_gone();
         self.resting = true;
         self.until(PATIENCE_US, "every command is answered, volumes are made", |w| {
             w.nodes.iter().all(|it| it.ios.is_empty() && it.orders.is_empty()) && w.all_lead()

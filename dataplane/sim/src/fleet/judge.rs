@@ -12,7 +12,7 @@ use penstock_engine::{MemberLook, PeerWord, ReplicaNo, Standing, StoreConfig};
 use penstock_wire::peer::{Entry, EntryState, FetchResult, MemberNo, Message, MessageBody, Verified};
 use penstock_wire::{Index, NodeId, Term, crc32c};
 
-use super::node::{Phase, member_no, node_id};
+use super::node::{Phase, node_id};
 use super::world::World;
 use crate::drive::Cut;
 use crate::faults::rot;
@@ -36,6 +36,14 @@ impl Judge {
     /// A node's member has taken part in a volume's group.
     pub fn took_part(&self, volume: u32, node: usize) -> bool {
         self.spoken.contains_key(&(volume, node))
+    }
+
+    /// Another member takes the place of the node's.
+    pub fn forget(&mut self, volume: u32, node: usize) {
+        self.spoken.remove(&(volume, node));
+        self.shown.remove(&(volume, node));
+        self.doubted.remove(&(volume, node));
+        self.votes.retain(|(of, at, _), _| (*of, *at) != (volume, node));
     }
 }
 
@@ -83,9 +91,9 @@ impl World {
         let volume = volume_of(&word.segment());
         match word {
             PeerWord::Group(message) => self.judge_message(node, volume, message, payload),
-            PeerWord::EntriesAsk(ask) => assert_eq!(ask.from, member_no(node), "{ask:?} comes from node {node}"),
+            PeerWord::EntriesAsk(ask) => assert_eq!(ask.from, self.seat(volume, node), "{ask:?} comes from node {node}"),
             PeerWord::EntriesAnswer(answer) => {
-                assert_eq!(answer.from, member_no(node), "{answer:?} comes from node {node}");
+                assert_eq!(answer.from, self.seat(volume, node), "{answer:?} comes from node {node}");
                 answer.check(payload).unwrap_or_else(|error| panic!("invariant 14: node {node} answers with bad payload: {error}"));
                 for state in &answer.entries {
                     if let EntryState::Whole(entry) = state {
@@ -94,19 +102,19 @@ impl World {
                 }
                 self.tally.check("payload is right when it leaves (14)");
             }
-            PeerWord::CopyAsk(ask) => assert_eq!(ask.from, member_no(node), "{ask:?} comes from node {node}"),
-            PeerWord::AdmitAsk(ask) => assert_eq!(ask.from, member_no(node), "{ask:?} comes from node {node}"),
-            PeerWord::AdmitAnswer(answer) => assert_eq!(answer.from, member_no(node), "{answer:?} comes from node {node}"),
-            PeerWord::FetchAsk(ask) => assert_eq!(ask.from, member_no(node), "{ask:?} comes from node {node}"),
+            PeerWord::CopyAsk(ask) => assert_eq!(ask.from, self.seat(volume, node), "{ask:?} comes from node {node}"),
+            PeerWord::AdmitAsk(ask) => assert_eq!(ask.from, self.seat(volume, node), "{ask:?} comes from node {node}"),
+            PeerWord::AdmitAnswer(answer) => assert_eq!(answer.from, self.seat(volume, node), "{answer:?} comes from node {node}"),
+            PeerWord::FetchAsk(ask) => assert_eq!(ask.from, self.seat(volume, node), "{ask:?} comes from node {node}"),
             PeerWord::FetchAnswer(answer) => {
-                assert_eq!(answer.from, member_no(node), "{answer:?} comes from node {node}");
+                assert_eq!(answer.from, self.seat(volume, node), "{answer:?} comes from node {node}");
                 if let FetchResult::Found { crc } = answer.result {
                     answer.check(crc, payload).unwrap_or_else(|error| panic!("invariant 14: node {node} gives a bad block: {error}"));
                     self.tally.check("payload is right when it leaves (14)");
                 }
             }
             PeerWord::CopyAnswer(answer) => {
-                assert_eq!(answer.from, member_no(node), "{answer:?} comes from node {node}");
+                assert_eq!(answer.from, self.seat(volume, node), "{answer:?} comes from node {node}");
                 answer.check(payload).unwrap_or_else(|error| panic!("invariant 14: node {node} copies a bad payload: {error}"));
                 self.tally.check("payload is right when it leaves (14)");
             }
@@ -114,7 +122,7 @@ impl World {
     }
 
     fn judge_message(&mut self, node: usize, volume: u32, message: &Message, payload: &[u8]) {
-        assert_eq!(message.from, member_no(node), "{message:?} comes from node {node}");
+        assert_eq!(message.from, self.seat(volume, node), "{message:?} comes from node {node}");
         assert!(
             self.nodes[node].gone.is_none(),
             "invariant 12: node {node} speaks in volume {volume}, and its drive is not what it was: {message:?}"
@@ -235,7 +243,7 @@ impl World {
                 assert!(!self.volumes[&volume].replicated, "node {node} has no member of volume {volume}");
                 continue;
             };
-            assert_eq!(look.me, member_no(node), "node {node} is another member");
+            assert_eq!(look.me, self.seat(volume, node), "node {node} is another member");
             whole &= !look.doubtful && !look.rebuilding;
             if look.doubtful {
                 let (of, _) = self.judge.doubted.entry((volume, node)).or_insert((life, look.last));

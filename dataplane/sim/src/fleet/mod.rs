@@ -15,6 +15,7 @@ mod net;
 mod node;
 mod orders;
 mod plan;
+mod replace;
 mod snapshots;
 mod strike;
 mod world;

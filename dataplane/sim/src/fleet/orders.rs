@@ -19,8 +19,8 @@ pub enum Made {
     Done,
 }
 
-fn replica_id(volume: u32, node: usize) -> ReplicaId {
-    let mut id = [0xb0 + node as u8; 16];
+pub fn replica_id(volume: u32, no: MemberNo) -> ReplicaId {
+    let mut id = [0xaf + no.0 as u8; 16];
     id[..4].copy_from_slice(&volume.to_le_bytes());
     ReplicaId(id)
 }
@@ -35,7 +35,7 @@ impl World {
         let count = self.nodes.len();
         let member = |node| {
             let role = if self.is_log_only(volume, node) { Role::LogOnly } else { Role::Voter };
-            Member { no: member_no(node), role, replica: replica_id(volume, node), node: node_id(node) }
+            Member { no: member_no(node), role, replica: replica_id(volume, member_no(node)), node: node_id(node) }
         };
         Members { next: MemberNo(count as u64 + 1), list: (0..count).map(member).collect() }
     }
@@ -53,7 +53,7 @@ impl World {
             let shape = ReplicaShape {
                 volume: VolumeId(volume),
                 segment: segment_of(no),
-                replica: replica_id(no, home),
+                replica: replica_id(no, member_no(home)),
                 segment_no: 0,
                 blocks,
                 logical_block: self.rng.pick(&[512, 512, 4096]),
@@ -109,7 +109,7 @@ impl World {
                 continue;
             }
             let mut shape = Box::new(v.shape.clone());
-            shape.replica = replica_id(volume, node);
+            shape.replica = replica_id(volume, member_no(node));
             let order =
                 if v.replicated { Order::CreateMember { shape, members: Box::new(self.members_of(volume)) } } else { Order::Create(shape) };
             let id = self.order(node, order);
@@ -141,7 +141,7 @@ impl World {
     pub fn transfer(&mut self, node: usize, other: usize) {
         for volume in self.volumes.values().filter(|v| v.replicated).map(|v| v.no).collect::<Vec<_>>() {
             if self.nodes[node].leads(volume) && node != other {
-                self.order(node, Order::Transfer { segment: segment_of(volume), to: member_no(other) });
+                self.order(node, Order::Transfer { segment: segment_of(volume), to: self.seat(volume, other) });
                 self.tally.fault("leader transfer");
             }
         }
@@ -165,7 +165,8 @@ impl World {
                 order => self.snapshot_ordered(node, &order),
             },
             // Its receiver may be on the way to being whole.
-            (None, Err(OrderError::Invalid(_))) if matches!(order, Order::Transfer { .. }) => {}
+            // One before may be under way.
+            (None, Err(OrderError::Invalid(_))) if matches!(order, Order::Transfer { .. } | Order::Change { .. }) => {}
             (None, Err(error)) if matches!(order, Order::Recover { .. }) => panic!("node {node}: {order:?}: {error:?}"),
             (None, Err(error)) => assert!(
                 !matches!(error, OrderError::NoSuchSegment | OrderError::Conflict(_) | OrderError::Invalid(_)),
@@ -201,13 +202,17 @@ impl World {
         let no = volume_of(&shape.segment);
         let told = Notice::Replica { replica, shape: Box::new(shape.clone()), gone };
         let Some(v) = self.volumes.get(&no) else { panic!("node {node} tells of a volume that was never made: {told:?}") };
+        if gone && self.nodes[node].gone.is_some() {
+            self.nodes[node].replicas.remove(&replica);
+            return;
+        }
         assert!(!gone, "volume {no} is gone, and nobody ordered it: {told:?}");
         assert!(v.replicated || v.home == node, "volume {no} is of node {}: {told:?}", v.home);
         if let Some(other) = self.nodes[node].replicas.insert(replica, no) {
             assert_eq!(other, no, "replica {replica:?} is two volumes");
         }
         let mut expected = v.shape.clone();
-        (expected.replica, expected.blocks) = (replica_id(no, node), shape.blocks);
+        (expected.replica, expected.blocks) = (replica_id(no, self.seat(no, node)), shape.blocks);
         assert_eq!(expected, *shape, "volume {no} comes back as another");
     }
 }

@@ -97,6 +97,8 @@ pub struct World {
     pub lingering: BTreeMap<u64, Linger>,
     pub snapshots: BTreeMap<u32, Snapshot>,
     pub next_snapshot: u32,
+    /// Members that took another's place, by volume and node.
+    pub seats: BTreeMap<(u32, usize), penstock_wire::peer::MemberNo>,
     pub oracle: Oracle,
     /// Of recoveries by force, by volume.
     pub receipts: BTreeMap<u32, Box<penstock_engine::Receipt>>,
@@ -132,6 +134,7 @@ impl World {
             lingering: BTreeMap::new(),
             snapshots: BTreeMap::new(),
             next_snapshot: 0,
+            seats: BTreeMap::new(),
             oracle: Oracle::default(),
             receipts: BTreeMap::new(),
             judge: Judge::default(),

@@ -223,7 +223,7 @@ impl Section {
         self.op(OP_OPENED, u32::from(vouched), 0);
     }
 
-    /// The group is these members from here on, by force: no entry is of an older term, and no change of members before this counts.
+    /// The group is these members from here on, by force: no entry is of an older term, and no membership before is newer.
     pub fn forced(&mut self, term: Term, members: &Members) {
         let members = members.encode();
         self.op(OP_FORCED, members.len() as u32, term.0);

@@ -70,6 +70,11 @@ impl Members {
         no < self.next && self.get(no).is_none()
     }
 
+    /// Was the membership before some member of the other was added: who was born with that one, or recovered by force, meets these again in its log.
+    pub fn precedes(&self, other: &Self) -> bool {
+        self.next < other.next
+    }
+
     pub fn encode(&self) -> Vec<u8> {
         let mut w = Grow(Vec::new());
         self.put(&mut w);
