@@ -145,7 +145,8 @@ impl Storage for LogStore {
     }
 
     fn snapshot(&self, request_index: u64, to: u64) -> raft::Result<Snapshot> {
-        match &self.offer {
+        // A member that the offered membership does not know would not take it.
+        match self.offer.as_ref().filter(|offer| offer.members.get(MemberNo(to)).is_some()) {
             Some(offer) if offer.index.0 >= request_index.max(self.trimmed).max(self.unsendable) => Ok(convert::snapshot(offer)),
             _ => {
                 self.wanted.set(Some(MemberNo(to)));
