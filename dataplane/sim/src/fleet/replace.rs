@@ -20,7 +20,8 @@ impl World {
 
     pub fn replace_gone(&mut self) {
         for node in 0..self.nodes.len() {
-            if self.nodes[node].gone.is_none() || self.plan.singles > 0 || self.rng.one_in(3) {
+            // Nobody joins a group as its log-only member yet.
+            if self.nodes[node].gone.is_none() || self.plan.singles > 0 || self.plan.log_only || self.rng.one_in(3) {
                 continue;
             }
             for volume in self.groups() {
