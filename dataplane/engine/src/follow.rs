@@ -36,6 +36,7 @@ impl Store {
                 PeerWord::CopyAnswer(answer) => _ = self.on_copy_answer(from, answer, payload, mem),
                 PeerWord::FetchAsk(ask) => self.on_fetch_ask(from, ask, fx),
                 PeerWord::FetchAnswer(answer) => _ = self.on_fetch_answer(from, &answer, payload, mem, fx),
+                PeerWord::Forward(_) | PeerWord::Forwarded(_) => {}
             }
         }
         if let Some(buf) = payload {

@@ -11,8 +11,8 @@
 use crate::replica::{LogEnd, Part as GroupPart};
 use crate::reserve::rules::Reserve;
 use penstock_wire::peer::{
-    AdmitAnswer, AdmitAsk, Body, CopyAnswer, CopyAsk, EntriesAnswer, EntriesAsk, FetchAnswer, FetchAsk, Kind, MemberNo, Members, Message,
-    PROTOCOL_OLDEST,
+    AdmitAnswer, AdmitAsk, Body, CopyAnswer, CopyAsk, EntriesAnswer, EntriesAsk, FetchAnswer, FetchAsk, Forward, Forwarded, Kind, MemberNo,
+    Members, Message, PROTOCOL_OLDEST,
 };
 use penstock_wire::{BLOCK, BlockAddr, HostId, Incarnation, Index, NodeId, SegmentId, SnapshotId, Term};
 
@@ -237,6 +237,9 @@ pub enum PeerWord {
     AdmitAnswer(AdmitAnswer),
     FetchAsk(FetchAsk),
     FetchAnswer(FetchAnswer),
+    /// Between the loops of two nodes, beside the stores' words: a host's command, and what came of it. No store says or takes one.
+    Forward(Forward),
+    Forwarded(Forwarded),
 }
 
 impl PeerWord {
@@ -251,6 +254,8 @@ impl PeerWord {
             Self::AdmitAnswer(answer) => answer.segment,
             Self::FetchAsk(ask) => ask.segment,
             Self::FetchAnswer(answer) => answer.segment,
+            Self::Forward(forward) => forward.segment,
+            Self::Forwarded(answer) => answer.segment,
         }
     }
 
@@ -261,6 +266,8 @@ impl PeerWord {
             Self::FetchAnswer(_) => Kind::FetchAnswer.since(),
             Self::AdmitAsk(_) => Kind::AdmitAsk.since(),
             Self::AdmitAnswer(_) => Kind::AdmitAnswer.since(),
+            Self::Forward(_) => Kind::Forward.since(),
+            Self::Forwarded(_) => Kind::Forwarded.since(),
             _ => PROTOCOL_OLDEST,
         }
     }
@@ -280,6 +287,8 @@ impl PeerWord {
             Body::FetchAnswer(answer) => vec![Self::FetchAnswer(answer)],
             Body::AdmitAsk(ask) => vec![Self::AdmitAsk(ask)],
             Body::AdmitAnswer(answer) => vec![Self::AdmitAnswer(answer)],
+            Body::Forward(forward) => vec![Self::Forward(forward)],
+            Body::Forwarded(answer) => vec![Self::Forwarded(answer)],
             body @ (Body::Hello(_) | Body::Beat(_)) => return Err(Box::new(body)),
         })
     }
@@ -292,6 +301,8 @@ impl PeerWord {
             Self::EntriesAnswer(answer) => answer.payload_blocks(),
             Self::CopyAnswer(answer) => answer.payload_blocks(),
             Self::FetchAnswer(answer) => answer.payload_blocks(),
+            Self::Forward(forward) => forward.payload_blocks(),
+            Self::Forwarded(answer) => answer.payload_blocks(),
         }
     }
 }
@@ -309,6 +320,8 @@ impl From<PeerWord> for Body {
             PeerWord::FetchAnswer(answer) => Self::FetchAnswer(answer),
             PeerWord::AdmitAsk(ask) => Self::AdmitAsk(ask),
             PeerWord::AdmitAnswer(answer) => Self::AdmitAnswer(answer),
+            PeerWord::Forward(forward) => Self::Forward(forward),
+            PeerWord::Forwarded(answer) => Self::Forwarded(answer),
         }
     }
 }

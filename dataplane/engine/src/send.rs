@@ -46,6 +46,7 @@ fn entries_of(word: &PeerWord) -> Vec<&Entry> {
             Vec::new()
         }
         PeerWord::AdmitAsk(_) | PeerWord::AdmitAnswer(_) => Vec::new(),
+        PeerWord::Forward(_) | PeerWord::Forwarded(_) => Vec::new(),
         PeerWord::EntriesAnswer(answer) => {
             let whole = answer.entries.iter().map(|state| if let EntryState::Whole(entry) = state { Some(entry) } else { None });
             whole.flatten().collect()

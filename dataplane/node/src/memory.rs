@@ -124,6 +124,17 @@ impl NodeMemory {
         self.entries.len() - self.free_ids.len()
     }
 
+    /// A buffer as a command's payload, which the engine names otherwise from here on; it comes back by [`Self::put_buf`].
+    pub fn take_buf(&mut self, buf: BufId) -> LendBuf {
+        self.free_ids.push(buf.0);
+        self.entries[buf.0 as usize].buf.take().expect("a buffer is taken by who has it")
+    }
+
+    pub fn put_buf(&mut self, buf: LendBuf) {
+        let class = CLASSES.iter().position(|&size| size as usize * BLOCK == buf.len());
+        self.classes[class.expect("it was taken from here")].free.push(buf);
+    }
+
     /// A host command's payload; the id is the engine's name for it until [`Self::take_io`].
     pub fn put_io(&mut self, payload: Payload) -> IoId {
         IoId(self.host.put(payload))

@@ -30,6 +30,8 @@ impl NvmeStatus {
     pub const DATA_SGL_LENGTH_INVALID: Self = Self::generic(0x0f);
     /// The host names itself by 128 bits, and asked for a structure that has 64.
     pub const HOST_ID_INCONSISTENT: Self = Self::generic(0x18);
+    /// What came of it is not known, and the host does it again.
+    pub const COMMAND_INTERRUPTED: Self = Self::generic(0x21);
     pub const LBA_OUT_OF_RANGE: Self = Self::generic(0x80);
     pub const CAPACITY_EXCEEDED: Self = Self::generic(0x81);
     /// More commands are held than the node has places for; the host tries again.

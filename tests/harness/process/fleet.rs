@@ -41,12 +41,14 @@ pub struct Plan {
     pub memory: u32,
     /// The node whose drive is memory behind SPDK's delay, gone with its process: see [`Fleet::delay`].
     pub delayed: Option<usize>,
+    /// A node that spins: SPDK's own vfio-user initiator reaches no other.
+    pub spins: Option<usize>,
 }
 
 impl Default for Plan {
     fn default() -> Self {
         let (oplog, volume) = (ByteSize::mib(16), ByteSize::mib(32));
-        Plan { nodes: 3, drive: "256MiB", oplog, volume, block: BlockSize::B512, namespaces: None, memory: 512, delayed: None }
+        Plan { nodes: 3, drive: "256MiB", oplog, volume, block: BlockSize::B512, namespaces: None, memory: 512, delayed: None, spins: None }
     }
 }
 
@@ -240,6 +242,12 @@ impl Fleet {
         try_rpc::<M>(&self.nodes[at].root.join("run/penstockd.sock"), params)
     }
 
+    /// Opens one more door of the volume at a node; where it is.
+    pub fn open(&self, at: usize, door: Door) -> Result<String> {
+        let export = ExportAddParams { volume_id: Self::volume_id(), door, controllers: None };
+        Ok(self.call::<ExportAdd>(at, &export)?.address)
+    }
+
     pub fn len(&self) -> usize {
         self.nodes.len()
     }
@@ -415,9 +423,10 @@ fn node(plan: &Plan, dir: &Path, key: &Path, at: usize) -> Result<Node> {
     };
     let shown = root.display();
     let flags = format!(
-        "--run-dir {shown}/run --state-dir {shown}/state --no-huge --mem-mib {} --cores {} --poll adaptive --peer-listen {peer} --cluster-key-file {}",
+        "--run-dir {shown}/run --state-dir {shown}/state --no-huge --mem-mib {} --cores {} --poll {} --peer-listen {peer} --cluster-key-file {}",
         plan.memory,
         at % 2,
+        if plan.spins == Some(at) { "busy" } else { "adaptive" },
         key.display()
     );
     // The signal of a file limit (see `refuse_writes`) ends a process unless it is ignored, and exec hands that on.

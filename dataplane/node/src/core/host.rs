@@ -2,11 +2,12 @@
 //!
 //! Not here: how they come (`port`) and what they do (the engine).
 
-use penstock_engine::{Event, HostOp, IoId, ReplicaNo};
+use penstock_engine::{Event, HostOp, IoId, ReplicaNo, Status};
 use penstock_wire::HostId;
 use spdk_rs::lend::{LendBuf, Payload, RoamingIo};
 
 use super::Core;
+use super::forward::{Asker, deed_of};
 use super::port::{self, Request, VolumeSlot};
 use super::quarantine;
 use super::volume::OpClass;
@@ -39,6 +40,14 @@ pub(super) enum Pending {
         since: u64,
         tag: u64,
     },
+    /// For another node's host.
+    Forwarded {
+        slot: VolumeSlot,
+        class: OpClass,
+        bytes: u64,
+        since: u64,
+        asker: Asker,
+    },
 }
 
 /// A command from within the process.
@@ -58,7 +67,7 @@ pub struct LocalDone {
 }
 
 impl Core {
-    fn set_pending(&mut self, io: IoId, pending: Pending) {
+    pub(super) fn set_pending(&mut self, io: IoId, pending: Pending) {
         let at = io.0 as usize;
         if at >= self.pending.len() {
             self.pending.resize_with(at + 1, || Pending::Free);
@@ -69,7 +78,7 @@ impl Core {
 
     pub(super) fn on_request(&mut self, request: Request) {
         self.counters.host_commands += 1;
-        let Request { io, slot, host, ask, since } = request;
+        let Request { io, slot, host, forwards, ask, since } = request;
         let Some(volume) = self.volumes.get(slot.0 as usize).filter(|v| !v.gone && self.shards[v.shard].is_some()) else {
             self.counters.refused_at_door += 1;
             return answer(io, NvmeStatus::PATH_INACCESSIBLE);
@@ -77,18 +86,20 @@ impl Core {
         if self.is_quarantined(volume.shard) {
             return answer(io, quarantine::TOLD);
         }
-        if volume.is_barred {
+        // Who has no other path is not barred: what it sent is carried out once, in its order.
+        if volume.is_barred && !forwards {
             self.counters.refused_at_door += 1;
             return answer(io, NvmeStatus::PATH_INACCESSIBLE);
         }
         match ask {
             Ask::Answer(status) => answer(io, status),
+            Ask::Op(op) if forwards && deed_of(op).is_none() => answer(io, NvmeStatus::INVALID_OPCODE),
             Ask::Op(op) => {
                 let (class, bytes) = OpClass::of(op);
                 let (shard, replica) = (volume.shard, volume.replica);
                 let io = self.memory.put_io(Payload::Io(io));
                 self.set_pending(io, Pending::Host { slot, class, bytes, since });
-                self.host_event(slot, shard, io, replica, host, op);
+                self.start(slot, shard, io, replica, host, op, forwards);
             }
             Ask::Ranges(count) => {
                 let extent = command::Extent {
@@ -117,7 +128,7 @@ impl Core {
                 for span in spans {
                     let piece = self.memory.put_io(Payload::None);
                     self.set_pending(piece, Pending::Piece { of: io });
-                    self.host_event(slot, shard, piece, replica, host, HostOp::Zero(span));
+                    self.start(slot, shard, piece, replica, host, HostOp::Zero(span), forwards);
                 }
             }
         }
@@ -125,6 +136,17 @@ impl Core {
 
     fn is_quarantined(&self, shard: usize) -> bool {
         self.shards[shard].as_ref().is_some_and(|shard| shard.quarantined)
+    }
+
+    /// A command is let in.
+    #[expect(clippy::too_many_arguments)] // each is at hand where a command is read, and a struct would only be taken apart again
+    fn start(&mut self, slot: VolumeSlot, shard: usize, io: IoId, replica: ReplicaNo, host: HostId, op: HostOp, forwards: bool) {
+        if forwards {
+            self.volumes[slot.0 as usize].held += 1;
+            self.set_out(slot, io, op);
+        } else {
+            self.host_event(slot, shard, io, replica, host, op);
+        }
     }
 
     fn host_event(&mut self, slot: VolumeSlot, shard: usize, io: IoId, replica: ReplicaNo, host: HostId, op: HostOp) {
@@ -158,6 +180,20 @@ impl Core {
         let io = self.memory.put_io(payload);
         self.set_pending(io, Pending::Local { slot, class, bytes, since: spdk_rs::app::ticks(), tag });
         self.host_event(slot, shard, io, replica, HostId::default(), op);
+    }
+
+    /// A store has answered a command.
+    pub(super) fn on_answer(&mut self, io: IoId, status: Status) {
+        if let Pending::Forwarded { slot, class, bytes, since, asker } = self.pending[io.0 as usize] {
+            self.pending[io.0 as usize] = Pending::Free;
+            let us = ((u128::from(spdk_rs::app::ticks().saturating_sub(since)) * u128::from(self.us_per_tick)) >> 64) as u64;
+            let volume = &mut self.volumes[slot.0 as usize];
+            volume.held -= 1;
+            volume.record(class, bytes, us, status == Status::Ok);
+            self.on_visit_over(io, asker, status);
+        } else if !self.on_way_back(io, status) {
+            self.on_reply(io, status.into());
+        }
     }
 
     pub(super) fn on_reply(&mut self, io: IoId, status: NvmeStatus) {
@@ -207,6 +243,7 @@ impl Core {
                 answer(io, worst);
             }
             Pending::Pieces { .. } => unreachable!("the engine knows the pieces alone"),
+            Pending::Forwarded { .. } => unreachable!("answered where it is known what came of it"),
         }
     }
 

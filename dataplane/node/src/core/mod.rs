@@ -5,13 +5,18 @@
 //! their effects, hand the kernel its batch, answer hosts. Called by one SPDK poller; never blocks. Not here: control, which
 //! sends closures to the core ([`with`]), and doors, which push onto the core's [`port`].
 
+mod forward;
+#[cfg(test)]
+mod forward_model;
 mod host;
 mod job;
+mod outward;
 mod peers;
 pub mod port;
 pub mod quarantine;
 mod shard;
 mod view;
+mod visitor;
 mod volume;
 
 use std::cell::RefCell;
@@ -35,6 +40,7 @@ pub use shard::DriveKey;
 pub use view::{CoreCounters, CoreView, LATENCY_BOUNDS_US, ShardView, VolumeView};
 pub use volume::OpClass;
 
+use forward::Ways;
 use host::Pending;
 use peers::{Heard, PeerEnd};
 use shard::Shard;
@@ -168,6 +174,7 @@ pub struct Core {
     idle_ticks: u32,
     ring_event: Option<FdEvent>,
     peer_end: PeerEnd,
+    ways: Ways,
     /// Drives of which a store was fenced in this turn.
     fenced_now: Vec<DriveKey>,
 }
@@ -211,6 +218,7 @@ pub fn start(options: CoreOptions) -> Result<Waker, spdk_rs::Errno> {
         idle_ticks: 0,
         ring_event: None,
         peer_end: PeerEnd::default(),
+        ways: Ways::default(),
         fenced_now: Vec::new(),
     };
     CORE.with_borrow_mut(|place| {
@@ -291,7 +299,7 @@ impl Core {
         let mut local = std::mem::take(&mut self.local);
         let mut done = std::mem::take(&mut self.disk_done);
         self.disks.reap(&mut done);
-        worked |= !asks.is_empty() || !local.is_empty() || !done.is_empty();
+        worked |= !asks.is_empty() || !local.is_empty() || !done.is_empty() || self.ways.are_due();
         {
             // What a store that falls leaves undone is gone on with from where it was.
             let (mut asks, mut local, mut done) = (asks.drain(..), local.drain(..), done.drain(..));
@@ -344,7 +352,9 @@ impl Core {
         for one in heard {
             self.on_heard(one);
         }
-        if std::mem::take(&mut self.tick_due) {
+        let ticked = std::mem::take(&mut self.tick_due);
+        self.work_ways(ticked);
+        if ticked {
             self.counters.ticks += 1;
             self.idle_ticks += 1;
             let now = self.clock;
@@ -373,7 +383,7 @@ impl Core {
 
     /// Starts the clock when a store has something to do, and stops it when none had for a while: a sleeping core is not woken.
     fn run_clock(&mut self) {
-        if self.shards.iter().flatten().any(|shard| !shard.quiescent) {
+        if self.shards.iter().flatten().any(|shard| !shard.quiescent) || !self.ways.are_idle() {
             self.idle_ticks = 0;
             if self.ticker.is_none() {
                 let ticker = Poller::timed("penstock_tick", TICK_US, || {
@@ -418,7 +428,7 @@ impl Core {
                     let token = (at as u64) << 32 | u64::from(op.id.0);
                     shard.send(&op, parts, token, &mut self.memory, &mut self.disks);
                 }
-                Effect::Reply { io, status } => self.on_reply(io, status.into()),
+                Effect::Reply { io, status } => self.on_answer(io, status),
                 Effect::OrderDone { id, result } => {
                     let shard = self.shards[at].as_mut().expect("it was just settled");
                     shard.orders.retain(|order| *order != id);
@@ -455,8 +465,10 @@ impl Core {
             Notice::Standing { replica, standing } => match self.slot_of(at, replica) {
                 Some(slot) => {
                     let me = shard_node;
-                    let is_barred =
-                        self.volumes[slot.0 as usize].stand(standing.serves, standing.leader.is_some_and(|leader| leader != me));
+                    let volume = &mut self.volumes[slot.0 as usize];
+                    volume.standing = Some(standing);
+                    let is_barred = volume.stand(standing.serves, standing.leader.is_some_and(|leader| leader != me));
+                    self.aim(slot);
                     Report::Standing { core: self.index, slot, standing, is_barred }
                 }
                 None => return,
@@ -485,6 +497,9 @@ impl Core {
                 volume.shape = (*shape).clone();
                 volume.gone = gone;
                 self.place_here(shape.segment, at, gone);
+                if gone {
+                    self.close_way(slot);
+                }
                 let is_member = self.shards[at].as_ref().is_some_and(|shard| shard.store.member_view(replica).is_some());
                 Report::Replica { drive, store, core: self.index, slot, shape: *shape, is_member, gone }
             }
@@ -600,6 +615,9 @@ impl Core {
         }
         shard.orders.push(id);
         self.clock = self.now();
+        if order == Order::Stop {
+            self.close_ways(at);
+        }
         let mut order = Some(order);
         self.guarded(|core| {
             if let (Some(shard), Some(order)) = (core.shards[at].as_mut(), order.take()) {

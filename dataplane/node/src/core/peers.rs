@@ -11,7 +11,7 @@ use penstock_wire::{BLOCK, Incarnation, NodeId, SegmentId};
 use spdk_rs::thread::{Activity, FdEvent, Poller};
 
 use super::{CORE, Core, CoreIndex, port, turn};
-use crate::memory::Owner;
+use crate::memory::{NodeMemory, Owner};
 use crate::peer::{BEAT_MS, News, PeerView, Peers, Settings, StrayWord};
 
 /// A fact for one store.
@@ -46,6 +46,21 @@ impl PeerEnd {
 
     pub fn wants_turn(&self, now: u64) -> bool {
         self.peers.as_ref().is_some_and(|peers| peers.wants_turn(now))
+    }
+
+    /// The life of this node, as its peers know it.
+    pub fn incarnation(&self) -> Option<Incarnation> {
+        self.peers.as_ref().map(Peers::incarnation)
+    }
+
+    /// Whether a node is up, and in that life.
+    pub fn is_up_as(&self, node: NodeId, incarnation: Incarnation) -> bool {
+        self.peers.as_ref().is_some_and(|peers| peers.up().any(|up| up == (node, incarnation)))
+    }
+
+    /// Says something to a node that is no store's word. False: it cannot go now.
+    pub fn say(&mut self, node: NodeId, word: PeerWord, parts: &[Part], memory: &NodeMemory) -> bool {
+        self.peers.as_mut().is_some_and(|peers| peers.send(node, word, parts, memory))
     }
 
     pub fn views(&self) -> Vec<PeerView> {
@@ -186,6 +201,9 @@ impl Core {
         let segment = word.segment();
         let end = &mut self.peer_end;
         if let Some(&shard) = end.here.get(&segment) {
+            if matches!(word, PeerWord::Forward(_) | PeerWord::Forwarded(_)) {
+                return self.ways.say((from, word, payload));
+            }
             let event = Event::Peer { from, word: Box::new(word), payload };
             return end.heard.push(Heard { shard, event });
         }
@@ -215,11 +233,15 @@ impl Core {
                     Some(buf)
                 }
             };
+            if matches!(stray.word, PeerWord::Forward(_) | PeerWord::Forwarded(_)) {
+                self.ways.say((from, stray.word.clone(), payload));
+                return Some(None);
+            }
             let event = Event::Peer { from, word: Box::new(stray.word.clone()), payload };
-            Some(Heard { shard, event })
+            Some(Some(Heard { shard, event }))
         });
         match placed {
-            Some(heard) => self.peer_end.heard.push(heard),
+            Some(heard) => self.peer_end.heard.extend(heard),
             None => self.peer_end.peers.iter_mut().for_each(|peers| peers.unplaced(from)),
         }
     }

@@ -28,6 +28,8 @@ pub struct Request {
     pub io: RoamingIo,
     pub slot: VolumeSlot,
     pub host: HostId,
+    /// Its door has one path by nature.
+    pub forwards: bool,
     pub ask: Ask,
     /// Ticks when the first command of its batch came: reading the clock costs more than a batch takes to come in, and so latency is
     /// overstated rather than understated.
@@ -99,11 +101,11 @@ impl Port {
     }
 
     /// A command for a volume whose home is `home`.
-    pub fn ask(&self, home: CoreIndex, io: RoamingIo, slot: VolumeSlot, host: HostId, ask: Ask) {
+    pub fn ask(&self, home: CoreIndex, io: RoamingIo, slot: VolumeSlot, host: HostId, forwards: bool, ask: Ask) {
         if self.asks.borrow().is_empty() && self.outgoing.borrow().is_empty() {
             self.first_came.set(spdk_rs::app::ticks());
         }
-        let request = Request { io, slot, host, ask, since: self.first_came.get() };
+        let request = Request { io, slot, host, forwards, ask, since: self.first_came.get() };
         if home == self.me {
             self.asks.borrow_mut().push(request);
         } else {

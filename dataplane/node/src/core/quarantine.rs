@@ -93,6 +93,7 @@ impl Core {
         match pending {
             Pending::Free => None,
             Pending::Host { slot, .. } | Pending::Local { slot, .. } | Pending::Pieces { slot, .. } => Some(*slot),
+            Pending::Forwarded { slot, .. } => Some(*slot),
             Pending::Piece { of } => self.slot_of_pending(&self.pending[of.0 as usize]),
         }
     }
@@ -105,6 +106,11 @@ impl Core {
     fn give_up(&mut self, io: IoId) {
         let slot = self.slot_of_pending(&self.pending[io.0 as usize]).expect("somebody waits for it");
         let pending = std::mem::replace(&mut self.pending[io.0 as usize], Pending::Free);
+        self.ways.forget(io);
+        if let Pending::Forwarded { asker, .. } = pending {
+            self.volumes[slot.0 as usize].held -= 1;
+            return self.give_up_visit(io, asker);
+        }
         let payload = self.memory.take_io(io);
         let volume = &mut self.volumes[slot.0 as usize];
         volume.held -= u32::from(!matches!(pending, Pending::Pieces { .. }));

@@ -2,7 +2,7 @@
 
 use hdrhistogram::Histogram;
 use penstock_api::rpc::{LatencyInfo, VolumeCounters, VolumeLatency};
-use penstock_engine::{HostOp, ReplicaNo, Span};
+use penstock_engine::{HostOp, ReplicaNo, Span, Standing};
 use penstock_wire::ReplicaShape;
 
 /// What a command was, for counting.
@@ -41,6 +41,8 @@ pub struct CoreVolume {
     write_us: Histogram<u64>,
     /// Commands that have not been answered.
     pub held: u32,
+    /// Of a group: as its member told it last.
+    pub standing: Option<Standing>,
     /// Of a group: it was served here since another node led it last.
     was_served: bool,
     /// Commands may come that their hosts have given up here and given again elsewhere: none is taken.
@@ -59,6 +61,7 @@ impl CoreVolume {
             read_us: histogram(),
             write_us: histogram(),
             held: 0,
+            standing: None,
             was_served: false,
             is_barred: false,
         }

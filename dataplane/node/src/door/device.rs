@@ -18,6 +18,8 @@ pub struct ExportDevice {
     home: CoreIndex,
     slot: VolumeSlot,
     logical_block: u32,
+    /// Its hosts have this path alone: what they ask for is carried out by whoever leads.
+    forwards: bool,
     /// In logical blocks.
     blocks: AtomicU64,
     /// The export is being taken away: nothing new is let in.
@@ -25,8 +27,8 @@ pub struct ExportDevice {
 }
 
 impl ExportDevice {
-    pub fn new(home: CoreIndex, slot: VolumeSlot, logical_block: u32, blocks: u64) -> Self {
-        Self { home, slot, logical_block, blocks: AtomicU64::new(blocks), closing: AtomicBool::new(false) }
+    pub fn new(home: CoreIndex, slot: VolumeSlot, logical_block: u32, blocks: u64, forwards: bool) -> Self {
+        Self { home, slot, logical_block, forwards, blocks: AtomicU64::new(blocks), closing: AtomicBool::new(false) }
     }
 
     pub fn set_blocks(&self, blocks: u64) {
@@ -116,7 +118,7 @@ impl Device for ExportDevice {
         port::with(|port| match ask {
             // Needs nobody's data: answered where it came, in the next turn (completing from inside submit costs a message).
             Ask::Answer(status) => port.finish(io, status),
-            _ => port.ask(channel.home, io, channel.slot, host, ask),
+            _ => port.ask(channel.home, io, channel.slot, host, channel.forwards, ask),
         })
         .expect("channels are only opened where there is a port");
     }

@@ -191,7 +191,8 @@ impl Target {
     fn register(&self, face: &VolumeFace, front_end: FrontEnd) -> Result<(Registered, Arc<ExportDevice>), ExportError> {
         let number = self.devices.get();
         self.devices.set(number + 1);
-        let device = Arc::new(ExportDevice::new(face.home, face.slot, face.logical_block, face.blocks));
+        let forwards = face.serves.is_some() && matches!(front_end, FrontEnd::NvmfVfioUser | FrontEnd::Other);
+        let device = Arc::new(ExportDevice::new(face.home, face.slot, face.logical_block, face.blocks, forwards));
         let params = DeviceParams {
             // A new name each time: SPDK may still be letting go of the last one.
             name: format!("penstock-{}-{number}", face.id),
@@ -272,6 +273,8 @@ impl Target {
             Ok(pair) => pair,
             Err(error) => return done(Err(error)),
         };
+        // One path by nature: it serves, whoever leads.
+        let serves = face.serves.filter(|_| front_end == FrontEnd::NvmfNetwork);
         let options = SubsystemOptions {
             nqn: nqn.as_str().to_owned(),
             serial_number: serial(face.id),
@@ -279,7 +282,7 @@ impl Target {
             namespaces_max: 1,
             passthrough: true,
             allow_any_host: true,
-            ana_reporting: face.serves.is_some(),
+            ana_reporting: serves.is_some(),
             cntlid_range: (face.controllers.first, face.controllers.last),
         };
         let subsystem = match self.nvmf.create_subsystem(&options) {
@@ -301,7 +304,7 @@ impl Target {
             return done(Err(spdk("adding the namespace", "See the log for SPDK's reason")(errno)));
         }
         let this = self.clone();
-        let (name, serves) = (options.nqn, face.serves);
+        let name = options.nqn;
         self.gate.starting.set(self.gate.starting.get() + 1);
         subsystem.start(move |result| {
             this.gate.starting.set(this.gate.starting.get() - 1);
@@ -426,9 +429,9 @@ impl Target {
 }
 
 impl Export {
-    /// The subsystem whose paths hosts are told of, where it is one.
+    /// The subsystem whose paths hosts are told of, where it is one that may have several.
     pub fn path(&self) -> Option<&Nqn> {
-        if let Kind::Nvme { nqn, listen: Some(_) } = &self.kind { Some(nqn) } else { None }
+        if let Kind::Nvme { nqn, listen: Some(Listen::Tcp { .. }) } = &self.kind { Some(nqn) } else { None }
     }
 
     /// Host NQNs that are connected, or sessions where hosts have no names.

@@ -171,6 +171,11 @@ impl Peers {
         }
     }
 
+    /// The life of this node's process.
+    pub fn incarnation(&self) -> Incarnation {
+        self.settings.incarnation
+    }
+
     /// Peers that are up.
     pub fn up(&self) -> impl Iterator<Item = (NodeId, Incarnation)> {
         self.peers.iter().filter_map(|peer| Some((peer.node, peer.up?)))
@@ -392,7 +397,10 @@ impl Peers {
 
     /// Takes a word for a node, and its payload out of `parts`, now. False: it is dropped.
     pub fn send(&mut self, node: NodeId, word: PeerWord, parts: &[Part], memory: &NodeMemory) -> bool {
-        let lanes = self.lanes.iter_mut().filter(|lane| lane.known().is_some_and(|known| known.node == node));
+        // What an older build would not know would end the connection, and all else that is said on it.
+        let since = word.since();
+        let fits = |lane: &&mut Lane| lane.known().is_some_and(|known| known.node == node && known.version >= since);
+        let lanes = self.lanes.iter_mut().filter(fits);
         let lane = lanes.min_by_key(|lane| (lane.silent, lane.id));
         let blocks: u32 = parts.iter().map(|part| part.blocks()).sum();
         let is_whole = blocks == word.payload_blocks();
@@ -400,8 +408,6 @@ impl Peers {
             tracing::error!(blocks, wants = word.payload_blocks(), peer = %node, "a word with other payload than its own is dropped");
         }
         let mut from = memory.copier(parts);
-        // What the other end's version does not know is as good as lost.
-        let lane = lane.filter(|lane| lane.known().is_some_and(|known| known.version >= word.since()));
         let taken = is_whole && lane.is_some_and(|lane| lane.outbox.word(word, &mut self.chunks, |_, to| from.copy(to)));
         if !taken && let Some(peer) = self.peer(node) {
             peer.counters.words_dropped += 1;

@@ -171,6 +171,8 @@ impl Outbox {
             PeerWord::AdmitAsk(_) => AdmitAsk::BYTES,
             PeerWord::AdmitAnswer(_) => AdmitAnswer::BYTES,
             PeerWord::FetchAnswer(_) => FetchAnswer::ENCODED_LEN,
+            PeerWord::Forward(forward) => forward.encoded_len(),
+            PeerWord::Forwarded(answer) => answer.encoded_len(),
         };
         let kind = match word {
             PeerWord::Group(message) => Kind::Messages(vec![message]),

@@ -118,6 +118,7 @@ impl World {
                 answer.check(payload).unwrap_or_else(|error| panic!("invariant 14: node {node} copies a bad payload: {error}"));
                 self.tally.check("payload is right when it leaves (14)");
             }
+            PeerWord::Forward(_) | PeerWord::Forwarded(_) => unreachable!("no store says {word:?}"),
         }
     }
 

@@ -14,6 +14,7 @@ mod admit;
 mod beat;
 mod copy;
 mod fetch;
+mod forward;
 mod group;
 mod hello;
 mod members;
@@ -22,6 +23,7 @@ pub use admit::{AdmitAnswer, AdmitAsk, Belief, Opening, OpeningId, Past, Seen};
 pub use beat::{Beat, Drive, DriveState, Room, Space};
 pub use copy::{COPY_LISTED_MAX, Copied, CopyAnswer, CopyAsk, EXTENTS_END, States};
 pub use fetch::{EntriesAnswer, EntriesAsk, EntryState, FetchAnswer, FetchAsk, FetchResult};
+pub use forward::{Deed, FORWARD_BYTES_MAX, Forward, Forwarded, Outcome};
 pub use group::{Append, Entry, EntryKind, Install, Message, MessageBody, Round, Verified};
 pub use hello::{Hello, NONCE, PROOF, agree};
 pub use members::{MEMBERS_MAX, Member, MemberNo, Members, Role, VOTERS_MAX};
@@ -55,12 +57,14 @@ pub enum Kind {
     EntriesAnswer = 7,
     CopyAsk = 8,
     CopyAnswer = 9,
+    Forward = 10,
+    Forwarded = 11,
     AdmitAsk = 20,
     AdmitAnswer = 21,
 }
 
 impl Kind {
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 13] = [
         Self::Hello,
         Self::Beat,
         Self::Groups,
@@ -72,16 +76,19 @@ impl Kind {
         Self::CopyAnswer,
         Self::AdmitAsk,
         Self::AdmitAnswer,
+        Self::Forward,
+        Self::Forwarded,
     ];
 
     /// The version of the protocol that has it first.
     pub fn since(self) -> u32 {
-        if matches!(self, Self::FetchAsk | Self::FetchAnswer | Self::AdmitAsk | Self::AdmitAnswer) { 2 } else { 1 }
+        let since_2 = [Self::FetchAsk, Self::FetchAnswer, Self::AdmitAsk, Self::AdmitAnswer, Self::Forward, Self::Forwarded];
+        if since_2.contains(&self) { 2 } else { 1 }
     }
 
     /// Whether payload may follow the body.
     pub fn carries(self) -> bool {
-        matches!(self, Self::Groups | Self::FetchAnswer | Self::EntriesAnswer | Self::CopyAnswer)
+        matches!(self, Self::Groups | Self::FetchAnswer | Self::EntriesAnswer | Self::CopyAnswer | Self::Forward | Self::Forwarded)
     }
 
     fn of(code: u16) -> Result<Self, DecodeError> {
@@ -171,6 +178,8 @@ pub enum Body {
     CopyAnswer(CopyAnswer),
     AdmitAsk(AdmitAsk),
     AdmitAnswer(AdmitAnswer),
+    Forward(Forward),
+    Forwarded(Forwarded),
 }
 
 impl Body {
@@ -187,6 +196,8 @@ impl Body {
             Self::CopyAnswer(_) => Kind::CopyAnswer,
             Self::AdmitAsk(_) => Kind::AdmitAsk,
             Self::AdmitAnswer(_) => Kind::AdmitAnswer,
+            Self::Forward(_) => Kind::Forward,
+            Self::Forwarded(_) => Kind::Forwarded,
         }
     }
 
@@ -197,6 +208,8 @@ impl Body {
             Self::FetchAnswer(answer) => answer.payload_blocks(),
             Self::EntriesAnswer(answer) => answer.payload_blocks(),
             Self::CopyAnswer(answer) => answer.payload_blocks(),
+            Self::Forward(forward) => forward.payload_blocks(),
+            Self::Forwarded(answer) => answer.payload_blocks(),
             _ => 0,
         }
     }
@@ -219,6 +232,8 @@ impl Body {
             Self::CopyAnswer(answer) => answer.put(w),
             Self::AdmitAsk(ask) => ask.put(w),
             Self::AdmitAnswer(answer) => answer.put(w),
+            Self::Forward(forward) => forward.put(w),
+            Self::Forwarded(answer) => answer.put(w),
         }
     }
 
@@ -275,6 +290,8 @@ impl Body {
             Kind::CopyAnswer => Self::CopyAnswer(CopyAnswer::take(&mut r)?),
             Kind::AdmitAsk => Self::AdmitAsk(AdmitAsk::take(&mut r)?),
             Kind::AdmitAnswer => Self::AdmitAnswer(AdmitAnswer::take(&mut r)?),
+            Kind::Forward => Self::Forward(Forward::take(&mut r)?),
+            Kind::Forwarded => Self::Forwarded(Forwarded::take(&mut r)?),
         };
         if r.left() > 0 {
             return Err(DecodeError::Value { what: "bytes after a peer frame's body", found: r.left() as u64 });

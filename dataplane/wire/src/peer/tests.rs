@@ -304,3 +304,27 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn forwarded_command_with_more_or_less_than_it_needs_is_refused() {
+    let good = bodies().into_iter().find_map(|(_, body, _)| if let Body::Forward(forward) = body { Some(forward) } else { None }).unwrap();
+    let decoded = |forward: Forward| {
+        let bytes = Body::Forward(forward).encode(PROTOCOL, 1);
+        Body::decode(&Header::decode(&bytes)?, &bytes[HEADER..])
+    };
+    assert!(decoded(good.clone()).is_ok());
+    let wrong: [fn(&mut Forward); 7] = [
+        |forward| forward.crcs.truncate(1),
+        |forward| forward.crcs.push(1),
+        |forward| forward.done = forward.id + 1,
+        |forward| forward.term = Term(0),
+        |forward| forward.len = 0,
+        |forward| forward.offset = u64::MAX,
+        |forward| (forward.deed, forward.len, forward.crcs) = (Deed::Read, FORWARD_BYTES_MAX + 1, vec![]),
+    ];
+    for change in wrong {
+        let mut forward = good.clone();
+        change(&mut forward);
+        assert!(decoded(forward.clone()).is_err(), "{forward:?}");
+    }
+}

@@ -100,6 +100,21 @@ pub fn messages() -> Vec<Message> {
     bodies.into_iter().map(message).collect()
 }
 
+fn crcs_of(payload: &[u8]) -> Vec<u32> {
+    payload.chunks(BLOCK).map(crc32c).collect()
+}
+
+fn forward(deed: Deed, len: u64, payload: Vec<u8>) -> Forward {
+    let (session, segment, term) = (Incarnation(id(0x70)), SegmentId(id(0x90)), Term(0x0102));
+    let (id, done, offset) = (0x0b0a, 0x0908, 0x0001_0203_0400);
+    Forward { id, done, session, segment, term, deed, offset, len, crcs: crcs_of(&payload) }
+}
+
+fn forwarded(outcome: Outcome, at: u32, payload: Vec<u8>) -> Forwarded {
+    let (session, segment, term) = (Incarnation(id(0x70)), SegmentId(id(0x90)), Term(0x0102));
+    Forwarded { id: 0x0b0a, session, segment, term, outcome, at, crcs: crcs_of(&payload) }
+}
+
 /// A body of each kind, with its payload and the name of its golden file.
 pub fn bodies() -> Vec<(&'static str, Body, Vec<u8>)> {
     let hello = Hello {
@@ -224,6 +239,10 @@ pub fn bodies() -> Vec<(&'static str, Body, Vec<u8>)> {
         bare("peer-admit-answer-v2.bin", Body::AdmitAnswer(admitted(Belief::Recorded))),
         bare("peer-admit-answer-forgot-v2.bin", Body::AdmitAnswer(admitted(Belief::Forgot))),
         bare("peer-groups-room-v2.bin", Body::Groups(roomy_messages())),
+        ("peer-forward-v2.bin", Body::Forward(forward(Deed::CompareWrite, 4096, payload(3, 2))), payload(3, 2)),
+        bare("peer-forward-read-v2.bin", Body::Forward(forward(Deed::Read, 512, vec![]))),
+        ("peer-forwarded-v2.bin", Body::Forwarded(forwarded(Outcome::Ok, 0, payload(7, 1))), payload(7, 1)),
+        bare("peer-forwarded-miscompare-v2.bin", Body::Forwarded(forwarded(Outcome::Miscompare, 0x0102, vec![]))),
     ]
 }
 
