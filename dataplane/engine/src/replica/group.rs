@@ -1,5 +1,6 @@
 //! The calls of a group, and how raft's `Ready` becomes what the store is to do.
 
+use super::change::{one_step, raft_change};
 use super::check::{Checker, Refused};
 use super::log::LogStore;
 use super::pace::{Log, Pace};
@@ -10,7 +11,7 @@ use super::{
 use crate::port::Millis;
 use penstock_wire::peer::{Entry, EntryKind, Install, MemberNo, Members, Message, MessageBody, Verified};
 use penstock_wire::{COUNT_LIMIT, Index, Term, batch};
-use raft::eraftpb::{ConfChangeSingle, ConfChangeType, ConfChangeV2, EntryType, HardState};
+use raft::eraftpb::{EntryType, HardState};
 use raft::{ReadOnlyOption, SnapshotStatus, StateRole};
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -857,53 +858,4 @@ impl Live {
             self.raw.raft.become_follower(term, raft::INVALID_ID);
         }
     }
-}
-
-/// What raft is to be told when `from` becomes `to`; `None` when only roles change that raft does not know.
-fn raft_change(from: &Members, to: &Members) -> Option<ConfChangeV2> {
-    let changed = |no: MemberNo| match (from.get(no), to.get(no)) {
-        (Some(_), None) => Some(ConfChangeType::RemoveNode),
-        (before, Some(now)) if before.is_none_or(|before| before.role.votes() != now.role.votes()) => {
-            Some(if now.role.votes() { ConfChangeType::AddNode } else { ConfChangeType::AddLearnerNode })
-        }
-        _ => None,
-    };
-    let mut numbers: Vec<_> = from.list.iter().chain(&to.list).map(|member| member.no).collect();
-    numbers.sort();
-    numbers.dedup();
-    let changes: Vec<_> = numbers
-        .into_iter()
-        .filter_map(|no| {
-            let mut single = ConfChangeSingle { node_id: no.0, ..Default::default() };
-            single.set_change_type(changed(no)?);
-            Some(single)
-        })
-        .collect();
-    if changes.is_empty() {
-        return None;
-    }
-    let mut change = ConfChangeV2::default();
-    change.set_changes(changes.into());
-    Some(change)
-}
-
-/// The change for raft, if `to` is one allowed step from `from`.
-fn one_step(from: &Members, to: &Members) -> Option<ConfChangeV2> {
-    let kept = |a: &Members, b: &Members| {
-        a.list
-            .iter()
-            .filter(|member| b.get(member.no).is_some_and(|other| (other.replica, other.node) != (member.replica, member.node)))
-            .count()
-            == 0
-    };
-    let joined: Vec<_> = to.list.iter().filter(|member| from.get(member.no).is_none()).collect();
-    let left = from.list.iter().filter(|member| to.get(member.no).is_none()).count();
-    let promoted = to.list.iter().filter(|member| from.get(member.no).is_some_and(|before| before.role != member.role)).collect::<Vec<_>>();
-    let numbered = match joined[..] {
-        [] => to.next == from.next,
-        [member] => member.no == from.next && to.next.0 == from.next.0 + 1 && !member.role.votes(),
-        _ => false,
-    };
-    let demoted = promoted.iter().any(|member| !member.role.votes());
-    (kept(from, to) && numbered && !demoted && joined.len() + left + promoted.len() == 1).then(|| raft_change(from, to)).flatten()
 }

@@ -10,6 +10,7 @@
 //!
 //! Not here: payload (the store's; an append comes only [`Verified`](penstock_wire::peer::Verified)), sockets, the stream that persists, and what ops mean.
 
+mod change;
 mod check;
 mod convert;
 mod group;
