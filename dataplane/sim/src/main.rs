@@ -55,6 +55,9 @@ struct Args {
     violations: usize,
 }
 
+/// Seeds that are run twice, to show that they repeat.
+const TWICE: u64 = 20;
+
 fn main() -> ExitCode {
     let args = Args::parse();
     let simulators = match (args.all, args.cluster, args.fleet) {
@@ -111,7 +114,13 @@ fn run_seeds(args: &Args, simulator: Simulator, bug: Option<Bug>) -> usize {
         eprintln!();
     }
     print!("{}", summary_table(&summary, args.from, start.elapsed()));
-    summary.violations.len()
+    // A seed that does not repeat cannot be replayed: that is a violation too.
+    let few = args.seeds.min(TWICE);
+    let hash = || run_many(args.from, few, args.threads.unwrap_or_else(threads), usize::MAX, &run, &|_| {}).hash;
+    let (once, again) = (hash(), hash());
+    let same = if once == again { "the same" } else { "NOT THE SAME" };
+    println!("seeds {few} from {}, run twice: hash {once:016x} and {again:016x}, {same}", args.from);
+    summary.violations.len() + usize::from(once != again)
 }
 
 /// How many seeded bugs these simulators have to see, and how many each of those that have to did.
