@@ -198,6 +198,8 @@ pub(crate) struct HostSide {
     pub after_drain: Vec<JobId>,
     /// A write found no space; it is refused only after everything was drained.
     pub wants_space: bool,
+    /// Checkpoints that were begun when it did, or one before it that was not told since.
+    pub short_since: Option<u64>,
 }
 
 impl HostSide {

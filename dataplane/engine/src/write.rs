@@ -21,6 +21,9 @@ use std::ops::RangeInclusive;
 pub const COMPARE_MAX: u64 = 128 * 1024;
 /// Blocks that one zero op covers at most: 1 GiB.
 const ZERO_CHUNK: u64 = 1 << 18;
+/// Checkpoints after which a write is refused that found no space, though the store is still at work: the first may have been begun before, the second
+/// gives back what was drained meanwhile, and the third what removed snapshots held alone.
+const SPACE_CHECKPOINTS: u64 = 4;
 
 /// What became of a held write that was to begin.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -138,9 +141,10 @@ impl Store {
         if !matches!(self.stage, Stage::Serving | Stage::Stopping) {
             return;
         }
-        if self.host.wants_space && self.index.len() == 0 && self.drain_is_done() && !self.space.is_waiting() {
+        if self.host.wants_space {
             // All is drained, so no promise is held in vain: whoever finds no space now is told so.
-            self.host.wants_space = false;
+            let at_rest = self.index.len() == 0 && self.drain_is_done() && !self.space.is_waiting();
+            self.host.wants_space = !at_rest && !self.has_waited_for_space();
         }
         let ready = self.host.ready.iter().chain(&self.host.grouped);
         self.host.ready_blocks = ready.map(|op| u64::from(op.payload_blocks())).sum::<u64>() + self.groups.queued_blocks();
@@ -170,6 +174,14 @@ impl Store {
         while let Some(job) = later.pop() {
             self.host.held.push_front(job);
         }
+        if !self.host.wants_space {
+            self.host.short_since = None;
+        }
+    }
+
+    /// Whether what was to be given back when a write found no space has been. A store whose snapshots come and go is never at rest.
+    fn has_waited_for_space(&self) -> bool {
+        self.host.short_since.is_some_and(|since| self.counters.checkpoints >= since + SPACE_CHECKPOINTS)
     }
 
     /// What is not applied cannot be trimmed: a group without a quorum must not fill the log, nor hold up those behind it. `later`: jobs
@@ -354,8 +366,9 @@ impl Store {
             || self.stream.out_count() > 0
             || !self.drain_is_done()
             || self.space.is_waiting();
-        if busy {
+        if busy && !self.has_waited_for_space() {
             self.host.wants_space = true;
+            self.host.short_since.get_or_insert(self.counters.checkpoints);
             return Start::First;
         }
         self.finish_job(id, Status::NoSpace, mem, fx);

@@ -212,6 +212,33 @@ fn discard_of_a_whole_volume_over_a_snapshot_is_refused_where_the_map_has_no_spa
 }
 
 #[test]
+fn write_that_finds_no_space_is_refused_while_snapshots_come_and_go() {
+    let mut bench = Bench::new();
+    bench.create(100_000);
+    let mut written = 0;
+    while bench.write(written * 16 * B, &pattern(written as u8, 16 * BLOCK)) == Status::Ok {
+        written += 1;
+    }
+    let write = bench.begin(HostOp::Write(Span { offset: written * 16 * B, len: B }), pattern(1, BLOCK));
+    for turn in 0..20_000u64 {
+        if bench.replies.contains_key(&write) {
+            break;
+        }
+        if turn.is_multiple_of(2) {
+            let snapshot = Box::new(shape(1));
+            let order = if turn.is_multiple_of(4) {
+                Order::Snapshot { segment: SEGMENT, snapshot }
+            } else {
+                Order::Unsnapshot { segment: SEGMENT, snapshot: snapshot.id }
+            };
+            bench.store.apply(Event::Order { id: OrderId(1000 + turn), order }, &mut bench.mem, &mut bench.fx);
+        }
+        bench.turns(1);
+    }
+    assert_eq!(bench.replies.get(&write), Some(&Status::NoSpace));
+}
+
+#[test]
 fn scrub_reads_what_snapshots_hold() {
     let mut bench = Bench::new();
     bench.create(1000);
