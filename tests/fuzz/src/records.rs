@@ -140,14 +140,9 @@ pub fn seeds() -> Vec<Vec<u8>> {
         superblock.encode_into(&mut block);
         seed(1, &block);
     }
-    for batch in [
-        sample::batch(),
-        sample::group_batch(),
-        sample::snapshot_batch(),
-        sample::reserved_batch(),
-        sample::seal(),
-        sample::open(),
-    ] {
+    for batch in
+        [sample::batch(), sample::group_batch(), sample::snapshot_batch(), sample::reserved_batch(), sample::seal(), sample::open()]
+    {
         seed(2, &batch.encode());
     }
     seed(3, &sample::long_batch().encode());
