@@ -17,8 +17,8 @@ const MIB: u64 = 1 << 20;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Left {
     drive: bool,
-    /// Size, and whether a door is open.
-    volume: Option<(u64, bool)>,
+    /// Size, whether a door is open, and how many snapshots there are.
+    volume: Option<(u64, bool, usize)>,
 }
 
 /// A life of a drive and a volume, and what each step leaves.
@@ -27,10 +27,12 @@ fn life(round: usize, image: &str, port: u16) -> Vec<(String, Left)> {
     let left = |drive, volume| Left { drive, volume };
     vec![
         (format!("pool add file:{image}?size=64MiB --oplog 8MiB"), left(true, None)),
-        (format!("volume create {name} 8MiB --drive file:{image}"), left(true, Some((8 * MIB, false)))),
-        (format!("volume export {name} --nvmf=127.0.0.1:{port}"), left(true, Some((8 * MIB, true)))),
-        (format!("volume resize {name} 16MiB"), left(true, Some((16 * MIB, true)))),
-        (format!("volume unexport {name}"), left(true, Some((16 * MIB, false)))),
+        (format!("volume create {name} 8MiB --drive file:{image}"), left(true, Some((8 * MIB, false, 0)))),
+        (format!("volume export {name} --nvmf=127.0.0.1:{port}"), left(true, Some((8 * MIB, true, 0)))),
+        (format!("snapshot create {name} s"), left(true, Some((8 * MIB, true, 1)))),
+        (format!("volume resize {name} 16MiB"), left(true, Some((16 * MIB, true, 1)))),
+        (format!("snapshot rm {name} s"), left(true, Some((16 * MIB, true, 0)))),
+        (format!("volume unexport {name}"), left(true, Some((16 * MIB, false, 0)))),
         (format!("volume rm {name}"), left(true, None)),
         (format!("pool rm file:{image}"), left(false, None)),
     ]
@@ -62,13 +64,16 @@ fn look(house: &House, round: usize, image: &str) -> Left {
     let volumes: Vec<VolumeView> = serde_json::from_value(house.asked("volume ls")).unwrap();
     let wanted = Left {
         drive: drives.iter().any(|drive| drive.spec.to_string().contains(image)),
-        volume: volumes.iter().find(|v| v.name.to_string() == name).map(|v| (v.size.bytes(), !v.exports.is_empty())),
+        volume: volumes.iter().find(|v| v.name.to_string() == name).map(|v| (v.size.bytes(), !v.exports.is_empty(), v.snapshots.len())),
     };
     let drives = house.drives().unwrap();
     let volumes = house.volumes().unwrap();
     let seen = Left {
         drive: drives.iter().any(|drive| drive.spec.to_string().contains(image)),
-        volume: volumes.iter().find(|v| v.name.to_string() == name).map(|v| (v.size_bytes.bytes(), !v.exports.is_empty())),
+        volume: volumes
+            .iter()
+            .find(|v| v.name.to_string() == name)
+            .map(|v| (v.size_bytes.bytes(), !v.exports.is_empty(), v.snapshots.len())),
     };
     assert_eq!(wanted, seen, "desired and observed");
     wanted

@@ -8,9 +8,9 @@ use std::net::SocketAddr;
 use serde::{Deserialize, Serialize};
 
 use crate::drive::DriveSpec;
-use crate::id::{ClusterId, DriveId, Id, NodeId, ReplicaId, SegmentId, VolumeId};
+use crate::id::{ClusterId, DriveId, Id, NodeId, ReplicaId, SegmentId, SnapshotId, VolumeId};
 use crate::name::{NodeName, VolumeName};
-use crate::rpc::{BlockSize, Door, DriveInfo, ErrorCode, ExportInfo, GroupPart, NodeInfo, ScrubAction, VolumeInfo};
+use crate::rpc::{BlockSize, Door, DriveInfo, ErrorCode, ExportInfo, GroupPart, NodeInfo, ScrubAction, SnapshotInfo, VolumeInfo};
 use crate::size::ByteSize;
 
 /// Most bytes of a request's body.
@@ -57,6 +57,13 @@ pub mod path {
     }
     pub fn transfer(volume: &str) -> String {
         format!("{VOLUMES}/{volume}/transfer")
+    }
+    pub fn snapshots(volume: &str) -> String {
+        format!("{VOLUMES}/{volume}/snapshots")
+    }
+    /// `snapshot` is a name or id.
+    pub fn snapshot(volume: &str, snapshot: &str) -> String {
+        format!("{VOLUMES}/{volume}/snapshots/{snapshot}")
     }
     /// What is asked of a volume's replicas: `move`, `replace` or `give-up`.
     pub fn replicas(volume: &str, what: &str) -> String {
@@ -266,6 +273,9 @@ pub struct VolumeView {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub change: Option<ChangeView>,
     pub exports: Vec<ExportView>,
+    /// Oldest first.
+    #[serde(default)]
+    pub snapshots: Vec<SnapshotView>,
     /// As last observed where it is served: at the only replica, or at the one that leads.
     #[serde(default)]
     pub observed: Option<VolumeInfo>,
@@ -327,6 +337,27 @@ pub struct ExportView {
     pub progress: Progress,
     #[serde(default)]
     pub observed: Option<ExportInfo>,
+}
+
+/// `POST /v1/volumes/{volume}/snapshots`. Answers 201 with a [`SnapshotView`] when it is taken. Taken in but not done (202), it is taken as soon as the
+/// volume is served, and is of that moment.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct SnapshotCreateBody {
+    /// No other snapshot of the volume has it.
+    pub name: VolumeName,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct SnapshotView {
+    pub snapshot_id: SnapshotId,
+    pub name: VolumeName,
+    pub progress: Progress,
+    /// As last observed where the volume is served.
+    #[serde(default)]
+    pub observed: Option<SnapshotInfo>,
 }
 
 /// `PATCH /v1/volumes/{volume}`. Answers a [`VolumeView`].

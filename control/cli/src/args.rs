@@ -56,6 +56,9 @@ pub enum Command {
     /// Replicas of the volumes that have several
     #[command(subcommand)]
     Replica(Replica),
+    /// Volumes as they were at some moment; kept until they are removed, and read by no host yet
+    #[command(subcommand)]
+    Snapshot(Snapshot),
     /// The nodes themselves
     #[command(subcommand)]
     Node(Node),
@@ -372,6 +375,33 @@ The old replica's data on its node, if any, are deleted.")]
     #[command(after_help = "Examples:\n  penstock replica give-up db-1")]
     GiveUp {
         volume: String,
+        #[command(flatten)]
+        wait: Wait,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Snapshot {
+    /// Take a snapshot of a volume, while it is in use too: every write that was answered before is in it
+    #[command(after_help = "Examples:\n  penstock snapshot create db-0 monday")]
+    Create {
+        volume: String,
+        name: VolumeName,
+        #[command(flatten)]
+        wait: Wait,
+    },
+    /// List the snapshots of all volumes, or of one, oldest first; ALLOCATED is what was written between the one before and it
+    #[command(after_help = "Examples:\n  penstock snapshot ls\n  penstock snapshot ls db-0\n  penstock snapshot ls -o json")]
+    Ls {
+        /// Name or id
+        volume: Option<String>,
+    },
+    /// Remove a snapshot; its space comes back in the background
+    #[command(after_help = "Examples:\n  penstock snapshot rm db-0 monday")]
+    Rm {
+        volume: String,
+        /// Name or id
+        name: String,
         #[command(flatten)]
         wait: Wait,
     },

@@ -54,6 +54,15 @@ pub struct Client {
     api: Api,
 }
 
+/// What people name something by, if it may stand in a path.
+pub fn checked<'a, Name: FromStr, Id: FromStr>(text: &'a str, of: &str, hint: &str) -> Result<&'a str, Failure> {
+    if text.parse::<Name>().is_ok() || text.parse::<Id>().is_ok() {
+        return Ok(text);
+    }
+    let shown: String = text.chars().take(64).collect();
+    Err(Failure::Usage { message: format!("\"{shown}\" is neither a {of}'s name nor its id"), hint: hint.to_owned() })
+}
+
 /// An answer that is not an error.
 pub struct Answer {
     body: Vec<u8>,

@@ -10,6 +10,7 @@ mod node;
 mod output;
 mod pool;
 mod replica;
+mod snapshot;
 mod top;
 mod transport;
 mod volume;
@@ -30,6 +31,7 @@ fn run(args: Args) -> Result<(), Failure> {
         Command::Pool(command) => pool::run(&client, form, command),
         Command::Volume(command) => volume::run(&client, form, command),
         Command::Replica(command) => replica::run(&client, form, command),
+        Command::Snapshot(command) => snapshot::run(&client, form, command),
         Command::Node(command) => node::run(&client, form, command),
         Command::Id(command) => node::run_id(&client, form, command),
         Command::Top(options) => top::run(&client, form, &options),

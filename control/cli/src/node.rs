@@ -3,7 +3,7 @@
 use penstock_api::http::{IdsBody, IdsView, NodeView, path};
 
 use crate::args::{IdCommand, Node};
-use crate::client::Client;
+use crate::client::{self, Client};
 use crate::failure::Failure;
 use crate::output::{self, Form};
 
@@ -23,12 +23,7 @@ pub fn run(client: &Client, form: Form, command: Node) -> Result<(), Failure> {
 
 /// A node is named by its name or id; anything else would change the path that is asked for.
 fn checked(node: &str) -> Result<&str, Failure> {
-    if node.parse::<penstock_api::NodeName>().is_ok() || node.parse::<penstock_api::NodeId>().is_ok() {
-        return Ok(node);
-    }
-    let shown: String = node.chars().take(64).collect();
-    let message = format!("\"{shown}\" is neither a node's name nor its id");
-    Err(Failure::Usage { message, hint: "see `penstock node ls`".to_owned() })
+    client::checked::<penstock_api::NodeName, penstock_api::NodeId>(node, "node", "see `penstock node ls`")
 }
 
 /// `there`, or why not.

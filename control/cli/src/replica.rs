@@ -55,10 +55,7 @@ fn change(client: &Client, volume: &str, what: &str, body: &impl Serialize, wait
 }
 
 fn list(client: &Client, form: Form, volume: Option<String>) -> Result<(), Failure> {
-    let volumes: Vec<VolumeView> = match volume {
-        Some(volume) => vec![client.get(&path::volume(volume::checked(&volume)?))?],
-        None => client.get(path::VOLUMES)?,
-    };
+    let volumes = volume::some(client, volume)?;
     let of = |volume: VolumeView| volume.replicas.into_iter().map(move |replica| Named { volume: volume.name.clone(), replica });
     let rows: Vec<Named> = volumes.into_iter().flat_map(of).collect();
     output::show(form, &rows, |rows| {

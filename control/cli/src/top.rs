@@ -137,6 +137,7 @@ mod tests {
             allocated_bytes: ByteSize(0),
             undrained_bytes: ByteSize(0),
             exports: vec![],
+            snapshots: vec![],
             connections: 0,
             counters: VolumeCounters { writes, write_bytes: writes * 4096, ..VolumeCounters::default() },
             latency: VolumeLatency::default(),
@@ -152,6 +153,7 @@ mod tests {
             replicas: vec![],
             change: None,
             exports: vec![],
+            snapshots: vec![],
             observed: Some(observed),
         }
     }

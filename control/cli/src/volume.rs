@@ -2,14 +2,13 @@
 
 use std::time::Duration;
 
-use penstock_api::VolumeName;
 use penstock_api::http::{
     ExportBody, ExportView, ReplicaView, TransferBody, UnexportBody, VolumeCreateBody, VolumeResizeBody, VolumeView, path,
 };
 use penstock_api::rpc::{BlockSize, Door, ErrorCode, GroupPart};
 
 use crate::args::{Doors, Volume, Wait};
-use crate::client::Client;
+use crate::client::{self, Client};
 use crate::failure::Failure;
 use crate::output::{self, Form};
 use crate::pool;
@@ -18,12 +17,7 @@ use crate::wait::until_settled;
 
 /// A volume is named by its name or id; anything else would change the path that is asked for.
 pub fn checked(volume: &str) -> Result<&str, Failure> {
-    if volume.parse::<VolumeName>().is_ok() || volume.parse::<penstock_api::VolumeId>().is_ok() {
-        return Ok(volume);
-    }
-    let shown: String = volume.chars().take(64).collect();
-    let message = format!("\"{shown}\" is neither a volume's name nor its id");
-    Err(Failure::Usage { message, hint: "see `penstock volume ls`".to_owned() })
+    client::checked::<penstock_api::VolumeName, penstock_api::VolumeId>(volume, "volume", "see `penstock volume ls`")
 }
 
 pub fn find(client: &Client, volume: &str) -> Result<Option<VolumeView>, Failure> {
@@ -31,6 +25,14 @@ pub fn find(client: &Client, volume: &str) -> Result<Option<VolumeView>, Failure
         Ok(view) => Ok(Some(view)),
         Err(Failure::Refused(error)) if error.code == ErrorCode::NotFound => Ok(None),
         Err(other) => Err(other),
+    }
+}
+
+/// One volume, or all.
+pub fn some(client: &Client, volume: Option<String>) -> Result<Vec<VolumeView>, Failure> {
+    match volume {
+        Some(volume) => Ok(vec![client.get(&path::volume(checked(&volume)?))?]),
+        None => client.get(path::VOLUMES),
     }
 }
 
@@ -260,6 +262,9 @@ fn facts(volume: &VolumeView) -> String {
         });
         let on = if are_several { format!("{}: ", export.node) } else { String::new() };
         rows.push(("export", format!("{on}{}{} ({})", export.door, at.unwrap_or_default(), output::progress(&export.progress))));
+    }
+    if !volume.snapshots.is_empty() {
+        rows.push(("snapshots", volume.snapshots.len().to_string()));
     }
     if let Some(seen) = &volume.observed {
         let (counters, latency) = (&seen.counters, &seen.latency);

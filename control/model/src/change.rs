@@ -31,7 +31,7 @@ fn volume<'a>(desired: &'a Desired, name_or_id: &str) -> Result<(VolumeId, &'a D
 }
 
 /// As [`volume`], for changes that make no sense on a volume that is going away.
-fn present_volume<'a>(desired: &'a Desired, name_or_id: &str) -> Result<(VolumeId, &'a DesiredVolume), ApiError> {
+pub(crate) fn present_volume<'a>(desired: &'a Desired, name_or_id: &str) -> Result<(VolumeId, &'a DesiredVolume), ApiError> {
     let (id, found) = volume(desired, name_or_id)?;
     if found.phase.is_present() {
         return Ok((id, found));
@@ -229,6 +229,7 @@ pub fn create_volume(desired: &Desired, ids: &VolumeIds, body: &VolumeCreateBody
         change: None,
         phase: Phase::Present,
         doors: vec![],
+        snapshots: vec![],
     };
     Ok(vec![Record::PutVolume(ids.volume, volume)])
 }
@@ -274,6 +275,11 @@ pub fn remove_volume(desired: &Desired, observed: &BTreeMap<NodeId, &Observed>, 
     if !force && !doors.is_empty() {
         let error = ApiError::new(ErrorCode::Busy, format!("volume {} is exported: {}", volume.name, doors.join(", ")));
         return Err(error.with_hint(format!("`penstock volume unexport {}` first, or use --force", volume.name)));
+    }
+    let snapshots = volume.snapshots.len();
+    if !force && snapshots > 0 {
+        let error = ApiError::new(ErrorCode::Busy, format!("volume {} has snapshots, {snapshots} in all", volume.name));
+        return Err(error.with_hint("remove them first with `penstock snapshot rm`, or use --force to destroy them with it"));
     }
     let force = force || matches!(volume.phase, Phase::Removing { force: true });
     Ok(vec![Record::PutVolume(id, DesiredVolume { phase: Phase::Removing { force }, ..volume.clone() })])

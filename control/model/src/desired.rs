@@ -8,7 +8,7 @@ use core::net::SocketAddr;
 use std::collections::BTreeMap;
 
 use penstock_api::rpc::{BlockSize, ControllerRange, Door, GroupMember, GroupMembers, MemberRole, PeerAddress};
-use penstock_api::{ByteSize, DriveId, DriveSpec, NodeId, NodeName, ReplicaId, SegmentId, VolumeId, VolumeName};
+use penstock_api::{ByteSize, DriveId, DriveSpec, NodeId, NodeName, ReplicaId, SegmentId, SnapshotId, VolumeId, VolumeName};
 use serde::{Deserialize, Serialize};
 
 use crate::issuer::Identity;
@@ -77,6 +77,9 @@ pub struct DesiredVolume {
     pub change: Option<Box<DesiredChange>>,
     pub phase: Phase,
     pub doors: Vec<DesiredDoor>,
+    /// In the order in which they were asked for, each of another name.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub snapshots: Vec<DesiredSnapshot>,
 }
 
 /// What a volume with several replicas has beside them.
@@ -145,6 +148,16 @@ pub struct DesiredDoor {
     /// With a real address: where it says none when it is asked for, the node's own is put in.
     pub door: Door,
     pub phase: Phase,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DesiredSnapshot {
+    pub snapshot_id: SnapshotId,
+    pub name: VolumeName,
+    pub phase: Phase,
+    /// It was seen: if it is absent later it was lost, and one of another moment must not take its place.
+    pub made: bool,
 }
 
 /// One durable change. A list of them is committed at once or not at all.
@@ -218,6 +231,12 @@ const CONTROLLERS: u16 = 0xFFEF / REPLICAS_MAX as u16;
 impl DesiredVolume {
     pub fn door(&self, node_id: NodeId, door: &Door) -> Option<&DesiredDoor> {
         self.doors.iter().find(|desired| desired.node_id == node_id && desired.door == *door)
+    }
+
+    /// Finds a snapshot by id, else by name.
+    pub fn find_snapshot(&self, name_or_id: &str) -> Option<&DesiredSnapshot> {
+        let id = name_or_id.parse::<SnapshotId>().ok();
+        self.snapshots.iter().find(|snapshot| id.map_or(snapshot.name.as_str() == name_or_id, |id| snapshot.snapshot_id == id))
     }
 
     pub fn replica_on(&self, node_id: NodeId) -> Option<&DesiredReplica> {

@@ -11,6 +11,7 @@ use penstock_api::{ClusterId, DriveId, DriveSpec, NodeId, VolumeName};
 use crate::desired::{Desired, DesiredDoor, DesiredDrive, DesiredGroup, DesiredReplica, DesiredVolume, Phase, Record};
 use crate::issuer::Identity;
 use crate::observed::{Observed, ObservedVolume};
+use crate::snapshots;
 
 /// Whether this control may speak for the cluster that drives name: it is theirs already, or it has nothing of its own. Answers the
 /// identity to take, if it is not taken yet; which node is which is [`crate::enroll`]'s.
@@ -98,11 +99,16 @@ pub fn import_observed(
         let volume = match desired.volumes.get(&volume_id) {
             Some(known) if known.replica_on(node_id).is_some() || known.group.is_none() || !known.phase.is_present() => {
                 report.known += 1;
+                // Where the volume is served, so that one that a follower has not heard to be removed stays removed.
+                let mut known = known.clone();
+                if known.phase.is_present() && seen.is_served() && snapshots::take_up(&mut known, seen) {
+                    records.push(Record::PutVolume(volume_id, known));
+                }
                 continue;
             }
             Some(known) => known.clone(),
             None => {
-                let name = free_name(&names, &seen.name);
+                let name = free_name(names.iter(), &seen.name);
                 if name != seen.name {
                     report.renamed.push(format!("{} -> {name}", seen.name));
                 }
@@ -128,6 +134,7 @@ fn volume_as_found(name: VolumeName, seen: &ObservedVolume) -> DesiredVolume {
         group: seen.group.as_ref().map(|group| DesiredGroup { first: group.members.clone(), first_size: seen.size }),
         phase: Phase::Present,
         doors: vec![],
+        snapshots: vec![],
     }
 }
 
@@ -145,6 +152,7 @@ fn with_replica(
     }
     volume.replicas.push(replica);
     volume.replicas.sort_by_key(|replica| replica.member);
+    snapshots::take_up(&mut volume, seen);
     if with_exports {
         report.exports += seen.doors.len() as u32;
         volume.doors.extend(seen.doors.iter().map(|door| DesiredDoor { node_id, door: door.clone(), phase: Phase::Present }));
@@ -153,7 +161,8 @@ fn with_replica(
 }
 
 /// `name`, or the first of `name-2`, `name-3`, … that nobody has.
-fn free_name(taken: &BTreeSet<VolumeName>, name: &VolumeName) -> VolumeName {
+pub(crate) fn free_name<'a>(taken: impl Iterator<Item = &'a VolumeName>, name: &VolumeName) -> VolumeName {
+    let taken: BTreeSet<&VolumeName> = taken.collect();
     if !taken.contains(name) {
         return name.clone();
     }

@@ -19,10 +19,11 @@ pub mod observed;
 pub mod progress;
 pub mod reconcile;
 pub mod retry;
+pub mod snapshots;
 
 pub use desired::{
-    ChangeReason, Desired, DesiredChange, DesiredDoor, DesiredDrive, DesiredGroup, DesiredNode, DesiredReplica, DesiredVolume, Phase,
-    Record,
+    ChangeReason, Desired, DesiredChange, DesiredDoor, DesiredDrive, DesiredGroup, DesiredNode, DesiredReplica, DesiredSnapshot,
+    DesiredVolume, Phase, Record,
 };
 #[doc(inline)]
 pub use enroll::enroll;

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use penstock_api::id::Id;
 use penstock_api::rpc::{BlockSize, Door, DriveInfo, DriveState, GroupInfo, NodeInfo, PeerAddress, VolumeInfo, VolumeState};
-use penstock_api::{ByteSize, ClusterId, DriveId, DriveSpec, NodeId, ReplicaId, SegmentId, VolumeId, VolumeName};
+use penstock_api::{ByteSize, ClusterId, DriveId, DriveSpec, NodeId, ReplicaId, SegmentId, SnapshotId, VolumeId, VolumeName};
 
 /// One look at a node. The lists are of one moment: the node answers them without serving a change between.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -41,11 +41,17 @@ pub struct ObservedVolume {
     pub state: VolumeState,
     pub reason: Option<String>,
     pub doors: BTreeSet<Door>,
+    /// Ids, in order of age, and names.
+    pub snapshots: Vec<(SnapshotId, VolumeName)>,
     pub connections: u32,
     pub group: Option<GroupInfo>,
 }
 
 impl ObservedVolume {
+    pub fn has_snapshot(&self, id: SnapshotId) -> bool {
+        self.snapshots.iter().any(|(there, _)| *there == id)
+    }
+
     /// Whether what only a leader takes is taken here.
     pub fn is_served(&self) -> bool {
         self.group.as_ref().is_none_or(|group| group.serves)
@@ -79,7 +85,8 @@ impl Observed {
     pub fn ids(&self) -> impl Iterator<Item = Id> + '_ {
         let drives = self.drives.keys().map(|id| id.0);
         let volumes = self.volumes.iter().flat_map(|(id, volume)| [id.0, volume.segment_id.0, volume.replica_id.0]);
-        drives.chain(volumes)
+        let snapshots = self.volumes.values().flat_map(|volume| volume.snapshots.iter().map(|(id, _)| id.0));
+        drives.chain(volumes).chain(snapshots)
     }
 }
 
@@ -109,6 +116,7 @@ impl From<&VolumeInfo> for ObservedVolume {
             state: volume.state,
             reason: volume.reason.clone(),
             doors: volume.exports.iter().map(|export| export.door.clone()).collect(),
+            snapshots: volume.snapshots.iter().map(|snapshot| (snapshot.snapshot_id, snapshot.name.clone())).collect(),
             connections: volume.connections,
             group: volume.group.clone(),
         }

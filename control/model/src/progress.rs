@@ -6,7 +6,7 @@ use penstock_api::http::Progress;
 use penstock_api::rpc::{DriveState, ErrorCode, GroupInfo, GroupPart, VolumeState};
 use penstock_api::{DriveId, NodeId, VolumeId};
 
-use crate::desired::{Desired, DesiredDoor, DesiredReplica, DesiredVolume, Phase};
+use crate::desired::{Desired, DesiredDoor, DesiredReplica, DesiredSnapshot, DesiredVolume, Phase};
 use crate::membership::{self, NEAR, Next};
 use crate::observed::{Observed, ObservedVolume};
 use crate::reconcile::{Subject, claim_conflict, conflict};
@@ -226,6 +226,32 @@ impl<'a> Look<'a> {
         })
     }
 
+    /// The node where the volume is served, and what it shows there.
+    pub fn served(&self, id: VolumeId, volume: &DesiredVolume) -> Option<(NodeId, &'a ObservedVolume)> {
+        let node_id = match &volume.group {
+            None => volume.replicas.first()?.node_id,
+            Some(_) => self.leader(id, volume)?.0,
+        };
+        Some((node_id, self.seen(node_id, id).filter(|seen| seen.is_served())?))
+    }
+
+    pub fn snapshot(&self, id: VolumeId, volume: &DesiredVolume, snapshot: &DesiredSnapshot) -> Progress {
+        let Some((node_id, seen)) = self.served(id, volume) else { return pending("its volume is not served now") };
+        let refusal = self.refusal(node_id, &Subject::Snapshot(id, snapshot.snapshot_id));
+        match (snapshot.phase, refusal) {
+            (Phase::Present, None) if !snapshot.made => pending("the node takes it"),
+            (Phase::Present, None) if !seen.has_snapshot(snapshot.snapshot_id) => refused(
+                ErrorCode::NotFound,
+                "it was taken and is not there any more".to_owned(),
+                "its drive was put back or replaced; `penstock snapshot rm` forgets it",
+            ),
+            (Phase::Present, None) => Progress::Settled,
+            (Phase::Removing { .. }, None) => Progress::Removing { reason: "the node removes it".to_owned() },
+            (Phase::Removing { .. }, Some(Progress::Pending { reason })) => Progress::Removing { reason },
+            (_, Some(other)) => other,
+        }
+    }
+
     pub fn replica(&self, id: VolumeId, volume: &DesiredVolume, replica: &DesiredReplica) -> Progress {
         let node_id = replica.node_id;
         let drive = self.desired.drives.get(&replica.drive_id);
@@ -345,6 +371,14 @@ impl<'a> Look<'a> {
             note(format!("volume {}", volume.name), self.standing(*id, volume, replica));
             for door in volume.doors.iter().filter(|door| door.node_id == node_id) {
                 note(format!("export {} of volume {}", door.door, volume.name), self.door(*id, volume, door));
+            }
+            if let Some((_, seen)) = self.served(*id, volume).filter(|(served_by, _)| *served_by == node_id) {
+                for snapshot in &volume.snapshots {
+                    note(format!("snapshot {} of volume {}", snapshot.name, volume.name), self.snapshot(*id, volume, snapshot));
+                }
+                for (_, name) in crate::snapshots::strays(volume, seen) {
+                    note(format!("snapshot {name} of volume {}", volume.name), pending("unknown here: `penstock pool import` takes it up"));
+                }
             }
             let undesired = self.seen(node_id, *id).into_iter().flat_map(|seen| &seen.doors);
             for door in undesired.filter(|door| volume.door(node_id, door).is_none()) {

@@ -9,14 +9,16 @@
 
 use penstock_api::rpc::{
     Door, DriveAddParams, DriveRemoveParams, DriveState, ExportAddParams, ExportRemoveParams, GroupChangeParams, GroupTransferParams,
-    MemberCreateParams, NodeClaimParams, PeersSetParams, VolumeCreateParams, VolumeDeleteParams, VolumeResizeParams, VolumeState,
+    MemberCreateParams, NodeClaimParams, PeersSetParams, SnapshotCreateParams, SnapshotDeleteParams, VolumeCreateParams,
+    VolumeDeleteParams, VolumeResizeParams, VolumeState,
 };
-use penstock_api::{DriveId, NodeId, VolumeId};
+use penstock_api::{DriveId, NodeId, SnapshotId, VolumeId};
 
 use crate::desired::{Desired, DesiredChange, DesiredReplica, DesiredVolume, Phase, Reach, Record};
 use crate::issuer::Identity;
 use crate::membership;
 use crate::observed::{Observed, ObservedVolume};
+use crate::snapshots;
 
 impl Step {
     pub fn subject(&self) -> Subject {
@@ -38,6 +40,7 @@ pub enum Subject {
     /// The members of the volume's group.
     Members(VolumeId),
     Door(VolumeId, Door),
+    Snapshot(VolumeId, SnapshotId),
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -65,6 +68,8 @@ pub enum LocalStep {
     Reached(VolumeId, u64, u64),
     /// The change to this member.
     ChangeEnded(VolumeId, u64),
+    SnapshotMade(VolumeId, SnapshotId),
+    ForgetSnapshot(VolumeId, SnapshotId),
 }
 
 /// A step at the node: one JSON-RPC call.
@@ -82,6 +87,8 @@ pub enum NodeStep {
     RemoveExport(ExportRemoveParams),
     ChangeMembers(GroupChangeParams),
     StepAside(GroupTransferParams),
+    TakeSnapshot(SnapshotCreateParams),
+    RemoveSnapshot(SnapshotDeleteParams),
 }
 
 impl NodeStep {
@@ -99,6 +106,8 @@ impl NodeStep {
             Self::RemoveExport(params) => Subject::Door(params.volume_id, params.door.clone()),
             Self::ChangeMembers(params) => Subject::Members(params.volume_id),
             Self::StepAside(params) => Subject::Members(params.volume_id),
+            Self::TakeSnapshot(params) => Subject::Snapshot(params.volume_id, params.snapshot_id),
+            Self::RemoveSnapshot(params) => Subject::Snapshot(params.volume_id, params.snapshot_id),
         }
     }
 
@@ -116,6 +125,8 @@ impl NodeStep {
             Self::RemoveExport(_) => "remove export",
             Self::ChangeMembers(_) => "change members",
             Self::StepAside(_) => "let another lead",
+            Self::TakeSnapshot(_) => "take snapshot",
+            Self::RemoveSnapshot(_) => "remove snapshot",
         }
     }
 }
@@ -192,7 +203,7 @@ fn rank(step: &Step) -> u8 {
         Step::Node(NodeStep::AddDrive(_)) => 6,
         Step::Node(NodeStep::ResizeVolume(_)) => 7,
         Step::Node(NodeStep::CreateVolume(_) | NodeStep::CreateMember(_)) => 8,
-        Step::Node(NodeStep::ChangeMembers(_) | NodeStep::StepAside(_)) => 9,
+        Step::Node(NodeStep::ChangeMembers(_) | NodeStep::StepAside(_) | NodeStep::TakeSnapshot(_) | NodeStep::RemoveSnapshot(_)) => 9,
         Step::Node(NodeStep::AddExport(_)) => 10,
     }
 }
@@ -275,6 +286,7 @@ fn plan_replica(
         return;
     }
     membership::plan(observed, (volume_id, volume), replica, seen, &mut plan.steps);
+    snapshots::plan((volume_id, volume), seen, &mut plan.steps);
     // A group's size is changed where it is led, and comes to the others by its log.
     if seen.is_served() {
         if seen.size < volume.size || (seen.size > volume.size && volume.allow_shrink) {
@@ -365,6 +377,7 @@ impl LocalStep {
             Self::DriveMade(id) | Self::ForgetDrive(id) => Subject::Drive(*id),
             Self::ReplicaMade(id, _) | Self::ShrinkDone(id) | Self::ForgetReplica(id, _) => Subject::Volume(*id),
             Self::ForgetDoor(id, _, door) => Subject::Door(*id, door.clone()),
+            Self::SnapshotMade(id, snapshot) | Self::ForgetSnapshot(id, snapshot) => Subject::Snapshot(*id, *snapshot),
             Self::ReplicaLeft(id, _) | Self::ReachSet(id, ..) | Self::Reached(id, ..) | Self::ChangeEnded(id, _) => Subject::Members(*id),
         }
     }
@@ -400,6 +413,12 @@ impl LocalStep {
             }),
             Self::ReplicaLeft(id, member) => change_volume(desired, *id, |volume| {
                 volume.replicas.iter_mut().filter(|replica| replica.member == *member).for_each(|replica| replica.left = true);
+            }),
+            Self::SnapshotMade(id, snapshot) => change_volume(desired, *id, |volume| {
+                volume.snapshots.iter_mut().filter(|known| known.snapshot_id == *snapshot).for_each(|known| known.made = true);
+            }),
+            Self::ForgetSnapshot(id, snapshot) => change_volume(desired, *id, |volume| {
+                volume.snapshots.retain(|known| known.snapshot_id != *snapshot || known.phase.is_present());
             }),
             Self::ReachSet(id, to, index) => {
                 change_change(desired, *id, *to, |change| change.reach = Some(Reach { index: *index, is_reached: false }))

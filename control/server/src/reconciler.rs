@@ -250,6 +250,8 @@ async fn carry_out(node: &NodeHandle, step: &NodeStep) -> Result<(), CallError> 
         NodeStep::RemoveExport(params) => node.call::<rpc::ExportRemove>(params).await.map(drop),
         NodeStep::ChangeMembers(params) => node.call::<rpc::GroupChange>(params).await.map(drop),
         NodeStep::StepAside(params) => node.call::<rpc::GroupTransfer>(params).await.map(drop),
+        NodeStep::TakeSnapshot(params) => node.call::<rpc::SnapshotCreate>(params).await.map(drop),
+        NodeStep::RemoveSnapshot(params) => node.call::<rpc::SnapshotDelete>(params).await.map(drop),
     }
 }
 

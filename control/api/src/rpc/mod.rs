@@ -79,6 +79,10 @@ methods! {
     VolumeDelete = "penstock_volume_delete", false, VolumeDeleteParams => Empty;
     VolumeResize = "penstock_volume_resize", false, VolumeResizeParams => VolumeInfo;
     VolumeList = "penstock_volume_list", true, Empty => Vec<VolumeInfo>;
+    /// Every write that was answered before is in it. Idempotent; NotReady on a node that does not lead.
+    SnapshotCreate = "penstock_snapshot_create", false, SnapshotCreateParams => Empty;
+    /// Its space comes back in the background. Idempotent; NotReady on a node that does not lead.
+    SnapshotDelete = "penstock_snapshot_delete", false, SnapshotDeleteParams => Empty;
     /// Idempotent for an equal door.
     ExportAdd = "penstock_export_add", false, ExportAddParams => ExportInfo;
     /// Refused (Busy) while hosts are connected unless `force`. Idempotent.

@@ -1,7 +1,7 @@
 //! Snapshots of volumes: a volume as it was at one entry of its log.
 //!
-//! Of a volume with several replicas, the node that leads takes and removes them (NotReady elsewhere), and every node with a replica lists
-//! those that it has applied.
+//! Of a volume with several replicas, the node that leads takes and removes them (NotReady elsewhere), and every node with a replica shows
+//! those that it has applied, in [`super::VolumeInfo`].
 
 use serde::{Deserialize, Serialize};
 
@@ -25,13 +25,7 @@ pub struct SnapshotDeleteParams {
     pub snapshot_id: SnapshotId,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct SnapshotListParams {
-    pub volume_id: VolumeId,
-}
-
-/// A snapshot, as one replica has it. Those that are removed and not merged away yet are not listed.
+/// A snapshot, as one replica has it. Those that are removed and not merged away yet are not among them.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct SnapshotInfo {
@@ -43,13 +37,4 @@ pub struct SnapshotInfo {
     pub size_bytes: ByteSize,
     /// Space on the drive of what was written between the marker before and this one: whole extents of 64 KiB.
     pub allocated_bytes: ByteSize,
-}
-
-/// What a clone begins as.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
-pub struct SnapshotOf {
-    pub volume_id: VolumeId,
-    pub snapshot_id: SnapshotId,
 }

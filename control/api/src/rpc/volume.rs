@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
-use super::GroupInfo;
+use super::{GroupInfo, SnapshotInfo};
 use crate::id::{DriveId, ReplicaId, SegmentId, VolumeId};
 use crate::name::{Nqn, VolumeName};
 use crate::size::ByteSize;
@@ -104,6 +104,9 @@ pub struct VolumeInfo {
     pub undrained_bytes: ByteSize,
     #[serde(default)]
     pub exports: Vec<ExportInfo>,
+    /// Oldest first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub snapshots: Vec<SnapshotInfo>,
     /// Hosts connected over all doors.
     pub connections: u32,
     pub counters: VolumeCounters,

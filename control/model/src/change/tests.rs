@@ -136,12 +136,26 @@ fn remove_volume_in_use_refused_unless_told_so() {
         state: penstock_api::rpc::VolumeState::Serving,
         reason: None,
         doors: [].into(),
+        snapshots: vec![],
         connections: 2,
         group: None,
     };
     observed.volumes.insert(volume_id, seen);
     let error = remove_volume(&desired, &[(node(1), &observed)].into(), "a", false).unwrap_err();
     assert!(error.message.contains("in use by 2 hosts"), "{error}");
+}
+
+#[test]
+fn remove_volume_with_snapshots_refused_unless_told_so() {
+    let mut desired = with_drives(1);
+    let id = penstock_api::SnapshotId(create(&mut desired, 10, "a", 1).0);
+    let taken = crate::snapshots::take(&desired, id, "a", &"monday".parse().unwrap()).unwrap();
+    desired.apply(&taken);
+    assert_eq!(code(crate::snapshots::take(&desired, id, "a", &"monday".parse().unwrap())), ErrorCode::AlreadyExists);
+    assert_eq!(code(crate::snapshots::remove(&desired, "a", "tuesday")), ErrorCode::NotFound);
+    let error = remove_volume(&desired, &nobody(), "a", false).unwrap_err();
+    assert!(error.code == ErrorCode::Busy && error.message.contains("1 in all"), "{error}");
+    assert!(remove_volume(&desired, &nobody(), "a", true).is_ok());
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use penstock_api::http::{DriveAddBody, VolumeCreateBody};
 use penstock_api::rpc::{BlockSize, Door};
-use penstock_api::{ByteSize, DriveId, NodeId, ReplicaId, SegmentId, VolumeId};
+use penstock_api::{ByteSize, DriveId, NodeId, ReplicaId, SegmentId, SnapshotId, VolumeId};
 use proptest::prelude::*;
 use std::collections::BTreeMap;
 
@@ -10,6 +10,7 @@ use super::{NODES, World, loss, node_id};
 use crate::change::{self, VolumeIds};
 use crate::issuer::Issuer;
 use crate::observed::Observed;
+use crate::snapshots;
 
 #[derive(Clone, Debug)]
 pub(super) enum Event {
@@ -36,6 +37,14 @@ pub(super) enum Event {
     Remove {
         pick: usize,
         force: bool,
+    },
+    Snapshot {
+        pick: usize,
+        name: u8,
+    },
+    RemoveSnapshot {
+        pick: usize,
+        name: u8,
     },
     Export {
         pick: usize,
@@ -86,6 +95,8 @@ pub(super) fn any_event() -> impl Strategy<Value = Event> {
         3 => (0u8..6, 1u64..9).prop_map(|(name, size)| Event::Create { name, size, pick: None, replicas: 3 }),
         2 => (pick.clone(), 1u64..9, any::<bool>()).prop_map(|(pick, size, shrink)| Event::Resize { pick, size, shrink }),
         2 => (pick.clone(), any::<bool>()).prop_map(|(pick, force)| Event::Remove { pick, force }),
+        3 => (pick.clone(), 0u8..3).prop_map(|(pick, name)| Event::Snapshot { pick, name }),
+        2 => (pick.clone(), 0u8..3).prop_map(|(pick, name)| Event::RemoveSnapshot { pick, name }),
         3 => (pick.clone(), 0u16..3).prop_map(|(pick, port)| Event::Export { pick, port }),
         2 => (pick.clone(), 0u16..3).prop_map(|(pick, port)| Event::Unexport { pick, port }),
         12 => (0..NODES, 0usize..6, any::<bool>()).prop_map(|(node, upto, lost_answer)| Event::Round { node, upto, lost_answer }),
@@ -160,6 +171,12 @@ pub(super) fn happen(world: &mut World, event: Event) {
                 let judged = change::remove_volume(&world.desired, &BTreeMap::new(), &name, force);
                 world.commit(judged);
             }
+        }
+        Event::Snapshot { pick, name } => wish(world, pick, |world, volume, id| {
+            snapshots::take(&world.desired, SnapshotId(id.0), volume, &format!("s{name}").parse().unwrap())
+        }),
+        Event::RemoveSnapshot { pick, name } => {
+            wish(world, pick, |world, volume, _| snapshots::remove(&world.desired, volume, &format!("s{name}")));
         }
         Event::Export { pick, port } => {
             if let Some(name) = world.name(pick) {

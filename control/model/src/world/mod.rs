@@ -18,7 +18,7 @@ use penstock_api::{DriveId, NodeId, VolumeId};
 use crate::change;
 use crate::desired::{Desired, DesiredNode, DesiredReplica, DesiredVolume};
 use crate::issuer::{Identity, Issuer, Mark, Take};
-use crate::observed::Observed;
+use crate::observed::{Observed, ObservedVolume};
 use crate::reconcile::{NodeStep, Step, reconcile};
 use node::Node;
 
@@ -84,16 +84,38 @@ impl World {
     }
 
     fn call(&mut self, node_id: NodeId, step: &NodeStep) -> Result<(), RpcError> {
-        if let NodeStep::ResizeVolume(params) = step
-            && self.observe(node_id).volumes.get(&params.volume_id).is_some_and(|seen| !seen.is_served())
+        let of_the_log = match step {
+            NodeStep::ResizeVolume(params) => Some(params.volume_id),
+            NodeStep::TakeSnapshot(params) => Some(params.volume_id),
+            NodeStep::RemoveSnapshot(params) => Some(params.volume_id),
+            _ => None,
+        };
+        if let Some(id) = of_the_log
+            && self.observe(node_id).volumes.get(&id).is_none_or(|seen| !seen.is_served())
         {
-            return Err(RpcError::new(ErrorCode::NotReady, "another node leads"));
+            return Err(RpcError::new(ErrorCode::NotReady, "it is not served here"));
         }
-        let known =
-            |world: &Self, id| world.nodes.values().flat_map(|node| node.media.values()).find_map(|m| m.volumes.get(&id)).map(|v| v.size);
-        let (changed, size) = match step {
-            NodeStep::ResizeVolume(params) => (params.volume_id, Some(params.size_bytes)),
+        let known = |world: &Self, id| {
+            let there = world.nodes.values().flat_map(|node| node.media.values()).find_map(|m| m.volumes.get(&id));
+            there.map(|volume| (volume.size, volume.snapshots.clone()))
+        };
+        let (changed, content) = match step {
+            NodeStep::ResizeVolume(params) => {
+                (params.volume_id, known(self, params.volume_id).map(|(_, snapshots)| (params.size_bytes, snapshots)))
+            }
             NodeStep::CreateMember(params) => (params.volume_id, known(self, params.volume_id)),
+            NodeStep::TakeSnapshot(params) => {
+                self.everywhere(params.volume_id, |volume| {
+                    if !volume.has_snapshot(params.snapshot_id) {
+                        volume.snapshots.push((params.snapshot_id, params.name.clone()));
+                    }
+                });
+                return Ok(());
+            }
+            NodeStep::RemoveSnapshot(params) => {
+                self.everywhere(params.volume_id, |volume| volume.snapshots.retain(|(id, _)| *id != params.snapshot_id));
+                return Ok(());
+            }
             NodeStep::ChangeMembers(params) => return self.change_members(node_id, params.volume_id, &params.members),
             NodeStep::StepAside(params) => return self.step_aside(node_id, params.volume_id, params.to),
             _ => return self.nodes.get_mut(&node_id).unwrap().call(step),
@@ -103,12 +125,16 @@ impl World {
             self.found_group(params.volume_id, &params.members);
             self.wiped.remove(&(params.volume_id, node_id));
         }
-        if let Some(size) = size {
-            // By the group's log, wherever a member is.
-            let media = self.nodes.values_mut().flat_map(|node| node.media.values_mut());
-            media.filter_map(|medium| medium.volumes.get_mut(&changed)).for_each(|volume| volume.size = size);
+        if let Some((size, snapshots)) = content {
+            self.everywhere(changed, |volume| (volume.size, volume.snapshots) = (size, snapshots.clone()));
         }
         Ok(())
+    }
+
+    /// By the group's log, wherever a member is.
+    fn everywhere(&mut self, id: VolumeId, change: impl FnMut(&mut ObservedVolume)) {
+        let media = self.nodes.values_mut().flat_map(|node| node.media.values_mut());
+        media.filter_map(|medium| medium.volumes.get_mut(&id)).for_each(change);
     }
 
     fn id(&mut self) -> Id {
@@ -236,6 +262,16 @@ impl World {
                 assert_eq!(seen.doors, doors.map(|desired| desired.door.clone()).collect());
                 assert!(!volume.allow_shrink || observed.values().all(|seen| seen.volumes.get(id).is_none_or(|seen| !seen.is_served())));
             }
+        }
+        for (id, volume) in &self.desired.volumes {
+            let served = observed.values().filter_map(|seen| seen.volumes.get(id)).find(|seen| seen.is_served());
+            let is_forgetful = volume.replicas.iter().any(|replica| self.is_volatile(replica.drive_id));
+            let Some(seen) = served.filter(|_| !is_forgetful) else { continue };
+            assert!(volume.snapshots.iter().all(|known| known.made && known.phase.is_present()), "{volume:?}");
+            assert!(
+                volume.snapshots.iter().map(|known| known.snapshot_id).eq(seen.snapshots.iter().map(|(id, _)| *id)),
+                "{volume:?} {seen:?}"
+            );
         }
         for (id, node_id) in &self.kept {
             assert!(observed[node_id].volumes.contains_key(id), "{id} on {node_id} was kept by nobody's wish but is gone");

@@ -77,6 +77,7 @@ impl Node {
             state: VolumeState::Serving,
             reason: None,
             doors: BTreeSet::new(),
+            snapshots: vec![],
             connections: 0,
             group,
         };
@@ -151,6 +152,7 @@ impl Node {
             NodeStep::RemoveExport(params) => {
                 self.doors.entry(params.volume_id).or_default().remove(&params.door);
             }
+            NodeStep::TakeSnapshot(_) | NodeStep::RemoveSnapshot(_) => unreachable!("the world does these at all members"),
             NodeStep::ChangeMembers(_) | NodeStep::StepAside(_) => unreachable!("the world's groups do these"),
         }
         Ok(())

@@ -10,6 +10,7 @@ mod node;
 mod pool;
 mod problem;
 mod replica;
+mod snapshot;
 mod view;
 mod volume;
 
@@ -54,6 +55,8 @@ fn documented() -> OpenApiRouter<Arc<Control>> {
         .routes(routes!(pool::drain))
         .routes(routes!(volume::list, volume::create))
         .routes(routes!(volume::show, volume::resize, volume::remove))
+        .routes(routes!(snapshot::list, snapshot::create))
+        .routes(routes!(snapshot::remove))
         .routes(routes!(volume::export))
         .routes(routes!(volume::unexport))
         .routes(routes!(volume::transfer))
@@ -112,7 +115,7 @@ mod tests {
         {
             assert!(paths.contains_key(known), "{known}");
         }
-        for what in ["export", "transfer", "replicas/move", "replicas/replace", "replicas/give-up"] {
+        for what in ["export", "transfer", "snapshots", "snapshots/{snapshot}", "replicas/move", "replicas/replace", "replicas/give-up"] {
             assert!(paths.contains_key(&format!("/v1/volumes/{{volume}}/{what}")), "{what}");
         }
         assert!(document["components"]["schemas"]["VolumeView"].is_object());

@@ -1,8 +1,8 @@
 //! What people see of a drive or volume: desired, observed and the progress between.
 
-use penstock_api::http::{ChangeView, DriveView, ExportView, Progress, ReplicaView, VolumeView};
+use penstock_api::http::{ChangeView, DriveView, ExportView, Progress, ReplicaView, SnapshotView, VolumeView};
 use penstock_api::rpc::{Door, VolumeInfo};
-use penstock_api::{DriveId, NodeId, VolumeId};
+use penstock_api::{DriveId, NodeId, SnapshotId, VolumeId};
 use penstock_model::{DesiredReplica, DesiredVolume, membership};
 
 use crate::control::State;
@@ -50,6 +50,7 @@ pub fn volume(state: &State, id: VolumeId) -> Option<VolumeView> {
         replicas: desired.replicas.iter().map(|replica| self::replica(state, (id, desired), replica)).collect(),
         change: change(state, id, desired),
         exports: desired.doors.iter().map(|door| export(state, id, desired, door.node_id, &door.door)).collect::<Option<_>>()?,
+        snapshots: desired.snapshots.iter().filter_map(|known| snapshot(state, id, known.snapshot_id)).collect(),
         observed: leader.or_else(seen).cloned(),
     })
 }
@@ -102,6 +103,20 @@ pub fn export(state: &State, id: VolumeId, volume: &DesiredVolume, node_id: Node
         door: door.clone(),
         progress: state.look().door(id, volume, desired),
         observed: observed.cloned(),
+    })
+}
+
+pub fn snapshot(state: &State, id: VolumeId, snapshot_id: SnapshotId) -> Option<SnapshotView> {
+    let volume = state.desired.volumes.get(&id)?;
+    let snapshot = volume.snapshots.iter().find(|snapshot| snapshot.snapshot_id == snapshot_id)?;
+    let look = state.look();
+    let served_by = look.served(id, volume).map(|(node_id, _)| node_id);
+    let seen = served_by.and_then(|node_id| last_seen(state, node_id, id));
+    Some(SnapshotView {
+        snapshot_id,
+        name: snapshot.name.clone(),
+        progress: look.snapshot(id, volume, snapshot),
+        observed: seen.and_then(|info| info.snapshots.iter().find(|seen| seen.snapshot_id == snapshot_id)).cloned(),
     })
 }
 

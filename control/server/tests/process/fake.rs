@@ -204,6 +204,12 @@ impl Inner {
             }),
             VolumeDelete::NAME => answer::<VolumeDelete>(params, |p| self.volume_delete(p)),
             VolumeResize::NAME => answer::<VolumeResize>(params, |p| self.volume_resize(p)),
+            SnapshotCreate::NAME => answer::<SnapshotCreate>(params, |p| self.snapshot_create(p)),
+            SnapshotDelete::NAME => answer::<SnapshotDelete>(params, |p| {
+                let Some(volume) = self.volume(p.volume_id) else { return refuse(ErrorCode::NotFound, "no such volume") };
+                volume.snapshots.retain(|snapshot| snapshot.snapshot_id != p.snapshot_id);
+                Ok(Empty {})
+            }),
             ExportAdd::NAME => answer::<ExportAdd>(params, |p| self.export_add(p)),
             ExportRemove::NAME => answer::<ExportRemove>(params, |p| self.export_remove(p)),
             Drain::NAME => answer::<Drain>(params, |_| Ok(DrainInfo { drained_bytes: ByteSize::mib(1), ms: 3 })),
@@ -382,6 +388,7 @@ impl Inner {
             allocated_bytes: ByteSize(0),
             undrained_bytes: ByteSize(0),
             exports: vec![],
+            snapshots: vec![],
             connections: 0,
             counters: VolumeCounters::default(),
             latency: VolumeLatency::default(),
@@ -454,6 +461,16 @@ impl Inner {
         }
         volume.size_bytes = p.size_bytes;
         Ok(volume.clone())
+    }
+
+    fn snapshot_create(&mut self, p: SnapshotCreateParams) -> Result<Empty, RpcError> {
+        let Some(volume) = self.volume(p.volume_id) else { return refuse(ErrorCode::NotFound, "no such volume") };
+        if volume.snapshots.iter().all(|snapshot| snapshot.snapshot_id != p.snapshot_id) {
+            let (index, size_bytes) = (volume.snapshots.len() as u64, volume.size_bytes);
+            let (snapshot_id, name, allocated_bytes) = (p.snapshot_id, p.name, ByteSize(0));
+            volume.snapshots.push(SnapshotInfo { snapshot_id, name, index, size_bytes, allocated_bytes });
+        }
+        Ok(Empty {})
     }
 
     fn export_add(&mut self, p: ExportAddParams) -> Result<ExportInfo, RpcError> {

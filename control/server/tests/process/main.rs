@@ -8,3 +8,4 @@ mod fake;
 mod harness;
 mod identity;
 mod nodes;
+mod snapshots;

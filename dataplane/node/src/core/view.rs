@@ -1,7 +1,7 @@
 //! What a core shows of itself when it is asked: counts, stores, volumes. Never per command.
 
 use penstock_api::rpc::{VolumeCounters, VolumeLatency};
-use penstock_engine::{MemberView, ReplicaUsage, StoreView};
+use penstock_engine::{MemberView, ReplicaUsage, SnapshotView, StoreView};
 
 use super::Core;
 use super::port::{CoreIndex, VolumeSlot};
@@ -45,6 +45,8 @@ pub struct VolumeView {
     pub held: u32,
     pub read_buckets: (Vec<u64>, f64),
     pub write_buckets: (Vec<u64>, f64),
+    /// Oldest first.
+    pub snapshots: Vec<SnapshotView>,
     /// Of a volume of several replicas.
     pub member: Option<MemberView>,
 }
@@ -94,6 +96,7 @@ impl Core {
         let volumes = self.volumes.iter().enumerate().filter(|(_, v)| !v.gone).map(|(at, v)| VolumeView {
             slot: VolumeSlot(at as u32),
             usage: self.shards[v.shard].as_ref().map(|shard| shard.store.usage(v.replica)).unwrap_or_default(),
+            snapshots: self.shards[v.shard].as_ref().map(|shard| shard.store.snapshots(v.replica)).unwrap_or_default(),
             counters: v.counters,
             latency: v.latency(),
             held: v.held,

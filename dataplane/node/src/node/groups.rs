@@ -238,7 +238,7 @@ impl Node {
         match wire_members(&params.members) {
             Ok(members) => {
                 let order = move |segment| Order::Change { segment, members };
-                self.group_order(params.volume_id, "changing the members", order, answer);
+                self.segment_order(params.volume_id, "changing the members", order, answer);
             }
             Err(error) => answer(Err(error)),
         }
@@ -257,7 +257,7 @@ impl Node {
             match members.list.iter().find(|member| member.node == to) {
                 Some(member) => {
                     let to = member.no;
-                    node.group_order(id, "transferring", move |segment| Order::Transfer { segment, to }, answer);
+                    node.segment_order(id, "transferring", move |segment| Order::Transfer { segment, to }, answer);
                 }
                 None => {
                     let message = format!("node {} has no member of volume {id}", params.to);
@@ -267,7 +267,8 @@ impl Node {
         });
     }
 
-    fn group_order(
+    /// Orders something of the store that has the volume.
+    pub(super) fn segment_order(
         self: &Rc<Self>,
         id: VolumeId,
         doing: &'static str,

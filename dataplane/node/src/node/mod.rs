@@ -11,6 +11,7 @@ mod opening;
 mod peers;
 mod quarantine;
 mod rpc;
+mod snapshots;
 mod stop;
 mod volumes;
 

@@ -6,8 +6,8 @@ use std::rc::Rc;
 
 use penstock_api::rpc::{
     self as api, DriveAdd, DriveClearFence, DriveList, DriveProbe, DriveRemove, Empty, ErrorCode, ExportAdd, ExportRemove, GroupChange,
-    GroupTransfer, MemberCreate, Method, MetricsGet, NodeClaim, NodeGet, PeersSet, Scrub, VolumeCreate, VolumeDelete, VolumeList,
-    VolumeResize,
+    GroupTransfer, MemberCreate, Method, MetricsGet, NodeClaim, NodeGet, PeersSet, Scrub, SnapshotCreate, SnapshotDelete, VolumeCreate,
+    VolumeDelete, VolumeList, VolumeResize,
 };
 use spdk_rs::rpc::Reply;
 
@@ -59,6 +59,8 @@ pub fn register() -> Result<(), spdk_rs::Errno> {
     method::<PeersSet>(|node, params, answer| node.peers_set(params, answer))?;
     method::<VolumeDelete>(|node, params, answer| node.volume_delete(params, answer))?;
     method::<VolumeResize>(|node, params, answer| node.volume_resize(params, answer))?;
+    method::<SnapshotCreate>(|node, params, answer| node.snapshot_create(params, answer))?;
+    method::<SnapshotDelete>(|node, params, answer| node.snapshot_delete(params, answer))?;
     method::<VolumeList>(|node, Empty {}, answer| node.volume_list(answer))?;
     method::<ExportAdd>(|node, params, answer| node.export_add(params, answer))?;
     method::<ExportRemove>(|node, params, answer| node.export_remove(params, answer))?;

@@ -13,6 +13,7 @@ use penstock_wire::{BLOCK, EXTENT, ReplicaShape, VOLUME_BLOCKS_MAX};
 
 use super::exports::OpenExport;
 use super::groups::{self, GroupStand};
+use super::snapshots;
 use super::{Answer, Node, fail};
 use crate::core::{CoreIndex, CoreView, DriveKey, VolumeSlot, VolumeView};
 use crate::door::{ALL_CONTROLLERS, VolumeFace};
@@ -405,6 +406,7 @@ impl Node {
             reason,
             allocated_bytes: ByteSize(usage.allocated_extents * EXTENT as u64),
             undrained_bytes: ByteSize(usage.undrained_blocks * BLOCK as u64),
+            snapshots: view.map(|view| view.snapshots.iter().filter_map(snapshots::info).collect()).unwrap_or_default(),
             connections: exports.iter().map(|e| e.connected_hosts.len() as u32).sum(),
             exports,
             counters: view.map(|v| v.counters).unwrap_or_default(),

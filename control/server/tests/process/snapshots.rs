@@ -1,0 +1,70 @@
+//! Snapshots: taken once, removed when it is wished, taken back where the node refuses.
+
+use penstock_api::http::{SnapshotView, VolumeView};
+use penstock_api::rpc::{ErrorCode, RpcError};
+use serde_json::{Value, json};
+
+use crate::api::{add_drive, create};
+use crate::harness::House;
+
+fn take(house: &House, name: &str) -> SnapshotView {
+    let answer = house.request("POST", "/v1/volumes/db/snapshots", json!({"name": name}));
+    assert_eq!(answer.status, 201, "{}", answer.text());
+    answer.json()
+}
+
+fn names(house: &House) -> Vec<String> {
+    house.get::<Vec<SnapshotView>>("/v1/volumes/db/snapshots").iter().map(|known| known.name.to_string()).collect()
+}
+
+#[test]
+fn snapshot_life_from_taken_to_removed() {
+    let house = House::new();
+    add_drive(&house, "file:/d0?size=1GiB");
+    create(&house, "db");
+    let (monday, tuesday) = (take(&house, "monday"), take(&house, "tuesday"));
+    assert!(monday.progress.is_settled() && tuesday.observed.is_some_and(|seen| seen.index == 1));
+    let taken = house.request("POST", "/v1/volumes/db/snapshots", json!({"name": "monday"})).error();
+    assert_eq!(taken.code, ErrorCode::AlreadyExists);
+    let refused = house.request("DELETE", "/v1/volumes/db", Value::Null).error();
+    assert!(refused.code == ErrorCode::Busy && refused.message.contains("2 in all"), "{refused:?}");
+    assert_eq!(names(&house), ["monday", "tuesday"]);
+    assert_eq!(house.request("DELETE", &format!("/v1/volumes/db/snapshots/{}", monday.snapshot_id), Value::Null).status, 204);
+    assert_eq!(house.request("DELETE", "/v1/volumes/db/snapshots/tuesday", Value::Null).status, 204);
+    assert_eq!(house.request("DELETE", "/v1/volumes/db/snapshots/tuesday", Value::Null).error().code, ErrorCode::NotFound);
+    assert!(house.get::<VolumeView>("/v1/volumes/db").snapshots.is_empty());
+    assert_eq!(house.request("DELETE", "/v1/volumes/db", Value::Null).status, 204);
+}
+
+#[test]
+fn snapshot_that_the_node_refuses_leaves_no_trace() {
+    let house = House::new();
+    add_drive(&house, "file:/d0?size=1GiB");
+    create(&house, "db");
+    let full = RpcError::new(ErrorCode::Capacity, "no space is left").with_hint("remove some");
+    house.node.inner.lock().unwrap().refuse.insert("penstock_snapshot_create", (1, full));
+    let error = house.request("POST", "/v1/volumes/db/snapshots", json!({"name": "monday"})).error();
+    assert_eq!((error.code, error.hint.as_deref()), (ErrorCode::Capacity, Some("remove some")));
+    house.settle();
+    assert!(names(&house).is_empty());
+    take(&house, "monday");
+}
+
+#[test]
+fn snapshot_that_was_there_and_is_gone_is_reported_not_taken_again() {
+    let house = House::new();
+    add_drive(&house, "file:/d0?size=1GiB");
+    let id = create(&house, "db").volume_id;
+    take(&house, "monday");
+    let forget = |inner: &mut crate::fake::Inner| {
+        inner.media.values_mut().filter_map(|medium| medium.volumes.get_mut(&id)).for_each(|volume| volume.snapshots.clear());
+    };
+    forget(&mut house.node.inner.lock().unwrap());
+    crate::harness::eventually("the loss to show", || {
+        let shown = house.get::<Vec<SnapshotView>>("/v1/volumes/db/snapshots");
+        (!shown[0].progress.is_settled() && shown[0].observed.is_none()).then_some(())
+    });
+    let calls = house.node.inner.lock().unwrap().calls["penstock_snapshot_create"];
+    assert_eq!(calls, 1);
+    assert_eq!(house.request("DELETE", "/v1/volumes/db/snapshots/monday", Value::Null).status, 204);
+}
