@@ -10,7 +10,9 @@ use serde::{Deserialize, Serialize};
 use crate::drive::DriveSpec;
 use crate::id::{ClusterId, DriveId, Id, NodeId, ReplicaId, SegmentId, SnapshotId, VolumeId};
 use crate::name::{NodeName, VolumeName};
-use crate::rpc::{BlockSize, Door, DriveInfo, ErrorCode, ExportInfo, GroupPart, NodeInfo, ScrubAction, SnapshotInfo, VolumeInfo};
+use crate::rpc::{
+    BlockSize, Door, DriveInfo, ErrorCode, ExportInfo, GroupPart, NodeInfo, RecoveryReceipt, ScrubAction, SnapshotInfo, VolumeInfo,
+};
 use crate::size::ByteSize;
 
 /// Most bytes of a request's body.
@@ -65,7 +67,7 @@ pub mod path {
     pub fn snapshot(volume: &str, snapshot: &str) -> String {
         format!("{VOLUMES}/{volume}/snapshots/{snapshot}")
     }
-    /// What is asked of a volume's replicas: `move`, `replace` or `give-up`.
+    /// What is asked of a volume's replicas: `move`, `replace`, `give-up` or `recover`.
     pub fn replicas(volume: &str, what: &str) -> String {
         format!("{VOLUMES}/{volume}/replicas/{what}")
     }
@@ -312,6 +314,60 @@ pub struct ReplicaView {
     pub blocks_to_copy: Option<u64>,
     #[serde(default)]
     pub observed: Option<VolumeInfo>,
+}
+
+/// `POST /v1/volumes/{volume}/replicas/recover`: a majority of the replicas is lost for good, and one that is left goes on alone. Answers a
+/// [`RecoveryView`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct ReplicaRecoverBody {
+    /// The node whose replica goes on; needed where several are left.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node: Option<String>,
+    /// Without it nothing is done, and the answer says what would be.
+    #[serde(default)]
+    pub force: bool,
+    /// Though what that replica has is itself in question.
+    #[serde(default)]
+    pub regardless: bool,
+}
+
+/// What a recovery by force does, or, with a receipt, did.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct RecoveryView {
+    pub volume_id: VolumeId,
+    pub name: VolumeName,
+    /// Whose replica goes on.
+    pub node_id: NodeId,
+    pub node: String,
+    /// It does so already.
+    pub done: bool,
+    /// As they were when it was asked for.
+    pub replicas: Vec<LeftView>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub receipt: Option<RecoveryReceipt>,
+}
+
+/// What is left of a replica.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct LeftView {
+    pub member: u64,
+    pub node_id: NodeId,
+    pub node: String,
+    /// Absent where it is not there, like what follows.
+    #[serde(default)]
+    pub part: Option<GroupPart>,
+    /// Index of the last entry that it has.
+    #[serde(default)]
+    pub last: Option<u64>,
+    #[serde(default)]
+    pub committed: Option<u64>,
+    /// Why it is not there, or takes no part.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
 }
 
 /// A replica that takes the place of another: their numbers, and where they are.

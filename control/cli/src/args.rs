@@ -378,6 +378,27 @@ The old replica's data on its node, if any, are deleted.")]
         #[command(flatten)]
         wait: Wait,
     },
+    /// Go on with one replica alone, where most of the others are lost for good; says what would be lost, and does it with --force
+    #[command(after_help = "\
+Examples:
+  penstock replica recover db-1
+  penstock replica recover db-1 --on n1 --force
+  penstock -o json replica recover db-1 --on n1 --force
+
+Refused while most replicas are there. The receipt says what is kept and what may be lost; the replicas that are cut off are then
+replaced one by one.")]
+    Recover {
+        volume: String,
+        /// Node whose replica goes on, by name or id; needed where several are left
+        #[arg(long, value_name = "NODE")]
+        on: Option<String>,
+        /// Do it
+        #[arg(long)]
+        force: bool,
+        /// Though what that replica has is itself in question
+        #[arg(long)]
+        regardless: bool,
+    },
 }
 
 #[derive(Debug, Subcommand)]

@@ -9,6 +9,7 @@ mod failure;
 mod node;
 mod output;
 mod pool;
+mod recover;
 mod replica;
 mod snapshot;
 mod top;

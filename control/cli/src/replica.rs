@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use penstock_api::VolumeName;
-use penstock_api::http::{Progress, ReplicaMoveBody, ReplicaReplaceBody, ReplicaView, VolumeView, path};
+use penstock_api::http::{Progress, ReplicaMoveBody, ReplicaRecoverBody, ReplicaReplaceBody, ReplicaView, VolumeView, path};
 use serde::Serialize;
 
 use crate::args::{Replica, Wait};
@@ -11,6 +11,7 @@ use crate::client::Client;
 use crate::failure::Failure;
 use crate::output::{self, Form};
 use crate::pool;
+use crate::recover;
 use crate::volume;
 use crate::wait::until_settled;
 
@@ -39,6 +40,9 @@ pub fn run(client: &Client, form: Form, command: Replica) -> Result<(), Failure>
         Replica::GiveUp { volume, wait } => {
             let view = change(client, &volume, "give-up", &serde_json::json!({}), wait)?;
             output::show(form, &view, |_| format!("volume {volume} keeps the replicas that it had"))
+        }
+        Replica::Recover { volume, on: node, force, regardless } => {
+            recover::run(client, form, &volume, &ReplicaRecoverBody { node, force, regardless })
         }
     }
 }

@@ -18,6 +18,7 @@ pub mod membership;
 pub mod observed;
 pub mod progress;
 pub mod reconcile;
+pub mod recovery;
 pub mod retry;
 pub mod snapshots;
 

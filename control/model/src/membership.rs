@@ -6,6 +6,7 @@
 //! replace elsewhere       make, add, let it catch up, remove the old one, promote; delete the old one when its node is there
 //! replace on its node     remove the old one, delete it, make, add, let it catch up, promote
 //! given up                remove the one that came, delete it
+//! overtaken               delete the one that was to come
 //! ```
 //! It has caught up when it has applied what the leader had committed a moment ago and needs no copying. Not here: wishes (change).
 
@@ -58,6 +59,11 @@ pub fn next(id: VolumeId, volume: &DesiredVolume, group: &GroupInfo) -> Option<N
             None if unrecorded(change.to) => Next::Record(LocalStep::ReplicaLeft(id, change.to)),
             None => Next::Record(LocalStep::ChangeEnded(id, change.to)),
         });
+    }
+    // A recovery by force came between, after which its number is none any more.
+    if new.is_none() && group.members.next > change.to {
+        let step = if unrecorded(change.to) { LocalStep::ReplicaLeft(id, change.to) } else { LocalStep::ChangeEnded(id, change.to) };
+        return Some(Next::Record(step));
     }
     if old.is_none() && unrecorded(change.from) {
         return Some(Next::Record(LocalStep::ReplicaLeft(id, change.from)));

@@ -132,6 +132,22 @@ impl Cluster {
         found.map_err(|e| failed(e.to_string(), self.last_words()))
     }
 
+    /// Waits until control sees that these nodes are away.
+    pub fn wait_until_away(&self, nodes: &[usize]) -> Result<()> {
+        let are_away = || Ok(nodes.iter().all(|at| self.control.nodes().is_ok_and(|seen| !seen[at - 1].reachable)).then_some(()));
+        wait_for("control to see who is away", LIMIT, are_away).map_err(|e| failed(e.to_string(), self.last_words()))
+    }
+
+    /// Waits until a node that is there shows its replica in this part.
+    pub fn wait_for_part(&self, name: &str, at: usize, part: GroupPart) -> Result<()> {
+        let node = format!("n{at}");
+        let shows = |replica: &ReplicaView| replica.node == node && replica.reachable && replica.part == Some(part);
+        let shown = wait_for(&format!("the replica on {node}: {}", part.word()), LIMIT, || {
+            Ok(self.volume(name)?.replicas.iter().any(shows).then_some(()))
+        });
+        shown.map_err(|e| failed(e.to_string(), self.last_words()))
+    }
+
     /// Waits until all replicas are well and have applied the same, and desired and observed agree on all nodes.
     pub fn settle(&self, name: &str) -> Result<()> {
         let mut last = String::new();

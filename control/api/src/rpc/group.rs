@@ -102,6 +102,50 @@ pub struct GroupTransferParams {
     pub to: NodeId,
 }
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GroupRecoverParams {
+    pub volume_id: VolumeId,
+    /// Though what this replica has is itself in question.
+    pub regardless: bool,
+}
+
+/// An entry of a group's log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct LogPoint {
+    pub term: u64,
+    pub index: u64,
+}
+
+/// What a recovery by force kept, and what it may have lost.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct RecoveryReceipt {
+    /// The one that goes on.
+    pub member: u64,
+    /// As they were; all others are cut off.
+    pub members: GroupMembers,
+    /// Those of the others that answered, and are cut off all the same: too few.
+    pub heard: Vec<u64>,
+    pub term: u64,
+    /// No entry from here on is of an older one.
+    pub new_term: u64,
+    /// Kept, like all before it. What the others acknowledged after it is lost.
+    pub last: LogPoint,
+    /// Nothing up to here is lost, as far as the member knew.
+    pub committed: u64,
+    /// The member itself may have acknowledged entries as far as this, and does not have them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub acknowledged: Option<LogPoint>,
+    /// Its content was being copied from others, and was whole as of this entry alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub whole_as_of: Option<u64>,
+    /// Why it had stopped before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stopped: Option<String>,
+}
+
 /// Where a node listens for the others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -205,6 +249,9 @@ pub struct GroupInfo {
     pub serves: bool,
     pub asleep: bool,
     pub last: u64,
+    /// The term of that entry.
+    #[serde(default)]
+    pub last_term: u64,
     pub persisted: u64,
     pub committed: u64,
     pub applied: u64,
@@ -227,6 +274,7 @@ impl GroupInfo {
             serves: false,
             asleep: false,
             last: 0,
+            last_term: 0,
             persisted: 0,
             committed: 0,
             applied: 0,

@@ -97,6 +97,9 @@ methods! {
     GroupChange = "penstock_group_change", false, GroupChangeParams => Empty;
     /// The leader steps aside for another node's member; answered when it has begun. NotReady on a node that does not lead.
     GroupTransfer = "penstock_group_transfer", false, GroupTransferParams => Empty;
+    /// For a majority that is lost for good: the member here goes on alone. Takes seconds, for it asks the others first; a Conflict while a quorum of them
+    /// answers, or where what is here is in question and that is not accepted. Idempotent: the receipt stays the same while the node runs.
+    GroupRecover = "penstock_group_recover", false, GroupRecoverParams => RecoveryReceipt;
     /// Where the other nodes are. Idempotent.
     PeersSet = "penstock_peers_set", false, PeersSetParams => Empty;
     MetricsGet = "penstock_metrics_get", true, Empty => MetricsInfo;

@@ -19,6 +19,9 @@ struct Scene<'a> {
     volume: &'a DesiredVolume,
 }
 
+/// The number of no member.
+const NOBODY: u64 = 0;
+
 /// The replica that goes.
 struct Going {
     member: u64,
@@ -50,10 +53,11 @@ impl<'a> Scene<'a> {
         let name = self.name(node_id);
         let going = |replica: &DesiredReplica| Going { member: replica.member, node_id };
         let Some(found) = self.volume.replica_on(node_id) else {
-            // One that no drive told of when this state was rebuilt from drives.
+            // One that no drive told of when this state was rebuilt from drives, or, where the volume lacks one, nobody.
             let members = self.leading().map(|group| group.members.list.as_slice()).unwrap_or_default();
-            let forgotten = members.iter().find(|member| member.node_id == node_id);
-            return forgotten.map(|member| Going { member: member.member, node_id }).ok_or_else(|| {
+            let forgotten = members.iter().find(|member| member.node_id == node_id).map(|member| member.member);
+            let lacks = self.volume.group.as_ref().is_some_and(|group| self.volume.replicas.len() < group.first.list.len());
+            return forgotten.or(lacks.then_some(NOBODY)).map(|member| Going { member, node_id }).ok_or_else(|| {
                 let on: Vec<String> = self.volume.replicas.iter().map(|replica| self.name(replica.node_id)).collect();
                 let message = format!("volume {} has no replica on node {name}", self.volume.name);
                 ApiError::new(ErrorCode::NotFound, message).with_hint(format!("it has replicas on {}", on.join(", ")))
@@ -138,7 +142,7 @@ impl<'a> Scene<'a> {
 
     /// Without the one that goes the group must still hold a majority that is well.
     fn refuse_too_few(&self, why: ChangeReason, group: &GroupInfo, from: &Going) -> Result<(), ApiError> {
-        let others = group.members.list.iter().filter(|other| other.role == MemberRole::Voter && other.member != from.member);
+        let others = group.members.list.iter().filter(|other| other.role != MemberRole::Learner && other.member != from.member);
         let is_well = |node_id: NodeId| {
             let there = self.observed.get(&node_id).and_then(|seen| seen.volumes.get(&self.id)?.group.as_ref());
             there.is_some_and(|group| group.rebuild.is_none() && !matches!(group.part, GroupPart::Stopped | GroupPart::Doubtful))

@@ -1,7 +1,7 @@
 //! Wishes checked against what stands.
 
 use penstock_api::id::Id;
-use penstock_api::rpc::BlockSize;
+use penstock_api::rpc::{BlockSize, GroupInfo, GroupPart};
 use proptest::prelude::*;
 
 use super::*;
@@ -263,6 +263,107 @@ fn doors_of_several_replicas_are_at_each_nodes_own_address() {
     let mut nowhere = desired.clone();
     nowhere.nodes.get_mut(&node(1)).unwrap().nvmf = None;
     assert!(opened(&nowhere, "a", &Door::NVMF_ANYWHERE).unwrap_err().hint.unwrap().contains("nvmf=ADDR:PORT"));
+}
+
+/// A node that has a member of the volume.
+fn seen_member(desired: &Desired, id: VolumeId, at: u16, part: GroupPart, (last_term, last): (u64, u64)) -> Observed {
+    let volume = &desired.volumes[&id];
+    let replica = volume.replica_on(node(at)).unwrap();
+    let members = volume.group.as_ref().unwrap().first.clone();
+    let group = GroupInfo { part, last, last_term, serves: part == GroupPart::Leader, ..GroupInfo::newborn(replica.member, members) };
+    let seen = ObservedVolume {
+        name: volume.name.clone(),
+        segment_id: volume.segment_id,
+        replica_id: replica.replica_id,
+        size: volume.size,
+        block_size: volume.block_size,
+        drive_id: replica.drive_id,
+        allocated: ByteSize(0),
+        state: penstock_api::rpc::VolumeState::Serving,
+        reason: None,
+        doors: [].into(),
+        snapshots: vec![],
+        connections: 0,
+        group: Some(group),
+    };
+    Observed { volumes: [(id, seen)].into(), ..Observed::default() }
+}
+
+fn recovered(desired: &Desired, there: &[(u16, &Observed)], on: Option<&str>, regardless: bool) -> Result<NodeId, ApiError> {
+    let observed = there.iter().map(|(at, seen)| (node(*at), *seen)).collect();
+    crate::recovery::recover(desired, &observed, "a", on, regardless).map(|judged| judged.survivor)
+}
+
+#[test]
+fn recover_is_refused_while_a_quorum_is_there_and_takes_the_one_that_is_left() {
+    let mut desired = with_nodes(3);
+    let id = create_on(&mut desired, 10, "a", &[1, 2, 3].map(|at| (node(at), DriveId(self::id(at.into())))));
+    let seen = |at, part| seen_member(&desired, id, at, part, (3, 70));
+    let (one, two, stopped) = (seen(1, GroupPart::Candidate), seen(2, GroupPart::Follower), seen(2, GroupPart::Stopped));
+    assert_eq!(recovered(&desired, &[], None, false).unwrap_err().code, ErrorCode::NotReady);
+    assert_eq!(recovered(&desired, &[(1, &one)], None, false), Ok(node(1)));
+    assert_eq!(recovered(&desired, &[(1, &one), (2, &stopped)], None, false), Ok(node(1)));
+    let quorum = recovered(&desired, &[(1, &one), (2, &two)], Some("n1"), true).unwrap_err();
+    assert!(quorum.code == ErrorCode::Conflict && quorum.message.contains("n1, n2"), "{quorum}");
+    let served = recovered(&desired, &[(1, &seen(1, GroupPart::Leader))], None, true).unwrap_err();
+    assert!(served.code == ErrorCode::Conflict && served.message.contains("node n1 leads"), "{served}");
+    // What has stopped goes on only if it is named and that is accepted.
+    assert!(recovered(&desired, &[(2, &stopped)], None, true).unwrap_err().hint.unwrap().contains("--regardless"));
+    assert!(recovered(&desired, &[(2, &stopped)], Some("n2"), false).unwrap_err().hint.unwrap().contains("--regardless"));
+    assert_eq!(recovered(&desired, &[(2, &stopped)], Some("n2"), true), Ok(node(2)));
+    assert_eq!(recovered(&desired, &[(1, &one)], Some("n3"), true).unwrap_err().code, ErrorCode::NotReady);
+}
+
+#[test]
+fn recover_with_several_left_names_the_one_whose_log_has_most() {
+    let mut desired = with_nodes(5);
+    let id = create_on(&mut desired, 10, "a", &[1, 2, 3, 4, 5].map(|at| (node(at), DriveId(self::id(at.into())))));
+    let (long, late) =
+        (seen_member(&desired, id, 1, GroupPart::Follower, (3, 90)), seen_member(&desired, id, 4, GroupPart::Follower, (4, 80)));
+    let several = recovered(&desired, &[(1, &long), (4, &late)], None, false).unwrap_err();
+    assert!(several.hint.as_ref().unwrap().contains("--on n4 has most"), "{several:?}");
+    assert_eq!(recovered(&desired, &[(1, &long), (4, &late)], Some("n1"), false), Ok(node(1)));
+}
+
+#[test]
+fn replacement_that_a_recovery_by_force_overtook_ends_and_can_be_asked_for_again() {
+    let mut desired = with_nodes(4);
+    let id = create_on(&mut desired, 10, "a", &[1, 2, 3].map(|at| (node(at), DriveId(self::id(at.into())))));
+    let mut one = seen_member(&desired, id, 1, GroupPart::Leader, (1, 10));
+    let drive = ObservedDrive {
+        spec: "file:/d?size=1GiB".parse().unwrap(),
+        state: DriveState::Serving,
+        volatile: false,
+        free: ByteSize::gib(1),
+        reason: None,
+    };
+    let two = seen_member(&desired, id, 2, GroupPart::Follower, (1, 10));
+    let four = Observed { drives: [(DriveId(self::id(4)), drive)].into(), ..Observed::default() };
+    let replace = |desired: &Desired, one: &Observed, n| {
+        let observed = [(node(1), one), (node(2), &two), (node(4), &four)].into();
+        replace_replica(desired, &observed, ReplicaId(self::id(n)), "a", ("n3", Some("n4")), None)
+    };
+    desired.apply(&replace(&desired, &one, 30).unwrap());
+    let group = one.volumes.get_mut(&id).unwrap().group.as_mut().unwrap();
+    group.members.list.retain(|member| member.node_id == node(1));
+    group.members.next += 2;
+    // It takes a step for each that is in the way.
+    for _ in 0..3 {
+        let step = match crate::membership::next(id, &desired.volumes[&id], one.volumes[&id].group.as_ref().unwrap()) {
+            Some(crate::membership::Next::Record(step)) => step,
+            other => panic!("{other:?}"),
+        };
+        desired.apply(&step.records(&desired));
+        if desired.volumes[&id].change.is_none() {
+            break;
+        }
+    }
+    let volume = &desired.volumes[&id];
+    assert!(volume.change.is_none() && volume.replica_on(node(4)).unwrap().left && !volume.replica_on(node(3)).unwrap().left);
+    desired.apply(&crate::reconcile::LocalStep::ForgetReplica(id, node(4)).records(&desired));
+    desired.apply(&replace(&desired, &one, 40).unwrap());
+    let change = desired.volumes[&id].change.as_ref().unwrap();
+    assert_eq!(change.to, one.volumes[&id].group.as_ref().unwrap().members.next);
 }
 
 proptest! {

@@ -63,6 +63,7 @@ fn documented() -> OpenApiRouter<Arc<Control>> {
         .routes(routes!(replica::shift))
         .routes(routes!(replica::replace))
         .routes(routes!(replica::give_up))
+        .routes(routes!(replica::recover))
 }
 
 pub fn router(control: Arc<Control>) -> Router {
@@ -115,7 +116,16 @@ mod tests {
         {
             assert!(paths.contains_key(known), "{known}");
         }
-        for what in ["export", "transfer", "snapshots", "snapshots/{snapshot}", "replicas/move", "replicas/replace", "replicas/give-up"] {
+        for what in [
+            "export",
+            "transfer",
+            "snapshots",
+            "snapshots/{snapshot}",
+            "replicas/move",
+            "replicas/replace",
+            "replicas/give-up",
+            "replicas/recover",
+        ] {
             assert!(paths.contains_key(&format!("/v1/volumes/{{volume}}/{what}")), "{what}");
         }
         assert!(document["components"]["schemas"]["VolumeView"].is_object());

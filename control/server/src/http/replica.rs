@@ -1,12 +1,15 @@
-//! Replicas that move or are replaced. The wish is taken in and answered at once: it may take as long as the data take to copy.
+//! Replicas that move or are replaced: the wish is taken in and answered at once, since it may take as long as the data take to copy. And majorities that
+//! are lost for good, where the answer is what became of it.
 
 use axum::Json;
 use axum::extract::State as AxumState;
 use axum::http::StatusCode;
 use penstock_api::ReplicaId;
-use penstock_api::http::{ApiError, ReplicaMoveBody, ReplicaReplaceBody, VolumeView};
+use penstock_api::http::{ApiError, RecoveryView, ReplicaMoveBody, ReplicaRecoverBody, ReplicaReplaceBody, VolumeView};
+use penstock_api::rpc::{self, GroupRecoverParams};
 use penstock_model::Subject;
 use penstock_model::change::{self, Judged};
+use penstock_model::recovery::{Recovery, recover as judge_recovery};
 
 use super::Shared;
 use super::problem::{Body, Part, Problem};
@@ -53,4 +56,32 @@ pub async fn replace(AxumState(control): Shared, Part(volume): Part<String>, Bod
     (status = "4XX", body = ApiError), (status = 503, body = ApiError)))]
 pub async fn give_up(AxumState(control): Shared, Part(volume): Part<String>) -> Answer {
     begin(&control, &volume, |state| change::give_up_change(&state.desired, &state.observed(), &volume)).await
+}
+
+/// Go on with one replica alone, where a majority of them is lost for good; without `force`, say what would be lost
+#[utoipa::path(post, path = "/v1/volumes/{volume}/replicas/recover", params(("volume" = String, Path)), request_body = ReplicaRecoverBody,
+    responses(
+    (status = 200, description = "With a receipt: it is done. Without: it may be done, and nothing was", body = RecoveryView),
+    (status = 409, description = "A quorum is there, or what that replica has is in question", body = ApiError),
+    (status = "4XX", body = ApiError), (status = 503, body = ApiError)))]
+pub async fn recover(
+    AxumState(control): Shared,
+    Part(volume): Part<String>,
+    Body(body): Body<ReplicaRecoverBody>,
+) -> Result<Json<RecoveryView>, Problem> {
+    let (mut view, survivor) = {
+        let state = control.state();
+        let judged = judge_recovery(&state.desired, &state.observed(), &volume, body.node.as_deref(), body.regardless)?;
+        let Recovery { volume_id, survivor, replicas, is_done: done } = judged;
+        let name = state.desired.volumes[&volume_id].name.clone();
+        let node = state.desired.node_name(survivor);
+        (RecoveryView { volume_id, name, node_id: survivor, node, done, replicas, receipt: None }, survivor)
+    };
+    if body.force {
+        let params = GroupRecoverParams { volume_id: view.volume_id, regardless: body.regardless };
+        view.receipt = Some(control.client(survivor)?.call::<rpc::GroupRecover>(&params).await?);
+        view.done = true;
+        control.forget(&[Subject::Volume(view.volume_id), Subject::Members(view.volume_id)]);
+    }
+    Ok(Json(view))
 }

@@ -404,6 +404,7 @@ impl Live {
             leader: MemberNo(raft.leader_id),
             first: Index(self.raw.store().first()),
             last: Index(raft.raft_log.last_index()),
+            last_term: Term(raft.raft_log.last_term()),
             committed: Index(raft.raft_log.committed),
             persisted: Index(raft.raft_log.persisted),
             applied: Index(raft.raft_log.applied),

@@ -176,6 +176,7 @@ pub struct GroupView {
     pub leader: MemberNo,
     pub first: Index,
     pub last: Index,
+    pub last_term: Term,
     pub committed: Index,
     pub persisted: Index,
     pub applied: Index,

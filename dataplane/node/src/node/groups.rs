@@ -6,11 +6,11 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use penstock_api::rpc::{
-    Empty, ErrorCode, GroupChangeParams, GroupInfo, GroupMember, GroupMembers, GroupPart, GroupTransferParams, MemberCreateParams,
-    MemberRole, RebuildInfo, RpcError, VolumeInfo,
+    Empty, ErrorCode, GroupChangeParams, GroupInfo, GroupMember, GroupMembers, GroupPart, GroupRecoverParams, GroupTransferParams,
+    LogPoint, MemberCreateParams, MemberRole, RebuildInfo, RecoveryReceipt, RpcError, VolumeInfo,
 };
 use penstock_api::{NodeId, ReplicaId, VolumeId};
-use penstock_engine::replica::{GroupView, Part};
+use penstock_engine::replica::{GroupView, LogEnd, Part};
 use penstock_engine::{MemberView, Order, Receipt, Standing};
 use penstock_wire::peer::{Member, MemberNo, Members, Role};
 
@@ -29,6 +29,8 @@ pub(super) struct GroupStand {
     pub standing: Option<Standing>,
     /// Why it answers nothing any more.
     pub stopped: Option<String>,
+    /// Of its last recovery by force, in this life of the node.
+    pub receipt: Option<RecoveryReceipt>,
 }
 
 impl GroupStand {
@@ -54,14 +56,34 @@ fn api_role(role: Role) -> MemberRole {
     }
 }
 
+/// `None` where its ids are not ones that this project makes.
+fn api_members(members: &Members) -> Option<GroupMembers> {
+    let member = |member: &Member| {
+        let (replica_id, node_id) = (ReplicaId::from_bytes(member.replica.0).ok()?, NodeId::from_bytes(member.node.0).ok()?);
+        Some(GroupMember { member: member.no.0, role: api_role(member.role), replica_id, node_id })
+    };
+    Some(GroupMembers { next: members.next.0, list: members.list.iter().map(member).collect::<Option<_>>()? })
+}
+
+fn api_receipt(receipt: &Receipt) -> Option<RecoveryReceipt> {
+    let point = |end: LogEnd| LogPoint { term: end.term.0, index: end.index.0 };
+    Some(RecoveryReceipt {
+        member: receipt.me.0,
+        members: api_members(&receipt.members)?,
+        heard: receipt.heard.iter().filter(|no| **no != receipt.me).map(|no| no.0).collect(),
+        term: receipt.term.0,
+        new_term: receipt.new_term.0,
+        last: point(receipt.last),
+        committed: receipt.committed.0,
+        acknowledged: receipt.floor.map(point),
+        whole_as_of: receipt.whole_as_of.map(|index| index.0),
+        stopped: receipt.stopped.clone(),
+    })
+}
+
 /// How a member stands; `None` where its ids are not ones that this project makes.
 pub(super) fn info(view: &MemberView) -> Option<GroupInfo> {
     let node = |id: penstock_wire::NodeId| NodeId::from_bytes(id.0).ok();
-    let member = |member: &Member| {
-        let replica_id = ReplicaId::from_bytes(member.replica.0).ok()?;
-        Some(GroupMember { member: member.no.0, role: api_role(member.role), replica_id, node_id: node(member.node)? })
-    };
-    let list = view.members.list.iter().map(member).collect::<Option<Vec<GroupMember>>>()?;
     let is_learner = view.members.get(view.me).is_some_and(|me| me.role == Role::Learner);
     let standing = view.standing;
     let waits = view.doubtful || !view.admitted;
@@ -91,11 +113,12 @@ pub(super) fn info(view: &MemberView) -> Option<GroupInfo> {
         serves: standing.is_some_and(|standing| standing.serves) && view.stopped.is_none(),
         asleep: group.is_some_and(|group| group.asleep),
         last: index(|group| group.last),
+        last_term: group.as_ref().map_or(0, |group| group.last_term.0),
         persisted: index(|group| group.persisted),
         committed: index(|group| group.committed),
         applied: view.applied.0,
         rebuild: view.rebuild.map(|rebuild| RebuildInfo { done: rebuild.done, total: rebuild.total }),
-        members: GroupMembers { next: view.members.next.0, list },
+        members: api_members(&view.members)?,
     })
 }
 
@@ -143,12 +166,16 @@ impl Node {
         self.show_serving(id);
     }
 
-    /// What is lost with the others is told to whoever ordered it; this is for who looks later.
+    /// Kept for whoever ordered it, and orders it again: that it goes on alone already tells nothing of what it was.
     pub(super) fn on_recovered(self: &Rc<Self>, core: CoreIndex, slot: VolumeSlot, receipt: &Receipt) {
         let Some(id) = self.volume_at(core, slot) else { return };
         tracing::warn!(volume = %id, ?receipt, "a volume goes on with this replica alone: what came after the last committed entry and is not in its log is lost");
         if let Some(group) = self.volumes.borrow_mut().get_mut(&id).and_then(|volume| volume.group.as_mut()) {
             group.stopped = None;
+            let is_news = group.receipt.is_none() || receipt.members.list.len() > 1;
+            if let Some(receipt) = api_receipt(receipt).filter(|_| is_news) {
+                group.receipt = Some(receipt);
+            }
         }
         self.show_serving(id);
     }
@@ -265,6 +292,17 @@ impl Node {
                 }
             }
         });
+    }
+
+    pub(super) fn group_recover(self: &Rc<Self>, params: GroupRecoverParams, answer: Answer<RecoveryReceipt>) {
+        let GroupRecoverParams { volume_id: id, regardless } = params;
+        let node = self.clone();
+        let order = move |segment| Order::Recover { segment, regardless };
+        let told: Answer<Empty> = Box::new(move |result| {
+            let kept = || node.volumes.borrow().get(&id).and_then(|volume| volume.group.as_ref()?.receipt.clone());
+            answer(result.and_then(|Empty {}| kept().ok_or_else(|| no_volume(id))));
+        });
+        self.segment_order(id, "recovering by force", order, told);
     }
 
     /// Orders something of the store that has the volume.

@@ -6,8 +6,8 @@ use std::rc::Rc;
 
 use penstock_api::rpc::{
     self as api, DriveAdd, DriveClearFence, DriveList, DriveProbe, DriveRemove, Empty, ErrorCode, ExportAdd, ExportRemove, GroupChange,
-    GroupTransfer, MemberCreate, Method, MetricsGet, NodeClaim, NodeGet, PeersSet, Scrub, SnapshotCreate, SnapshotDelete, VolumeCreate,
-    VolumeDelete, VolumeList, VolumeResize,
+    GroupRecover, GroupTransfer, MemberCreate, Method, MetricsGet, NodeClaim, NodeGet, PeersSet, Scrub, SnapshotCreate, SnapshotDelete,
+    VolumeCreate, VolumeDelete, VolumeList, VolumeResize,
 };
 use spdk_rs::rpc::Reply;
 
@@ -56,6 +56,7 @@ pub fn register() -> Result<(), spdk_rs::Errno> {
     method::<MemberCreate>(|node, params, answer| node.member_create(params, answer))?;
     method::<GroupChange>(|node, params, answer| node.group_change(params, answer))?;
     method::<GroupTransfer>(|node, params, answer| node.group_transfer(params, answer))?;
+    method::<GroupRecover>(|node, params, answer| node.group_recover(params, answer))?;
     method::<PeersSet>(|node, params, answer| node.peers_set(params, answer))?;
     method::<VolumeDelete>(|node, params, answer| node.volume_delete(params, answer))?;
     method::<VolumeResize>(|node, params, answer| node.volume_resize(params, answer))?;

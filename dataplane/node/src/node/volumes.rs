@@ -134,7 +134,7 @@ pub(super) fn order_error(doing: &str, error: OrderError) -> RpcError {
         OrderError::Unsound(why) => fail(
             ErrorCode::Conflict,
             format!("{doing}: what this replica has is in question: {why}"),
-            "recover at another replica; if there is none, say that it is to be done regardless",
+            "recover at another replica; if none is left, `--regardless` takes this one all the same",
         ),
         OrderError::Invalid(why) => fail(ErrorCode::Invalid, format!("{doing}: {why}"), "correct it"),
     }
