@@ -273,23 +273,34 @@ impl Store {
             Place::At(place, crc) if struck && (same || failed) => {
                 self.found_bad(replica, block, place, fx);
                 if !self.begin_fetch(replica, block, place, crc, Waiter::Job { job: id, at }) {
-                    self.finish_job(id, Status::Unrecovered, mem, fx);
+                    self.finish_job(id, self.unread(replica), mem, fx);
                 }
             }
             _ => self.issue_reads(id, mem, fx),
         }
     }
 
+    /// What a host is told of a block that is bad here and that nobody else has. Where this member leads no more somebody else may: hosts try again,
+    /// as they do while a majority is away.
+    fn unread(&self, replica: ReplicaNo) -> Status {
+        let leads = self.member(replica).is_none_or(|member| member.serving.is_some() && self.stage == Stage::Serving);
+        if leads { Status::Unrecovered } else { Status::NotReady }
+    }
+
     /// A block of a chunk that is bad here came from another member, or nobody has it.
     pub(crate) fn job_fetched<M: Memory>(&mut self, id: JobId, at: usize, what: Fetched, mem: &mut M, fx: &mut Effects) {
         let job = self.host.job(id);
-        let (replica, io, done, target) = (job.replica, job.io, job.done, job.buf);
+        let (replica, op, io, done, target) = (job.replica, job.op, job.io, job.done, job.buf);
         let Fetched::Here(block) = what else {
-            // Somebody else may lead by now, and have it; who is away may have it: hosts try again, as they do while a majority is away.
-            let leads = self.member(replica).is_some_and(|member| member.serving.is_some());
-            let lost = what == Fetched::Nowhere && leads && self.stage == Stage::Serving;
-            let status = if lost { Status::Unrecovered } else { Status::NotReady };
-            self.finish_job(id, status, mem, fx);
+            let (of, was) = (job.chunk.first + at as u64, job.places[at]);
+            let stands = self.layer_of(replica, op).is_some_and(|layer| self.place_of(layer, of) == Ok(was));
+            match what {
+                // Others differ because it was overwritten, or its snapshot removed, while they were asked.
+                Fetched::Nowhere if !stands && self.stage == Stage::Serving => self.issue_reads(id, mem, fx),
+                Fetched::Nowhere => self.finish_job(id, self.unread(replica), mem, fx),
+                // Who is away may have it.
+                _ => self.finish_job(id, Status::NotReady, mem, fx),
+            }
             return;
         };
         match target {
@@ -312,10 +323,10 @@ impl Store {
         let job = self.host.job(id);
         let job_is_lost = job.lost;
         if !job.op.reads() {
-            if self.fenced() {
-                self.finish_job(id, Status::Fenced, mem, fx);
-            } else if job_is_lost {
+            if job_is_lost {
                 self.finish_job(id, Status::NotReady, mem, fx);
+            } else if self.fenced() {
+                self.finish_job(id, Status::Fenced, mem, fx);
             } else {
                 self.merged(id, mem, fx);
             }

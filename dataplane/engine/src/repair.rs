@@ -5,7 +5,7 @@
 //! until one has it, all say that theirs is bad too, or time is up → whoever waits gets the block, or is told that it is lost → it is put back
 //! ```
 //! A member that is asked looks up its newest version of the block, verifies it, and sends it if it is the one with that checksum; a peer's older
-//! version is of no use to anybody. What comes is verified against what was asked for. It is put back as a copy of one block through the store's
+//! version is of no use to anybody. One without content looks into its log: nobody else may have what the other data member lacks. What comes is verified against what was asked for. It is put back as a copy of one block through the store's
 //! own log ([`crate::rebuild`]: nothing newer in the log is overwritten, and the drain alone writes extents), and only while index or map name the
 //! place that was bad; into the live layer, which is the only one that members have. Not here: finding it (`read`, `scrub`, `drain`, `send`, `rebuild/source`), and blocks of which not even the checksum is left.
 
@@ -14,13 +14,15 @@ use crate::epoch::Epoch;
 use crate::host::JobId;
 use crate::index::GroupKey;
 use crate::map::{LayerKey, PageKey};
+use crate::member::{Logged, Payload};
 use crate::port::*;
 use crate::read::Place;
 use crate::rebuild::{Copy, Own};
+use crate::send::payload_of;
 use crate::store::{Owner, Store};
 use penstock_wire::batch::CopyOp;
 use penstock_wire::page::BlockState;
-use penstock_wire::peer::{FetchAnswer, FetchAsk, FetchResult, MemberNo, Role, States};
+use penstock_wire::peer::{FetchAnswer, FetchAsk, FetchResult, MemberNo, States};
 use penstock_wire::{BLOCK, BlockAddr, EXTENT_BLOCKS, NodeId};
 
 /// Blocks that are asked for at a time while nobody waits for them.
@@ -134,11 +136,10 @@ impl Store {
         true
     }
 
-    /// The other members that have blocks, of a member that may speak.
+    /// The other members, of a member that may speak.
     fn holders(&self, no: ReplicaNo) -> Vec<MemberNo> {
         let Some(member) = self.member(no).filter(|member| member.group().is_some()) else { return Vec::new() };
-        let others = member.members.list.iter().filter(|other| other.no != member.me && other.role != Role::LogOnly);
-        others.map(|other| other.no).collect()
+        member.members.list.iter().filter(|other| other.no != member.me).map(|other| other.no).collect()
     }
 
     /// Asks, gives up, and answers what was asked here.
@@ -169,9 +170,12 @@ impl Store {
                 }
             }
         }
-        let mut kept = Vec::new();
+        let (mut kept, mut walked) = (Vec::new(), false);
         for mut answering in std::mem::take(&mut self.groups.repair.answering) {
-            if answering.epoch.is_none() && answering.result.is_none() {
+            // One walk through a log a turn: it is long.
+            let waits = self.keeps_log_alone(answering.no) && walked;
+            if answering.epoch.is_none() && answering.result.is_none() && !waits {
+                walked |= self.keeps_log_alone(answering.no);
                 self.look_for(&mut answering, mem, fx);
             }
             match answering.result {
@@ -215,6 +219,23 @@ impl Store {
             }
         }
         Ok(all)
+    }
+
+    fn keeps_log_alone(&self, no: ReplicaNo) -> bool {
+        self.member(no).is_some_and(|member| !member.has_content())
+    }
+
+    /// Where this member has a block with that checksum: in some layer, or, without content, in its log.
+    fn version_of(&self, no: ReplicaNo, block: u64, crc: u32) -> Result<Option<BlockAddr>, PageKey> {
+        if self.keeps_log_alone(no) {
+            let is_it = |(of, found, _): &(u64, u32, u32)| (*of, *found) == (block, crc);
+            let place = |logged: &Logged| match logged.payload {
+                Payload::Ring { at } => payload_of(&logged.entry).find(is_it).map(|(.., i)| self.ring_block(at + i)),
+                _ => None,
+            };
+            return Ok(self.member(no).and_then(|member| member.log.iter().rev().find_map(place)));
+        }
+        Ok(self.versions_of(no, block)?.into_iter().find(|(_, (_, of))| *of == crc).map(|(_, (place, _))| place))
     }
 
     /// Puts a block back to where it was bad, by way of the log, if that is still where it belongs and the log has room.
@@ -303,12 +324,11 @@ impl Store {
         let older = self.canary(Canary::RepairOlder);
         let behind = self.map.get(no).is_some_and(|replica| replica.applied < ask.applied);
         let newest = self.place_of(self.map.live_layer(no), ask.block);
-        let versions = newest.and_then(|newest| Ok((newest, self.versions_of(no, ask.block)?)));
-        let wanted = |(newest, all): &(Place, Vec<Versioned>)| {
-            let of_any = all.iter().map(|(_, at)| *at).find(|(_, crc)| *crc == ask.crc);
-            of_any.or(if let (Place::At(place, crc), true) = (*newest, older) { Some((place, crc)) } else { None })
-        };
-        answering.result = match versions.map(|versions| (wanted(&versions), versions.0)) {
+        let found = newest.and_then(|newest| {
+            let wanted = self.version_of(no, ask.block, ask.crc)?.map(|place| (place, ask.crc));
+            Ok((wanted.or(if let (Place::At(place, crc), true) = (newest, older) { Some((place, crc)) } else { None }), newest))
+        });
+        answering.result = match found {
             _ if !matches!(self.stage, Stage::Serving) => Some(FetchResult::Busy),
             Ok((Some((place, crc)), _)) => {
                 let Some(buf) = answering.buf.or_else(|| mem.alloc(1)) else { return };
@@ -343,7 +363,7 @@ impl Store {
         // The drain may have overwritten it in place meanwhile: look again.
         let layer = self.map.live_layer(no);
         let moving = ok && self.is_moving(layer, block / EXTENT_BLOCKS);
-        let stands = self.versions_of(no, block).is_ok_and(|all| all.iter().any(|(_, at)| *at == (place, crc)));
+        let stands = self.version_of(no, block, crc) == Ok(Some(place));
         if good || moving || !stands {
             return;
         }

@@ -54,13 +54,18 @@ fn entries_of(word: &PeerWord) -> Vec<&Entry> {
     }
 }
 
-/// Blocks of an entry's payload that are not what its checksums say: the volume's block, that checksum, and which block of the payload.
+/// Blocks of an entry's payload: the volume's block, its checksum, and which block of the payload.
+pub(crate) fn payload_of(entry: &Entry) -> impl Iterator<Item = (u64, u32, u32)> {
+    let ops = entry.ops().unwrap_or_default().into_iter();
+    let writes = ops.filter_map(|op| if let Op::Write { block, crcs } = op { Some((block, crcs)) } else { None });
+    let blocks = writes.flat_map(|(first, crcs)| crcs.into_iter().enumerate().map(move |(i, crc)| (first + i as u64, crc)));
+    blocks.zip(0..).map(|((block, crc), at)| (block, crc, at))
+}
+
+/// Those of them that are not what their checksums say.
 fn bad_blocks(entry: &Entry, payload: &[u8]) -> Vec<(u64, u32, u32)> {
-    let ops = entry.ops().unwrap_or_default();
-    let writes = ops.iter().filter_map(|op| if let Op::Write { block, crcs } = op { Some((*block, crcs)) } else { None });
-    let blocks = writes.flat_map(|(first, crcs)| crcs.iter().enumerate().map(move |(i, crc)| (first + i as u64, *crc)));
-    let bad = |at: usize, crc: u32| penstock_wire::crc32c(&payload[at * BLOCK..][..BLOCK]) != crc;
-    blocks.enumerate().filter(|(at, (_, crc))| bad(*at, *crc)).map(|(at, (block, crc))| (block, crc, at as u32)).collect()
+    let bad = |(_, crc, at): &(u64, u32, u32)| penstock_wire::crc32c(&payload[*at as usize * BLOCK..][..BLOCK]) != *crc;
+    payload_of(entry).filter(bad).collect()
 }
 
 /// What can be done with a word now.

@@ -252,6 +252,11 @@ impl Drive {
     pub fn occupied(&self, range: std::ops::Range<u64>) -> Vec<u64> {
         range.filter(|at| self.look(*at).is_some()).collect()
     }
+
+    /// Blocks that hold just that.
+    pub fn holding(&self, page: &Page) -> Vec<u64> {
+        (0..self.blocks()).filter(|at| self.look(*at).is_some_and(|found| **found == *page)).collect()
+    }
 }
 
 fn overlay(old: Option<&Page>, new: &Page, mask: u8) -> Rc<Page> {

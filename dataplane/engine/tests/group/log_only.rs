@@ -2,6 +2,7 @@
 
 use super::B;
 use super::cluster::{Cluster, members};
+use super::repair::{counters, rot};
 use crate::bench::{DRIVE_BLOCKS, SEGMENT, pattern};
 use penstock_engine::replica::Part as GroupPart;
 use penstock_engine::*;
@@ -156,4 +157,51 @@ fn log_only_member_is_not_asked_to_lead() {
     let (mut cluster, leader, _) = two_and_log();
     let refused = cluster.order(leader, Order::Transfer { segment: SEGMENT, to: MemberNo(LOG as u64 + 1) });
     assert!(matches!(refused, Err(OrderError::Invalid(_))), "{refused:?}");
+}
+
+#[test]
+fn block_that_rots_before_the_other_data_member_has_it_comes_from_the_log() {
+    let (mut cluster, leader, other) = two_and_log();
+    write(&mut cluster, leader, 0..10, 1);
+    cluster.agree();
+    for drained in [false, true] {
+        cluster.isolate(other);
+        write(&mut cluster, leader, 4..7, 2);
+        if drained {
+            cluster.order(leader, Order::Drain).unwrap();
+        }
+        rot(&mut cluster, leader, 5);
+        holds(&mut cluster, leader, 4..7, 2);
+        // The other gets it from the log of the leader, where it may not be mended.
+        cluster.cut.clear();
+        cluster.pass(500);
+        cluster.agree();
+        assert_eq!(counters(&cluster, other).rebuilds, 0, "its log was enough");
+        assert_eq!(cluster.contents(0), cluster.contents(1));
+    }
+    assert!(counters(&cluster, LOG).fetches_answered >= 2);
+    cluster.audit();
+}
+
+#[test]
+fn block_that_rots_in_the_log_too_is_lost_alone() {
+    let (mut cluster, leader, other) = two_and_log();
+    write(&mut cluster, leader, 0..10, 1);
+    cluster.agree();
+    cluster.isolate(other);
+    let lost = pattern(2, BLOCK);
+    assert_eq!(cluster.write(leader, 5 * B, &lost), Status::Ok);
+    rot(&mut cluster, leader, 5);
+    for block in cluster.nodes[LOG].media.chunks_exact_mut(BLOCK).filter(|block| **block == lost[..]) {
+        block[77] ^= 4;
+    }
+    cluster.kill(other);
+    let read = HostOp::Read(Span { offset: 5 * B, len: B });
+    assert_eq!(cluster.host_within(leader, read, vec![0xcc; BLOCK], 4000).0, Status::NotReady, "who is away may have it");
+    cluster.restart(other);
+    cluster.cut.clear();
+    cluster.pass(5000);
+    let leader = cluster.leader();
+    assert_eq!(cluster.host_within(leader, read, vec![0xcc; BLOCK], 4000).0, Status::Unrecovered);
+    holds(&mut cluster, leader, 0..5, 1);
 }

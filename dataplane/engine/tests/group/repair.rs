@@ -7,7 +7,7 @@ use penstock_engine::*;
 use penstock_wire::*;
 
 /// One byte of a block of the volume turns, where the member's drive has it.
-fn rot(cluster: &mut Cluster, at: usize, block: u64) {
+pub fn rot(cluster: &mut Cluster, at: usize, block: u64) {
     let newest = cluster.contents(at)[&block].expect("it is not lost");
     let node = &mut cluster.nodes[at];
     let found = node.store.data_blocks().into_iter().find(|(_, of, _, crc)| (*of, *crc) == (block, newest));
@@ -27,7 +27,7 @@ fn is_whole(cluster: &Cluster, at: usize) -> bool {
     !blocks.is_empty() && blocks.iter().all(|(_, _, place, crc)| crc32c(bytes(*place)) == *crc)
 }
 
-fn counters(cluster: &Cluster, at: usize) -> Counters {
+pub fn counters(cluster: &Cluster, at: usize) -> Counters {
     cluster.nodes[at].store.view().counters
 }
 
@@ -178,6 +178,40 @@ fn block_that_only_a_member_that_is_away_may_have_is_not_said_to_be_lost() {
     cluster.cut.clear();
     cluster.pass(500);
     assert!(cluster.read(leader, 0, 10 * B) == data);
+}
+
+fn is_ask(word: &PeerWord) -> bool {
+    matches!(word, PeerWord::FetchAsk(_))
+}
+
+#[test]
+fn block_that_is_overwritten_while_others_are_asked_for_it_is_read_as_it_is_then() {
+    let (mut cluster, leader, _) = written(true);
+    rot(&mut cluster, leader, 4);
+    cluster.lose = is_ask;
+    let span = Span { offset: 4 * B, len: B };
+    let io = cluster.begin(leader, HostOp::Read(span), vec![0xcc; BLOCK]);
+    cluster.pass(50);
+    let newer = pattern(9, BLOCK);
+    assert_eq!(cluster.write(leader, 4 * B, &newer), Status::Ok);
+    cluster.lose = |_| false;
+    cluster.pass(2500);
+    assert_eq!(cluster.reply(leader, io), Some(Status::Ok), "all others differ, and are right");
+    assert!(cluster.nodes[leader].mem.host.remove(&io) == Some(newer));
+    cluster.audit();
+}
+
+#[test]
+fn fenced_drive_tells_a_partial_write_of_a_member_to_try_elsewhere() {
+    let (mut cluster, leader, _) = written(true);
+    cluster.nodes[leader].late = 50;
+    let io = cluster.begin(leader, HostOp::Write(Span { offset: 4 * B + 512, len: 512 }), vec![7; 512]);
+    cluster.run();
+    assert!(cluster.nodes[leader].store.view().disk_out > 0, "what it merges with is being read");
+    let node = &mut cluster.nodes[leader];
+    node.store.apply(Event::Fence(FenceReason::Drive), &mut node.mem, &mut node.fx);
+    cluster.pass(100);
+    assert_eq!(cluster.reply(leader, io), Some(Status::NotReady));
 }
 
 #[test]

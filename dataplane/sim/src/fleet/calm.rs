@@ -364,12 +364,19 @@ impl World {
             return;
         }
         let (volume, block) = self.rng.pick(&replicated);
-        let nodes = self.holders(volume);
-        let places: Vec<u64> = nodes.iter().filter_map(|node| self.place_of(*node, volume, block)).collect();
-        if places.len() < nodes.len() || !nodes.iter().zip(&places).all(|(node, at)| may_be_damaged(&self.nodes[*node], *at)) {
+        let holders = self.holders(volume);
+        let mut copies: Vec<(usize, u64)> = holders.iter().filter_map(|node| Some((*node, self.place_of(*node, volume, block)?))).collect();
+        if copies.len() < holders.len() {
             return;
         }
-        for (node, at) in nodes.into_iter().zip(places) {
+        let content = self.nodes[copies[0].0].drive.bytes(copies[0].1);
+        for node in nodes.into_iter().filter(|node| self.is_log_only(volume, *node)) {
+            copies.extend(self.nodes[node].drive.holding(&content).into_iter().map(|at| (node, at)));
+        }
+        if !copies.iter().all(|(node, at)| may_be_damaged(&self.nodes[*node], *at)) {
+            return;
+        }
+        for (node, at) in copies {
             self.ruin(node, at, "bit rot of all copies (6)");
         }
         self.ruined = Some((volume, block));
