@@ -655,18 +655,10 @@ impl Store {
                 Op::Reserve(state) => self.apply_reserve(no, *state),
                 Op::Snapshot { blocks, shape } => self.map.freeze(no, *shape, blocks, entry.index),
                 Op::Unsnapshot(id) => self.apply_unsnapshot(no, id, seq),
-                // Of members of groups: `rejoin` has taken them.
-                Op::Members(_) | Op::Ballot { .. } | Op::Doubt { .. } | Op::Resolved => {}
-                Op::Install { .. }
-                | Op::Layer(_)
-                | Op::Stack(_)
-                | Op::Whole { .. }
-                | Op::Copy(_)
-                | Op::Seen(_)
-                | Op::Believed(_)
-                | Op::Opened { .. }
-                | Op::Forced { .. } => {}
                 Op::Origin { .. } => {}
+                // Of members of groups: `rejoin` has taken them.
+                Op::Members(_) => {}
+                own => debug_assert!(own.is_own(), "{own:?} is never redone"),
             }
         }
     }

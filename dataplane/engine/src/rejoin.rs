@@ -470,17 +470,8 @@ impl Store {
                 // These were first: each entry's index tells its layer.
                 Op::Snapshot { .. } | Op::Unsnapshot(_) => {}
                 // None of them stands among the ops of a group's entry.
-                Op::Create(_) | Op::Delete | Op::Members(_) | Op::Ballot { .. } | Op::Doubt { .. } | Op::Resolved => {}
-                Op::Install { .. }
-                | Op::Layer(_)
-                | Op::Stack(_)
-                | Op::Whole { .. }
-                | Op::Copy(_)
-                | Op::Seen(_)
-                | Op::Believed(_)
-                | Op::Opened { .. }
-                | Op::Forced { .. } => {}
-                Op::Origin { .. } => {}
+                Op::Create(_) | Op::Delete | Op::Members(_) | Op::Origin { .. } => {}
+                own => debug_assert!(own.is_own(), "{own:?} is never redone"),
             }
         }
     }

@@ -382,6 +382,16 @@ impl Op {
         }
     }
 
+    /// A store's own word on its member of a group: it stands under index 0, and in no entry that members share.
+    pub fn is_own(&self) -> bool {
+        match self {
+            Self::Ballot { .. } | Self::Doubt { .. } | Self::Resolved | Self::Install { .. } | Self::Whole { .. } | Self::Copy(_) => true,
+            Self::Layer(_) | Self::Stack(_) | Self::Seen(_) | Self::Believed(_) | Self::Opened { .. } | Self::Forced { .. } => true,
+            Self::Create(_) | Self::Delete | Self::Members(_) | Self::Origin { .. } | Self::Reserve(_) => false,
+            Self::Write { .. } | Self::Zero { .. } | Self::Resize { .. } | Self::Snapshot { .. } | Self::Unsnapshot(_) => false,
+        }
+    }
+
     /// Checksums of its payload blocks.
     pub fn crcs(&self) -> &[u32] {
         match self {
@@ -437,20 +447,12 @@ impl Entry {
         let own = |op: &Op| match op {
             Op::Doubt { .. } => true,
             Op::Opened { .. } => self.replica == EVERY_MEMBER,
-            Op::Create(_) | Op::Members(_) | Op::Ballot { .. } | Op::Delete | Op::Resolved => self.replica != EVERY_MEMBER,
-            Op::Install { .. } | Op::Whole { .. } | Op::Copy(_) | Op::Reserve(_) | Op::Origin { .. } => self.replica != EVERY_MEMBER,
-            Op::Layer(_) | Op::Stack(_) | Op::Seen(_) | Op::Believed(_) | Op::Forced { .. } => self.replica != EVERY_MEMBER,
-            Op::Write { .. } | Op::Zero { .. } | Op::Resize { .. } | Op::Snapshot { .. } | Op::Unsnapshot(_) => false,
+            Op::Create(_) | Op::Delete | Op::Members(_) | Op::Reserve(_) | Op::Origin { .. } => self.replica != EVERY_MEMBER,
+            op => op.is_own() && self.replica != EVERY_MEMBER,
         };
         let fits = match self.index.0 {
             0 => self.term.0 == 0 && self.ops.iter().all(own),
-            _ => self.ops.iter().all(|op| match op {
-                Op::Ballot { .. } | Op::Doubt { .. } | Op::Resolved => false,
-                Op::Install { .. } | Op::Whole { .. } | Op::Copy(_) => false,
-                Op::Layer(_) | Op::Stack(_) | Op::Seen(_) | Op::Believed(_) | Op::Opened { .. } | Op::Forced { .. } => false,
-                Op::Members(_) => self.ops.len() == 1,
-                _ => true,
-            }),
+            _ => self.ops.iter().all(|op| if let Op::Members(_) = op { self.ops.len() == 1 } else { !op.is_own() }),
         };
         if fits && marker_is_last(&self.ops) {
             Ok(())

@@ -47,7 +47,8 @@ impl World {
         self.finish_orders();
         self.read_back();
         if self.is_short_of_space() && !self.within(5_000_000, World::all_applied) {
-            let away = !self.plan.strikes.is_empty();
+            // A node whose drive failed a command is away until somebody has looked at it.
+            let away = !self.plan.strikes.is_empty() || self.tally.work.contains_key("fences");
             assert!(away, "invariant 15: nobody was away, and a member has no space for what is committed: {}", self.describe());
             self.tally.did("seeds that end with a drive that others filled while a member was away", 1);
             return;
