@@ -94,9 +94,11 @@ impl Store {
             if (blocks > 0 || layered) && !known && !self.stage_entry(no, entry, first, payload) {
                 return at;
             }
-            // Those behind a marker change another layer.
-            if !known && entry.is_marker() {
-                self.member_mut(no).expect("an append has its member").staged_markers.push(entry.index);
+            // Those behind a marker change another layer. It counts once, however often it comes in a turn.
+            let staged = &mut self.member_mut(no).expect("an append has its member").staged_markers;
+            if !known {
+                staged.retain(|marker| *marker != entry.index);
+                staged.extend(entry.is_marker().then_some(entry.index));
             }
             first += blocks;
         }

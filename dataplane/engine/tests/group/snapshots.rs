@@ -1,7 +1,7 @@
 //! Snapshots of a volume with three replicas: ordered where it leads, the same everywhere, and brought by a rebuild.
 
 use super::B;
-use super::cluster::Cluster;
+use super::cluster::{Cluster, is_append};
 use crate::bench::{SEGMENT, pattern};
 use penstock_engine::*;
 use penstock_wire::layer::SnapshotShape;
@@ -116,4 +116,35 @@ fn member_left_behind_gets_the_snapshots_that_it_missed_and_loses_those_that_wen
     cluster.kill(behind);
     cluster.restart(behind);
     all_hold(&mut cluster, &[2, 4, 5]);
+}
+
+#[test]
+fn marker_that_comes_twice_in_a_turn_counts_once_for_what_is_behind_it() {
+    let mut cluster = Cluster::new(3);
+    let leader = cluster.leader();
+    fill(&mut cluster, leader, 1, 0, 64);
+    if leader == 2 {
+        cluster.order(leader, Order::Transfer { segment: SEGMENT, to: peer::MemberNo(1) }).unwrap();
+        cluster.pass(300);
+    }
+    let leader = cluster.leader();
+    assert_eq!(take(&mut cluster, leader, 1), Ok(()));
+    cluster.agree();
+    cluster.hold = |word| is_append(word) && matches!(word, PeerWord::Group(message) if message.to == peer::MemberNo(3));
+    assert_eq!(take(&mut cluster, leader, 2), Ok(()));
+    fill(&mut cluster, leader, 2, 20, 1);
+    // It hears that they are committed with what follows.
+    while cluster.held.pop_if(|(.., payload)| payload.is_empty()).is_some() {}
+    let first = cluster.held.clone();
+    assert_eq!(take(&mut cluster, leader, 3), Ok(()));
+    fill(&mut cluster, leader, 3, 20, 1);
+    let second = std::mem::replace(&mut cluster.held, [first.clone(), first.clone()].concat()).split_off(first.len());
+    cluster.hold = |_| false;
+    cluster.release();
+    cluster.held = second;
+    cluster.release();
+    assert_eq!(cluster.applied(2), cluster.applied(leader));
+    cluster.nodes[2].store.audit_promises().unwrap();
+    all_hold(&mut cluster, &[1, 2, 3]);
+    cluster.audit();
 }
