@@ -462,6 +462,7 @@ impl Store {
         self.stop_rebuild(no);
         self.end_forces(Some(no), &OrderError::NoSuchSegment, fx);
         self.groups.list.retain(|listed| *listed != no);
+        self.groups.doubtful.retain(|listed| *listed != no);
     }
 
     /// Time for every group: as many ticks as have passed, but not all at once what passed while nobody looked.

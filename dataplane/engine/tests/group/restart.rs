@@ -276,6 +276,20 @@ fn doubt_outlives_crashes_and_checkpoints() {
 }
 
 #[test]
+fn deleted_member_in_doubt_asks_nobody_any_more() {
+    let (mut cluster, [_, has, _]) = one_behind();
+    ruin(&mut cluster.nodes[has], Ruin::Header);
+    cluster.restart(has);
+    assert!(doubtful(&cluster, has));
+    cluster.order(has, Order::Delete { segment: SEGMENT }).unwrap();
+    cluster.up[has] = false;
+    let node = &mut cluster.nodes[has];
+    node.sent.clear();
+    (0..100).for_each(|_| node.tick(10));
+    assert!(node.sent.is_empty(), "{:?}", node.sent);
+}
+
+#[test]
 fn torn_end_that_nobody_was_promised_is_dropped_once_all_have_spoken() {
     // Power goes everywhere, each drive's last batch is torn, and nobody else had it.
     for how in [Ruin::Header, Ruin::Payload] {

@@ -26,6 +26,10 @@ impl World {
             // From here on nothing that it says in a group is to be heard.
             self.nodes[node].gone = Some(Gone::Lost);
         }
+        // What is heard of the lost after the order counts as an answer, and the order is refused: rightly, for nobody can tell how old it is.
+        self.until(PATIENCE_US, "the last words of the lost have come", |w| {
+            (0..w.nodes.len()).all(|node| !w.nodes[node].lost || !w.is_on_its_way(node))
+        });
         for volume in self.groups() {
             self.recover_alone(left, volume);
         }

@@ -172,6 +172,11 @@ impl World {
         self.queue.insert((self.now + us, self.count), what);
     }
 
+    /// Whether something that a node sent is still on its way.
+    pub fn is_on_its_way(&self, node: usize) -> bool {
+        self.queue.values().any(|what| matches!(what, Coming::Frame { from, .. } if *from == node))
+    }
+
     /// The next thing happens. False when nothing will.
     pub fn step(&mut self) -> bool {
         let Some(((when, _), what)) = self.queue.pop_first() else { return false };
