@@ -102,6 +102,8 @@ pub enum Canary {
     TrimLogOnly,
     /// A leader does not ask whether the others have room for what it proposes.
     CountOwnSpaceAlone,
+    /// What a member has is never compared with what others have.
+    CompareNothing,
     /// Falls over a write to [`Canary::FALLS_AT`], when it is applied and when it is redone: for whoever catches falls. Not among
     /// [`Canary::ALL`], which are for checks to find.
     PanicOnWrite,
@@ -111,7 +113,7 @@ impl Canary {
     /// Volume block over which [`Canary::PanicOnWrite`] falls.
     pub const FALLS_AT: u64 = 13;
 
-    pub const ALL: [Canary; 30] = [
+    pub const ALL: [Canary; 31] = [
         Canary::CountBeforeBarrier,
         Canary::AckEarly,
         Canary::TornIsCorruption,
@@ -142,6 +144,7 @@ impl Canary {
         Canary::ReuseMergedEarly,
         Canary::CopyLiveAlone,
         Canary::CopyUnmerged,
+        Canary::CompareNothing,
     ];
 }
 
@@ -285,6 +288,9 @@ counters! {
     corrupt_blocks, scrubbed_blocks,
     /// Bad blocks that another member had, of those how many were put back here, that nobody had, and that this store gave to others.
     fetched_blocks, repaired_blocks, unrepaired_blocks, fetches_answered,
+    /// Extents that were compared with what other members have, those that were different here, and of these how many were copied anew. Of the rest no
+    /// majority has one thing, or it has not come yet.
+    compared_extents, differing_extents, mended_extents,
     disk_reads, disk_writes, disk_flushes,
 }
 

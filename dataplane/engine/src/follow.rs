@@ -36,6 +36,8 @@ impl Store {
                 PeerWord::CopyAnswer(answer) => _ = self.on_copy_answer(from, answer, payload, mem),
                 PeerWord::FetchAsk(ask) => self.on_fetch_ask(from, ask, fx),
                 PeerWord::FetchAnswer(answer) => _ = self.on_fetch_answer(from, &answer, payload, mem, fx),
+                PeerWord::DigestAsk(ask) => self.on_digest_ask(from, ask),
+                PeerWord::DigestAnswer(answer) => _ = self.on_digest_answer(from, answer),
                 PeerWord::Forward(_) | PeerWord::Forwarded(_) => {}
             }
         }

@@ -7,6 +7,7 @@
 //! Here too: what is committed takes effect, and how a group ends. Not here: hosts (`lead`), what peers say (`follow`), batches (`carry`).
 
 use crate::carry::Item;
+use crate::compare::Compare;
 use crate::config::{Canary, MemberView, Stage};
 use crate::force::Force;
 use crate::host::Proposed;
@@ -61,6 +62,8 @@ pub(crate) struct Groups {
     pub next_own: u32,
     /// Blocks that are asked of other members, and that they ask of this one.
     pub repair: Repair,
+    /// Pages that are compared with what other members have, and extents that differed.
+    pub compare: Compare,
     /// Pages that may tell that there is more space than it seems.
     pub pages: Vec<PageKey>,
     /// Members of which others want to hear that their opening is recorded; and somebody has news of an opening of ours to tell.
@@ -124,6 +127,7 @@ impl Groups {
             && self.rebuilding.is_empty()
             && self.source.is_idle()
             && self.repair.is_idle()
+            && self.compare.is_idle()
     }
 
     /// Nothing waits for the stream, and no memory is held.
@@ -146,6 +150,12 @@ impl Store {
     #[inline]
     pub(crate) fn member_mut(&mut self, no: ReplicaNo) -> Option<&mut Member> {
         self.map.get_mut(no)?.member.as_deref_mut()
+    }
+
+    /// Whether all that the log had when the store was opened is applied again. Before that extents may hold more than the map knows, and match no
+    /// checksum.
+    pub(crate) fn has_caught_up(&self, no: ReplicaNo) -> bool {
+        self.map.get(no).is_none_or(|replica| replica.member.as_deref().is_none_or(|member| replica.applied >= member.recovered))
     }
 
     pub(crate) fn touch(&mut self, no: ReplicaNo) {
@@ -197,13 +207,15 @@ impl Store {
 
     /// The groups' part of a turn.
     pub(crate) fn settle_groups<M: Memory>(&mut self, mem: &mut M, fx: &mut Effects) {
-        if self.groups.list.is_empty() && self.groups.sends.is_empty() && self.groups.source.is_idle() && self.groups.repair.is_idle() {
+        let aside = self.groups.source.is_idle() && self.groups.repair.is_idle() && self.groups.compare.is_idle();
+        if self.groups.list.is_empty() && self.groups.sends.is_empty() && aside {
             return;
         }
         if self.stage != Stage::Serving {
             self.settle_sends(mem, fx);
             self.settle_source(mem, fx);
             self.settle_repair(mem, fx);
+            self.settle_compares(mem, fx);
             return;
         }
         self.tell_claims();
@@ -233,6 +245,7 @@ impl Store {
         self.settle_sends(mem, fx);
         self.settle_source(mem, fx);
         self.settle_rebuilds(mem, fx);
+        self.settle_compares(mem, fx);
     }
 
     fn settle_group<M: Memory>(&mut self, no: ReplicaNo, mem: &mut M, fx: &mut Effects) {
@@ -450,6 +463,9 @@ impl Store {
             }
         }
         self.groups.marked.clear();
+        // Who waits to hear of an opening asks again.
+        self.groups.asked.clear();
+        self.groups.claims.clear();
         self.groups.queue.iter_mut().for_each(|item| item.mark = None);
     }
 

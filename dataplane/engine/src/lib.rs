@@ -14,6 +14,7 @@ mod alloc;
 mod audit;
 mod carry;
 mod checkpoint;
+mod compare;
 mod config;
 mod doubt;
 mod drain;

@@ -1,10 +1,11 @@
 //! What a member of a group holds and what its volume's blocks are, for those who judge it from outside: the simulator, and tests.
 //!
-//! Not here: what people are shown ([`Store::view`]). Nothing of this is cheap, and nothing of the store uses it.
+//! Not here: what people are shown ([`Store::view`]). Nothing of this is cheap, and nothing of the store uses it; one thing of it makes a state wrong
+//! ([`Store::falsify`]).
 
 use crate::audit::AuditError;
 use crate::index::{GroupKey, Slot, Version};
-use crate::map::{LayerKey, PageKey};
+use crate::map::{Known, LayerKey, PageKey};
 use crate::member::MemberStage;
 use crate::port::{LayerNo, ReplicaNo};
 use crate::replica::{Ballot, GroupView};
@@ -87,6 +88,22 @@ impl Store {
         read: impl FnMut(BlockAddr) -> [u8; BLOCK],
     ) -> Result<Contents, AuditError> {
         self.contents_of(LayerKey { replica, layer }, read)
+    }
+
+    /// Makes the map name another checksum for a block of the live layer, or call it zeros: with such bytes where it says it is a state that is silently wrong, and
+    /// has all checksums right. For those who check that it is found. `None`: the block does not rest in an extent.
+    pub fn falsify(&mut self, no: ReplicaNo, block: u64, crc: Option<u32>) -> Option<BlockAddr> {
+        let (layer, extent, at) = (self.map.live_layer(no), (block / EXTENT_BLOCKS) as u32, (block % EXTENT_BLOCKS) as usize);
+        let Known::Entry(entry) = self.map.known(layer, extent) else { return None };
+        let place = entry.place;
+        let moves = !self.drain.is_idle() || !self.checkpoint.is_idle() || self.index.find(GroupKey { layer, extent }).is_some();
+        if entry.state(at) != BlockState::Data || moves {
+            return None;
+        }
+        let state = if crc.is_some() { BlockState::Data } else { BlockState::Inherit };
+        self.map.entry_mut(layer, extent).set(at, state, crc.unwrap_or(0));
+        self.drain.unsaved = true;
+        Some(self.extent_block(place, at as u64))
     }
 
     fn contents_of(&self, layer: LayerKey, mut read: impl FnMut(BlockAddr) -> [u8; BLOCK]) -> Result<Contents, AuditError> {

@@ -11,8 +11,8 @@
 use crate::replica::{LogEnd, Part as GroupPart};
 use crate::reserve::rules::Reserve;
 use penstock_wire::peer::{
-    AdmitAnswer, AdmitAsk, Body, CopyAnswer, CopyAsk, EntriesAnswer, EntriesAsk, FetchAnswer, FetchAsk, Forward, Forwarded, Kind, MemberNo,
-    Members, Message, PROTOCOL_OLDEST,
+    AdmitAnswer, AdmitAsk, Body, CopyAnswer, CopyAsk, DigestAnswer, DigestAsk, EntriesAnswer, EntriesAsk, FetchAnswer, FetchAsk, Forward,
+    Forwarded, Kind, MemberNo, Members, Message, PROTOCOL_OLDEST,
 };
 use penstock_wire::{BLOCK, BlockAddr, HostId, Incarnation, Index, NodeId, SegmentId, SnapshotId, Term};
 
@@ -237,6 +237,8 @@ pub enum PeerWord {
     AdmitAnswer(AdmitAnswer),
     FetchAsk(FetchAsk),
     FetchAnswer(FetchAnswer),
+    DigestAsk(DigestAsk),
+    DigestAnswer(DigestAnswer),
     /// Between the loops of two nodes, beside the stores' words: a host's command, and what came of it. No store says or takes one.
     Forward(Forward),
     Forwarded(Forwarded),
@@ -254,6 +256,8 @@ impl PeerWord {
             Self::AdmitAnswer(answer) => answer.segment,
             Self::FetchAsk(ask) => ask.segment,
             Self::FetchAnswer(answer) => answer.segment,
+            Self::DigestAsk(ask) => ask.segment,
+            Self::DigestAnswer(answer) => answer.segment,
             Self::Forward(forward) => forward.segment,
             Self::Forwarded(answer) => answer.segment,
         }
@@ -266,6 +270,8 @@ impl PeerWord {
             Self::FetchAnswer(_) => Kind::FetchAnswer.since(),
             Self::AdmitAsk(_) => Kind::AdmitAsk.since(),
             Self::AdmitAnswer(_) => Kind::AdmitAnswer.since(),
+            Self::DigestAsk(_) => Kind::DigestAsk.since(),
+            Self::DigestAnswer(_) => Kind::DigestAnswer.since(),
             Self::Forward(_) => Kind::Forward.since(),
             Self::Forwarded(_) => Kind::Forwarded.since(),
             _ => PROTOCOL_OLDEST,
@@ -287,6 +293,8 @@ impl PeerWord {
             Body::FetchAnswer(answer) => vec![Self::FetchAnswer(answer)],
             Body::AdmitAsk(ask) => vec![Self::AdmitAsk(ask)],
             Body::AdmitAnswer(answer) => vec![Self::AdmitAnswer(answer)],
+            Body::DigestAsk(ask) => vec![Self::DigestAsk(ask)],
+            Body::DigestAnswer(answer) => vec![Self::DigestAnswer(answer)],
             Body::Forward(forward) => vec![Self::Forward(forward)],
             Body::Forwarded(answer) => vec![Self::Forwarded(answer)],
             body @ (Body::Hello(_) | Body::Beat(_)) => return Err(Box::new(body)),
@@ -298,6 +306,7 @@ impl PeerWord {
         match self {
             Self::Group(message) => message.payload_blocks(),
             Self::EntriesAsk(_) | Self::CopyAsk(_) | Self::FetchAsk(_) | Self::AdmitAsk(_) | Self::AdmitAnswer(_) => 0,
+            Self::DigestAsk(_) | Self::DigestAnswer(_) => 0,
             Self::EntriesAnswer(answer) => answer.payload_blocks(),
             Self::CopyAnswer(answer) => answer.payload_blocks(),
             Self::FetchAnswer(answer) => answer.payload_blocks(),
@@ -320,6 +329,8 @@ impl From<PeerWord> for Body {
             PeerWord::FetchAnswer(answer) => Self::FetchAnswer(answer),
             PeerWord::AdmitAsk(ask) => Self::AdmitAsk(ask),
             PeerWord::AdmitAnswer(answer) => Self::AdmitAnswer(answer),
+            PeerWord::DigestAsk(ask) => Self::DigestAsk(ask),
+            PeerWord::DigestAnswer(answer) => Self::DigestAnswer(answer),
             PeerWord::Forward(forward) => Self::Forward(forward),
             PeerWord::Forwarded(answer) => Self::Forwarded(answer),
         }
@@ -435,6 +446,14 @@ pub enum Notice {
         replica: ReplicaNo,
         block: u64,
         place: BlockAddr,
+    },
+    /// An extent, by its first block, is otherwise here than other members have it, and has its own checksums right: it is copied anew from those who are in the
+    /// majority, or, where there is none, left as it is.
+    Differs {
+        replica: ReplicaNo,
+        layer: LayerNo,
+        block: u64,
+        mends: bool,
     },
     /// A replica appeared, changed size, or went (also told once per replica when recovery is over).
     Replica {

@@ -17,7 +17,7 @@ use crate::map::{LayerKey, PageKey};
 use crate::member::{Logged, Payload};
 use crate::port::*;
 use crate::read::Place;
-use crate::rebuild::{Copy, Own};
+use crate::rebuild::{Copy, Own, Why};
 use crate::send::payload_of;
 use crate::store::{Owner, Store};
 use penstock_wire::batch::CopyOp;
@@ -137,7 +137,7 @@ impl Store {
     }
 
     /// The other members, of a member that may speak.
-    fn holders(&self, no: ReplicaNo) -> Vec<MemberNo> {
+    pub(crate) fn holders(&self, no: ReplicaNo) -> Vec<MemberNo> {
         let Some(member) = self.member(no).filter(|member| member.group().is_some()) else { return Vec::new() };
         member.members.list.iter().filter(|other| other.no != member.me).map(|other| other.no).collect()
     }
@@ -254,7 +254,7 @@ impl Store {
         let op = CopyOp { layer: layer.layer.0, extent, changed, states, mask: 1 << at, crcs: vec![fetch.crc] };
         let applied = self.map.get(no).expect("it stands").applied;
         self.groups.hold(buf);
-        self.queue_own(no, Own::Copy(Copy { op, applied, buf: Some(buf), promises, repairs: true }));
+        self.queue_own(no, Own::Copy(Copy { op, applied, buf: Some(buf), promises, why: Why::Repair }));
     }
 
     pub(crate) fn on_fetch_answer<M: Memory>(
@@ -371,8 +371,12 @@ impl Store {
         answering.strikes += 1;
         if answering.strikes >= STRIKES {
             // It is left to the scrub: members with the same rot would ask each other without end.
-            answering.result = Some(FetchResult::Unreadable);
-            self.found_bad(no, block, place, fx);
+            let knows = self.has_caught_up(no);
+            let answering = &mut self.groups.repair.answering[at];
+            answering.result = Some(if knows { FetchResult::Unreadable } else { FetchResult::Busy });
+            if knows {
+                self.found_bad(no, block, place, fx);
+            }
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Scrub: reads every allocated extent within a pass and verifies every block of it, a few extents a tick.
 //!
-//! What is bad is told and counted, and asked for at the other members of its group (`repair`). With one copy there is nothing to repair from:
+//! What is bad is told and counted, and asked for at the other members of its group (`repair`); each page that was read is compared with what they have (`compare`). With one copy there is nothing to repair from:
 //! reads of it fail by themselves.
 
 use crate::map::{Known, Layer, LayerKey, Map, PageKey};
@@ -65,7 +65,7 @@ impl Store {
         while self.scrub.on && budget > self.scrub.out {
             let no = ReplicaNo(self.scrub.replica);
             if no.0 >= self.map.next_no() {
-                if self.scrub.out == 0 {
+                if self.scrub.out == 0 && !self.groups.compare.is_comparing() {
                     self.scrub.on = false;
                     fx.list.push(Effect::Notice(Notice::ScrubDone { blocks: self.scrub.blocks, corrupt: self.scrub.corrupt }));
                 }
@@ -94,6 +94,9 @@ impl Store {
                 return;
             }
             if self.scrub.at == EXTENTS_PER_PAGE {
+                if !self.begin_compare(key) {
+                    return;
+                }
                 (self.scrub.page, self.scrub.at) = (page_no + 1, 0);
                 continue;
             }
@@ -156,6 +159,7 @@ impl Store {
         // The drain may have been at it: only what still stands, with nothing newer above, is held against the media.
         let kept = self.map.live(layer.replica).is_some_and(|replica| !replica.is_removed(layer.layer));
         let still = kept
+            && self.has_caught_up(layer.replica)
             && self.map.known(layer, extent) == Known::Entry(&entry)
             && self.index.find(crate::index::GroupKey { layer, extent }).is_none();
         if !bad.is_empty() && still && !item.again {

@@ -45,7 +45,7 @@ fn entries_of(word: &PeerWord) -> Vec<&Entry> {
         PeerWord::EntriesAsk(_) | PeerWord::CopyAsk(_) | PeerWord::CopyAnswer(_) | PeerWord::FetchAsk(_) | PeerWord::FetchAnswer(_) => {
             Vec::new()
         }
-        PeerWord::AdmitAsk(_) | PeerWord::AdmitAnswer(_) => Vec::new(),
+        PeerWord::AdmitAsk(_) | PeerWord::AdmitAnswer(_) | PeerWord::DigestAsk(_) | PeerWord::DigestAnswer(_) => Vec::new(),
         PeerWord::Forward(_) | PeerWord::Forwarded(_) => Vec::new(),
         PeerWord::EntriesAnswer(answer) => {
             let whole = answer.entries.iter().map(|state| if let EntryState::Whole(entry) = state { Some(entry) } else { None });

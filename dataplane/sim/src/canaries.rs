@@ -89,6 +89,7 @@ pub const SEEDED: &[Seeded] = &[
     store(Canary::VoteWhenRestored, "a member whose drive was put back from an older copy is believed (12)", &[(Fleets, 200)]),
     store(Canary::ForgetRemoved, "lost members that come back are not told that their group went on (12)", &[(Fleets, 200)]),
     store(Canary::RepairOlder, "a bad block is repaired with a peer's older one (2, 14)", &[(Fleets, 2000)]),
+    store(Canary::CompareNothing, "what members have is never compared (6, 25)", &[(Fleets, 50)]),
     store(Canary::SkipSeal, "a ballot counts before a later record vouches for it (7)", &[(Fleets, 50)]),
     store(Canary::CopyAsOfNow, "a copy of a rebuild is said to be newer than it is (6)", &[(Fleets, 2000)]),
     store(Canary::ForgetDoubt, "what a member may have lost is forgotten by its next restart (1, 11)", &[(Fleets, 2000)]),

@@ -526,7 +526,11 @@ impl World {
             Notice::Replica { replica, shape, gone } => self.replica_told(shard, *replica, shape, *gone),
             Notice::ScrubDone { .. } => self.tally.did("scrubs", 1),
             Notice::Stopped => s.standing = Standing::Stopped,
-            Notice::Standing { .. } | Notice::SteppingAside { .. } | Notice::Recovered { .. } | Notice::GroupStopped { .. } => {
+            Notice::Standing { .. }
+            | Notice::SteppingAside { .. }
+            | Notice::Recovered { .. }
+            | Notice::GroupStopped { .. }
+            | Notice::Differs { .. } => {
                 unreachable!("no volume here has several replicas")
             }
         }

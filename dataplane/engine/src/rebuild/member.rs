@@ -1,7 +1,7 @@
 //! The asking side of a rebuild: range after range to whoever leads, or to another where that one does not give, one ask at a time, again when it is
 //! not answered, and whole when there is nothing left to ask for.
 
-use super::{Copy, Own};
+use super::{Copy, Own, Why};
 use crate::config::{Canary, RebuildView};
 use crate::map::{LayerKey, PageKey, Replica};
 use crate::port::*;
@@ -34,6 +34,13 @@ struct Out {
     sent: Millis,
     /// Extents that came, each once: the network may hand a word over twice and lose the next.
     answered: Vec<u64>,
+}
+
+/// Why a copy cannot be taken now.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Short {
+    Log,
+    Space,
 }
 
 /// A member that is being rebuilt.
@@ -234,6 +241,9 @@ impl Store {
         let now = self.now;
         let no = self.map.by_segment(answer.segment)?;
         let member = self.member_mut(no).filter(|member| member.me == answer.to && member.node_of(answer.from) == Some(from))?;
+        if member.rebuild.is_none() {
+            return self.on_mend_answer(no, answer, payload, mem);
+        }
         let rebuild = member.rebuild.as_mut()?;
         let out = rebuild.ask.as_mut().filter(|out| out.id == answer.id && out.to == answer.from)?;
         let len = answer.payload_blocks() as usize * BLOCK;
@@ -286,42 +296,42 @@ impl Store {
         Some(())
     }
 
-    /// A copy goes into the log, if there is room and space for it.
+    /// A copy of the rebuild goes into the log, or is asked for again.
     fn take_copy(&mut self, no: ReplicaNo, op: CopyOp, applied: Index, payload: Option<BufId>) {
-        let now = self.now;
+        let (now, extent) = (self.now, op.extent);
+        let taken = self.queue_copy(no, op, applied, payload, Why::Rebuild);
+        let Some(rebuild) = self.member_mut(no).and_then(|member| member.rebuild.as_mut()) else { return };
+        match taken {
+            Ok(()) => rebuild.out += 1,
+            Err(short) => {
+                let list = if short == Short::Space { &mut rebuild.short } else { &mut rebuild.again };
+                list.insert(extent);
+                rebuild.rest = Millis(now.0 + REST_MS);
+            }
+        }
+    }
+
+    /// A copy goes into the log, if there is room and space for it.
+    pub(crate) fn queue_copy(&mut self, no: ReplicaNo, op: CopyOp, applied: Index, payload: Option<BufId>, why: Why) -> Result<(), Short> {
         let blocks = op.crcs.len() as u64;
         let extent = op.extent;
         let layer = LayerKey { replica: no, layer: LayerNo(op.layer) };
-        let mut promises = None;
-        let fits = self.ring_takes(blocks + 1);
-        if fits {
-            // Zeros over frozen layers take a page, as they do when they are written.
-            let takes = blocks > 0 || self.map.beneath(layer).is_some() && self.map.page(PageKey::of(layer, extent).0).is_none();
-            promises = match takes {
-                false => Some(0),
-                true => self.promise_extents(layer, false, u64::from(extent)..=u64::from(extent), 0).ok(),
-            };
-            self.groups.wants_space |= promises.is_none();
+        if !self.ring_takes(blocks + 1) {
+            return Err(Short::Log);
         }
-        let Some(promises) = promises else {
-            if let Some(rebuild) = self.member_mut(no).and_then(|member| member.rebuild.as_mut()) {
-                if fits {
-                    rebuild.short.insert(extent)
-                } else {
-                    rebuild.again.insert(extent)
-                };
-                rebuild.rest = Millis(now.0 + REST_MS);
-            }
-            return;
+        // Zeros over frozen layers take a page, as they do when they are written.
+        let takes = blocks > 0 || self.map.beneath(layer).is_some() && self.map.page(PageKey::of(layer, extent).0).is_none();
+        let promised = if takes { self.promise_extents(layer, false, u64::from(extent)..=u64::from(extent), 0) } else { Ok(0) };
+        let Ok(promises) = promised else {
+            self.groups.wants_space = true;
+            return Err(Short::Space);
         };
         let buf = payload.filter(|_| blocks > 0);
         if let Some(buf) = buf {
             self.groups.hold(buf);
         }
-        self.queue_own(no, Own::Copy(Copy { op, applied, buf, promises, repairs: false }));
-        if let Some(rebuild) = self.member_mut(no).and_then(|member| member.rebuild.as_mut()) {
-            rebuild.out += 1;
-        }
+        self.queue_own(no, Own::Copy(Copy { op, applied, buf, promises, why }));
+        Ok(())
     }
 
     /// A resize is applied.

@@ -83,8 +83,17 @@ pub(crate) struct Copy {
     pub applied: Index,
     pub buf: Option<BufId>,
     pub promises: u32,
-    /// It puts a block back that was bad, and is of no rebuild.
-    pub repairs: bool,
+    pub why: Why,
+}
+
+/// What an extent is copied for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Why {
+    Rebuild,
+    /// A block was bad, and is put back.
+    Repair,
+    /// It was otherwise than others have it: see `compare`.
+    Mend,
 }
 
 impl Store {
@@ -192,8 +201,8 @@ impl Store {
     /// What a copy says in the log: as things stand, which is as they will stand behind it.
     fn record_of(&self, no: ReplicaNo, copy: &Copy) -> (CopyOp, Option<Index>) {
         let (free, last) = self.mask_of(no, LayerNo(copy.op.layer), copy.op.extent, copy.applied);
-        // Where some of it is newer, it is none of any one entry. What is put back changes nothing.
-        let changed = if copy.repairs || free == u16::MAX { copy.op.changed } else { copy.op.changed.max(copy.applied.0) };
+        // Where some of it is newer, it is none of any one entry. What is put back changes nothing, and what is mended is found again where that entry never comes.
+        let changed = if copy.why != Why::Rebuild || free == u16::MAX { copy.op.changed } else { copy.op.changed.max(copy.applied.0) };
         (CopyOp { mask: copy.op.mask & free, changed, ..copy.op.clone() }, last)
     }
 
@@ -222,14 +231,14 @@ impl Store {
     /// It is in a batch: what it sets is settled.
     pub(crate) fn carry_own(&mut self, no: ReplicaNo, id: u32) {
         let Some(Own::Copy(copy)) = self.groups.own.get(&id) else { return };
-        let (extent, applied, repairs) = (copy.op.extent, copy.applied, copy.repairs);
+        let (extent, applied, why) = (copy.op.extent, copy.applied, copy.why);
         let (record, last) = self.record_of(no, copy);
         if let Some(Own::Copy(copy)) = self.groups.own.get_mut(&id) {
             copy.op = record;
         }
         let Some(member) = self.member_mut(no) else { return };
         let trimmed = member.start > applied;
-        if let Some(rebuild) = member.rebuild.as_mut().filter(|_| !repairs) {
+        if let Some(rebuild) = member.rebuild.as_mut().filter(|_| why == Why::Rebuild) {
             if trimmed {
                 rebuild.again.insert(extent);
             } else if let Some(last) = last {
@@ -254,19 +263,25 @@ impl Store {
             self.groups.release(buf);
         }
         let mut promises = copy.promises;
-        if self.map.live(no).is_some() {
+        // What is put into a layer that is being merged could come behind that.
+        let key = key_of(no, &copy.op);
+        let merges = copy.why != Why::Rebuild && self.map.get(no).is_some_and(|replica| replica.is_removed(key.layer.layer));
+        if self.map.live(no).is_some() && !merges {
             self.apply_copy(no, &copy.op, seq, at);
-            let key = key_of(no, &copy.op);
             let takes = promises > 0 && !self.has_place(key);
             if let Some(id) = self.index.find(key).filter(|id| takes && !self.index.group(*id).promised) {
                 self.index.group_mut(id).promised = true;
                 promises -= 1;
             }
-            let counted = if copy.repairs { &mut self.counters.repaired_blocks } else { &mut self.counters.copies_taken };
+            let counted = match copy.why {
+                Why::Rebuild => &mut self.counters.copies_taken,
+                Why::Repair => &mut self.counters.repaired_blocks,
+                Why::Mend => &mut self.counters.mended_extents,
+            };
             *counted += 1;
         }
         self.give_up_promises(promises);
-        if let Some(rebuild) = self.member_mut(no).and_then(|member| member.rebuild.as_mut()).filter(|_| !copy.repairs) {
+        if let Some(rebuild) = self.member_mut(no).and_then(|member| member.rebuild.as_mut()).filter(|_| copy.why == Why::Rebuild) {
             rebuild.out -= 1;
         }
     }

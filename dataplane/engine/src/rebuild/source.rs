@@ -134,12 +134,11 @@ impl Store {
         }
     }
 
-    /// Whether what is applied here is all here. After a restart extents may hold more than what counts as applied, and match no checksum.
-    fn may_feed(&self, no: ReplicaNo) -> bool {
+    /// Whether what is applied here is all here.
+    pub(crate) fn may_feed(&self, no: ReplicaNo) -> bool {
         let Some(replica) = self.map.live(no) else { return false };
-        let whole =
-            |member: &&Member| member.speaks() && member.has_content() && member.rebuild.is_none() && replica.applied >= member.recovered;
-        replica.member.as_deref().filter(whole).is_some()
+        let whole = |member: &&Member| member.speaks() && member.has_content() && member.rebuild.is_none();
+        replica.member.as_deref().filter(whole).is_some() && self.has_caught_up(no)
     }
 
     /// The replica is gone, and its number is never given again.
@@ -286,7 +285,7 @@ impl Store {
         Some((changed, damaged))
     }
 
-    fn changed_in<M: Memory>(&mut self, layer: LayerKey, extent: u64, mem: &mut M, fx: &mut Effects) -> Option<(u64, bool)> {
+    pub(crate) fn changed_in<M: Memory>(&mut self, layer: LayerKey, extent: u64, mem: &mut M, fx: &mut Effects) -> Option<(u64, bool)> {
         let key = GroupKey { layer, extent: extent as u32 };
         let (mut changed, mut damaged) = match self.map.known(layer, key.extent) {
             Known::Nothing => (0, false),

@@ -310,3 +310,20 @@ fn opening_that_is_told_after_what_was_acknowledged_in_it_is_believed() {
     assert_eq!(cluster.write(leader, 0, &pattern(3, BLOCK)), Status::Ok);
     assert_eq!(stopped(&cluster, at), None);
 }
+
+#[test]
+fn store_that_is_asked_to_record_an_opening_while_it_stops_stops() {
+    let mut cluster = Cluster::new(3);
+    let leader = cluster.leader();
+    assert_eq!(cluster.write(leader, 0, &pattern(1, BLOCK)), Status::Ok);
+    cluster.agree();
+    cluster.hold = |word| matches!(word, PeerWord::AdmitAsk(_));
+    cluster.restart(2);
+    let asks = std::mem::take(&mut cluster.held);
+    assert!(asks.iter().any(|(_, to, ..)| *to == 0));
+    for (from, to, word, payload) in asks.into_iter().filter(|(_, to, ..)| *to == 0) {
+        cluster.hand_over(from, to, &word, &payload);
+    }
+    cluster.order(0, Order::Stop).unwrap();
+    assert_eq!(cluster.nodes[0].store.view().stage, Stage::Stopped);
+}

@@ -134,7 +134,8 @@ impl Cluster {
         node.store.contents(node.store.replica_of(SEGMENT).unwrap(), read).unwrap()
     }
 
-    fn hand_over(&mut self, from: usize, to: usize, word: &PeerWord, payload: &[u8]) {
+    /// The word is in the node's next turn.
+    pub fn hand_over(&mut self, from: usize, to: usize, word: &PeerWord, payload: &[u8]) {
         let body = Body::from(word.clone());
         let bytes = body.encode(PROTOCOL, 1);
         let decoded = Body::decode(&Header::decode(&bytes).unwrap(), &bytes[HEADER..]).unwrap();

@@ -2,6 +2,7 @@
 
 mod admit;
 pub mod cluster;
+mod compare;
 mod force;
 mod join;
 mod log_only;

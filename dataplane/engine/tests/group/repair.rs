@@ -299,3 +299,31 @@ fn leader_that_cannot_send_what_is_not_committed_gives_way_to_one_without_it() {
     cluster.audit();
     assert!(cluster.contents(leader) == cluster.contents(next));
 }
+
+#[test]
+fn extent_that_holds_more_than_is_applied_after_a_restart_is_not_called_corrupt() {
+    let (mut cluster, leader, _) = written(true);
+    let (at, other) = ((leader + 1) % 3, (leader + 2) % 3);
+    assert_eq!(cluster.write(leader, 4 * B, &pattern(9, BLOCK)), Status::Ok);
+    cluster.agree();
+    let before = counters(&cluster, at);
+    let node = &mut cluster.nodes[at];
+    node.store.apply(Event::Order { id: OrderId(77), order: Order::Drain }, &mut node.mem, &mut node.fx);
+    while node.store.view().counters.drained_extents == before.drained_extents {
+        node.turns(1);
+    }
+    assert_eq!(counters(&cluster, at).checkpoints, before.checkpoints, "the map on the drive is older than the extent");
+    cluster.kill(other);
+    cluster.kill(leader);
+    cluster.restart(at);
+    cluster.order(at, Order::ScrubStart).unwrap();
+    cluster.pass(500);
+    assert_eq!((counters(&cluster, at).scrubbed_blocks > 0, counters(&cluster, at).corrupt_blocks), (true, 0));
+    cluster.restart(leader);
+    cluster.restart(other);
+    cluster.leader();
+    cluster.agree();
+    assert!(cluster.contents(at) == cluster.contents(leader));
+    cluster.audit();
+    assert!(is_whole(&cluster, at));
+}

@@ -107,6 +107,13 @@ pub enum Report {
         slot: Option<VolumeSlot>,
         block: u64,
     },
+    /// A replica has an extent otherwise than others of its volume have it.
+    Differs {
+        core: CoreIndex,
+        slot: VolumeSlot,
+        block: u64,
+        mends: bool,
+    },
     ScrubDone {
         drive: DriveKey,
         store: u32,
@@ -460,6 +467,10 @@ impl Core {
                 Report::Fenced { drive, store, reason }
             }
             Notice::Corrupt { replica, block, .. } => Report::Corrupt { drive, store, slot: self.slot_of(at, replica), block },
+            Notice::Differs { replica, block, mends, .. } => match self.slot_of(at, replica) {
+                Some(slot) => Report::Differs { core: self.index, slot, block, mends },
+                None => return,
+            },
             Notice::ScrubDone { blocks, corrupt } => Report::ScrubDone { drive, store, blocks, corrupt },
             Notice::Stopped => Report::Stopped { drive, store },
             Notice::Standing { replica, standing } => match self.slot_of(at, replica) {

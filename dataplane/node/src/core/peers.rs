@@ -6,7 +6,6 @@
 use std::collections::HashMap;
 
 use penstock_engine::{BufId, Event, Memory, Part, PeerWord};
-use penstock_wire::peer::Kind;
 use penstock_wire::{BLOCK, Incarnation, NodeId, SegmentId};
 use spdk_rs::thread::{Activity, FdEvent, Poller};
 
@@ -249,13 +248,16 @@ impl Core {
     /// Carries out a store's word to a node.
     pub(super) fn send_word(&mut self, shard: usize, node: NodeId, word: PeerWord, parts: &[Part]) {
         let end = &mut self.peer_end;
-        if let PeerWord::AdmitAsk(ask) = &word
-            && let Some(version) = end.peers.as_ref().and_then(|peers| peers.version(node))
-            && version < Kind::AdmitAsk.since()
-        {
-            // Its build records nobody's openings, and believes everyone: while nodes are upgraded one after the other, so is its word.
-            let answer = Box::new(PeerWord::AdmitAnswer(ask.believed()));
-            return end.heard.push(Heard { shard, event: Event::Peer { from: node, word: answer, payload: None } });
+        let is_older = end.peers.as_ref().and_then(|peers| peers.version(node)).is_some_and(|version| version < word.since());
+        match &word {
+            PeerWord::AdmitAsk(ask) if is_older => {
+                // Its build records nobody's openings, and believes everyone: while nodes are upgraded one after the other, so is its word.
+                let answer = Box::new(PeerWord::AdmitAnswer(ask.believed()));
+                return end.heard.push(Heard { shard, event: Event::Peer { from: node, word: answer, payload: None } });
+            }
+            // It compares nothing, and misses nothing by that.
+            PeerWord::DigestAsk(_) if is_older => return,
+            _ => {}
         }
         let taken = end.peers.as_mut().is_some_and(|peers| peers.send(node, word, parts, &self.memory));
         if !taken && !end.lost.contains(&(shard, node)) {

@@ -157,6 +157,15 @@ impl Node {
         tracing::warn!(volume = %id, to = ?to, "the drive here is far behind the other members': another is asked to lead");
     }
 
+    pub(super) fn on_differs(&self, core: CoreIndex, slot: VolumeSlot, block: u64, mends: bool) {
+        let Some(id) = self.volume_at(core, slot) else { return };
+        if mends {
+            tracing::error!(volume = %id, block, "the 64 KiB from this block on were silently wrong here: most replicas have another content, which is copied");
+        } else {
+            tracing::error!(volume = %id, block, "replicas have the 64 KiB from this block on otherwise, each with its checksums right, and no majority tells which is wrong");
+        }
+    }
+
     pub(super) fn on_group_stopped(self: &Rc<Self>, core: CoreIndex, slot: VolumeSlot, why: String) {
         let Some(id) = self.volume_at(core, slot) else { return };
         tracing::error!(volume = %id, why, "a volume's group answers nothing here any more");

@@ -359,6 +359,7 @@ impl Node {
             Report::Recovered { core, slot, receipt } => self.on_recovered(core, slot, &receipt),
             Report::GroupStopped { core, slot, why } => self.on_group_stopped(core, slot, why),
             Report::Corrupt { drive, store, slot, block } => self.on_corrupt(drive, store, slot, block),
+            Report::Differs { core, slot, block, mends } => self.on_differs(core, slot, block, mends),
             Report::ScrubDone { drive, store, blocks, corrupt } => {
                 tracing::info!(drive = drive.0, store, blocks, corrupt, "scrub is done");
                 self.on_scrub_done(drive, blocks, corrupt);

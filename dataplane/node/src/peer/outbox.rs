@@ -8,7 +8,8 @@ use std::collections::VecDeque;
 use penstock_engine::PeerWord;
 use penstock_wire::BLOCK;
 use penstock_wire::peer::{
-    AdmitAnswer, AdmitAsk, BODY_MAX, Beat, Body, EntriesAnswer, EntryState, FRAME_BLOCKS_MAX, FetchAnswer, FetchAsk, HEADER, Hello, Message,
+    AdmitAnswer, AdmitAsk, BODY_MAX, Beat, Body, DigestAnswer, DigestAsk, EntriesAnswer, EntryState, FRAME_BLOCKS_MAX, FetchAnswer,
+    FetchAsk, HEADER, Hello, Message,
 };
 use spdk_rs::lend::LendBuf;
 
@@ -170,6 +171,8 @@ impl Outbox {
             PeerWord::FetchAsk(_) => FetchAsk::ENCODED_LEN,
             PeerWord::AdmitAsk(_) => AdmitAsk::BYTES,
             PeerWord::AdmitAnswer(_) => AdmitAnswer::BYTES,
+            PeerWord::DigestAsk(_) => DigestAsk::BYTES,
+            PeerWord::DigestAnswer(_) => DigestAnswer::BYTES,
             PeerWord::FetchAnswer(_) => FetchAnswer::ENCODED_LEN,
             PeerWord::Forward(forward) => forward.encoded_len(),
             PeerWord::Forwarded(answer) => answer.encoded_len(),

@@ -102,7 +102,7 @@ impl World {
         self.nodes.iter().all(|it| it.phase == Phase::Serving && it.fence.is_none())
     }
 
-    fn all_lead(&self) -> bool {
+    pub fn all_lead(&self) -> bool {
         self.all_serve()
             && self.volumes.values().all(|v| v.made.iter().all(|made| *made == Made::Done))
             && self.groups().into_iter().all(|volume| self.leader_of(volume).is_some())
@@ -116,7 +116,7 @@ impl World {
         })
     }
 
-    fn all_applied(&self) -> bool {
+    pub fn all_applied(&self) -> bool {
         self.groups().into_iter().all(|volume| {
             let look = |node: usize| {
                 let it = &self.nodes[node];
@@ -276,11 +276,17 @@ impl World {
         self.until(PATIENCE_US, what, |w| !w.nodes[node].orders.contains_key(&id));
     }
 
-    fn drain(&mut self) {
+    pub fn drain(&mut self) {
         for node in 0..self.nodes.len() {
-            self.order_well(node, Order::Drain, "the drain is done");
-            let view = self.nodes[node].store.as_ref().expect("alive").view();
-            assert_eq!(view.undrained_extents, 0, "node {node} is drained and has undrained extents");
+            let undrained = |w: &World| w.nodes[node].store.as_ref().expect("alive").view().undrained_extents;
+            // What is put back or copied anew comes when it comes.
+            for _ in 0..5 {
+                self.order_well(node, Order::Drain, "the drain is done");
+                if undrained(self) == 0 {
+                    break;
+                }
+            }
+            assert_eq!(undrained(self), 0, "node {node} is drained and has undrained extents");
             self.tally.check("drained and checkpointed (25)");
         }
     }
@@ -291,7 +297,7 @@ impl World {
     }
 
     /// Blocks of volumes with several replicas that are not what their maps say: node, volume, block.
-    fn rotten(&self) -> Vec<(usize, u32, u64)> {
+    pub fn rotten(&self) -> Vec<(usize, u32, u64)> {
         let of = |it: &Node| {
             let (start, store) = (it.share.start.0, it.store.as_ref().expect("alive"));
             let replicated = store.data_blocks().into_iter().filter(|(no, ..)| self.volumes[&it.replicas[no]].replicated);
@@ -304,7 +310,7 @@ impl World {
     }
 
     /// Those of them that have a volume's content.
-    fn holders(&self, volume: u32) -> Vec<usize> {
+    pub fn holders(&self, volume: u32) -> Vec<usize> {
         self.whole_nodes().into_iter().filter(|node| !self.is_log_only(volume, *node)).collect()
     }
 
@@ -328,26 +334,31 @@ impl World {
         }
     }
 
-    /// What rotted on one member's drive is whole again after scrubs (5, 25).
+    /// What rotted on one member's drive is whole again after scrubs, and what is silently wrong is found (5, 6, 25).
     fn repair(&mut self) {
         self.rot_one();
         let before = self.rotten().len();
-        for _ in 0..5 {
+        self.make_wrong();
+        for pass in 0..5 {
             for node in self.whole_nodes() {
                 self.order_well(node, Order::ScrubStart, "the scrub begins");
+            }
+            if pass == 0 {
+                self.die_while_it_is_wrong();
             }
             let scrubs = |it: &Node| it.store.as_ref().is_some_and(|store| store.view().scrub_permille.is_some());
             self.until(PATIENCE_US, "scrubs end", |w| !w.nodes.iter().any(scrubs));
             let end = self.now + 100_000;
             while self.now < end && self.step() {}
             self.drain();
-            if self.rotten().is_empty() {
+            if self.rotten().is_empty() && !self.is_wrong() {
                 break;
             }
         }
         let left = self.rotten();
         assert!(left.is_empty(), "rot that scrubs leave, though others have the blocks: {left:?}: {}", self.describe());
         self.tally.checks("rot is mended by scrubs (5, 25)", before as u64);
+        self.check_wrong();
     }
 
     /// A block that rots on all drives is lost alone (6). While a member that others do not let in is counted, nobody can know that.

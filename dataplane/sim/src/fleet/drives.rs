@@ -169,7 +169,7 @@ impl World {
         self.damage(node, at, Some(Rc::new(page)), class);
     }
 
-    fn damage(&mut self, node: usize, at: u64, page: Option<Rc<Page>>, class: &'static str) {
+    pub fn damage(&mut self, node: usize, at: u64, page: Option<Rc<Page>>, class: &'static str) {
         let it = &mut self.nodes[node];
         if let Some(old) = it.drive.look(at)
             && let Some((place, image)) = block_of(&old[..])

@@ -118,6 +118,8 @@ impl World {
                 answer.check(payload).unwrap_or_else(|error| panic!("invariant 14: node {node} copies a bad payload: {error}"));
                 self.tally.check("payload is right when it leaves (14)");
             }
+            PeerWord::DigestAsk(ask) => assert_eq!(ask.from, self.seat(volume, node), "{ask:?} comes from node {node}"),
+            PeerWord::DigestAnswer(answer) => assert_eq!(answer.from, self.seat(volume, node), "{answer:?} comes from node {node}"),
             PeerWord::Forward(_) | PeerWord::Forwarded(_) => unreachable!("no store says {word:?}"),
         }
     }
@@ -296,7 +298,8 @@ impl World {
                 }
                 // A life begins with what the checkpoint covers of what was applied, over extents that have more of it: they are as of no one entry
                 // until all that was applied is applied again.
-                if !look.rebuilding && look.applied >= before.reached && !self.is_log_only(volume, node) && self.rng.one_in(24) {
+                let wrong = self.wrong.as_ref().is_some_and(|wrong| wrong.is_of(node, volume));
+                if !wrong && !look.rebuilding && look.applied >= before.reached && !self.is_log_only(volume, node) && self.rng.one_in(24) {
                     self.check_state(node, volume, no, look.applied);
                 }
             }

@@ -19,6 +19,7 @@ mod replace;
 mod snapshots;
 mod strike;
 mod world;
+mod wrong;
 
 use crate::run::Life;
 use crate::tally::{Tally, Trace};

@@ -123,6 +123,7 @@ impl World {
         }
         self.grow(volume);
         self.choose_snapshot(volume);
+        self.choose_scrub();
     }
 
     /// Orders the larger size from who leads.

@@ -115,6 +115,8 @@ pub struct World {
     pub resting: bool,
     /// A block that was made to rot on every drive.
     pub ruined: Option<(u32, u64)>,
+    /// What one node has otherwise than the others, with its checksums right.
+    pub wrong: Option<super::wrong::Wrong>,
 }
 
 impl World {
@@ -148,6 +150,7 @@ impl World {
             served: 0,
             resting: false,
             ruined: None,
+            wrong: None,
             plan,
         };
         for node in 0..world.nodes.len() {
@@ -372,6 +375,10 @@ impl World {
                 }
             }
             Notice::Replica { replica, shape, gone } => self.replica_told(node, *replica, shape, *gone),
+            Notice::Differs { replica, block, mends, .. } => {
+                let volume = it.replicas.get(replica).copied();
+                self.told_to_differ(node, volume, *block, *mends);
+            }
             Notice::ScrubDone { .. } | Notice::Standing { .. } => {}
             Notice::Recovered { replica, receipt, .. } => {
                 if let Some(volume) = it.replicas.get(replica) {

@@ -13,6 +13,7 @@
 mod admit;
 mod beat;
 mod copy;
+mod digest;
 mod fetch;
 mod forward;
 mod group;
@@ -22,6 +23,7 @@ mod members;
 pub use admit::{AdmitAnswer, AdmitAsk, Belief, Opening, OpeningId, Past, Seen};
 pub use beat::{Beat, Drive, DriveState, Room, Space};
 pub use copy::{COPY_LISTED_MAX, Copied, CopyAnswer, CopyAsk, EXTENTS_END, States};
+pub use digest::{DigestAnswer, DigestAsk, Digests, ExtentDigest};
 pub use fetch::{EntriesAnswer, EntriesAsk, EntryState, FetchAnswer, FetchAsk, FetchResult};
 pub use forward::{Deed, FORWARD_BYTES_MAX, Forward, Forwarded, Outcome};
 pub use group::{Append, Entry, EntryKind, Install, Message, MessageBody, Round, Verified};
@@ -61,10 +63,12 @@ pub enum Kind {
     Forwarded = 11,
     AdmitAsk = 20,
     AdmitAnswer = 21,
+    DigestAsk = 22,
+    DigestAnswer = 23,
 }
 
 impl Kind {
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 15] = [
         Self::Hello,
         Self::Beat,
         Self::Groups,
@@ -76,14 +80,19 @@ impl Kind {
         Self::CopyAnswer,
         Self::AdmitAsk,
         Self::AdmitAnswer,
+        Self::DigestAsk,
+        Self::DigestAnswer,
         Self::Forward,
         Self::Forwarded,
     ];
 
     /// The version of the protocol that has it first.
     pub fn since(self) -> u32 {
-        let since_2 = [Self::FetchAsk, Self::FetchAnswer, Self::AdmitAsk, Self::AdmitAnswer, Self::Forward, Self::Forwarded];
-        if since_2.contains(&self) { 2 } else { 1 }
+        match self {
+            Self::FetchAsk | Self::FetchAnswer | Self::AdmitAsk | Self::AdmitAnswer => 2,
+            Self::DigestAsk | Self::DigestAnswer | Self::Forward | Self::Forwarded => 2,
+            _ => 1,
+        }
     }
 
     /// Whether payload may follow the body.
@@ -178,6 +187,8 @@ pub enum Body {
     CopyAnswer(CopyAnswer),
     AdmitAsk(AdmitAsk),
     AdmitAnswer(AdmitAnswer),
+    DigestAsk(DigestAsk),
+    DigestAnswer(DigestAnswer),
     Forward(Forward),
     Forwarded(Forwarded),
 }
@@ -196,6 +207,8 @@ impl Body {
             Self::CopyAnswer(_) => Kind::CopyAnswer,
             Self::AdmitAsk(_) => Kind::AdmitAsk,
             Self::AdmitAnswer(_) => Kind::AdmitAnswer,
+            Self::DigestAsk(_) => Kind::DigestAsk,
+            Self::DigestAnswer(_) => Kind::DigestAnswer,
             Self::Forward(_) => Kind::Forward,
             Self::Forwarded(_) => Kind::Forwarded,
         }
@@ -232,6 +245,8 @@ impl Body {
             Self::CopyAnswer(answer) => answer.put(w),
             Self::AdmitAsk(ask) => ask.put(w),
             Self::AdmitAnswer(answer) => answer.put(w),
+            Self::DigestAsk(ask) => ask.put(w),
+            Self::DigestAnswer(answer) => answer.put(w),
             Self::Forward(forward) => forward.put(w),
             Self::Forwarded(answer) => answer.put(w),
         }
@@ -290,6 +305,8 @@ impl Body {
             Kind::CopyAnswer => Self::CopyAnswer(CopyAnswer::take(&mut r)?),
             Kind::AdmitAsk => Self::AdmitAsk(AdmitAsk::take(&mut r)?),
             Kind::AdmitAnswer => Self::AdmitAnswer(AdmitAnswer::take(&mut r)?),
+            Kind::DigestAsk => Self::DigestAsk(DigestAsk::take(&mut r)?),
+            Kind::DigestAnswer => Self::DigestAnswer(DigestAnswer::take(&mut r)?),
             Kind::Forward => Self::Forward(Forward::take(&mut r)?),
             Kind::Forwarded => Self::Forwarded(Forwarded::take(&mut r)?),
         };

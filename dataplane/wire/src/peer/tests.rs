@@ -47,6 +47,8 @@ fn every_kind_of_frame_round_trips() {
         match body {
             Body::FetchAsk(_) => assert_eq!(bytes.len(), HEADER + FetchAsk::ENCODED_LEN),
             Body::FetchAnswer(_) => assert_eq!(bytes.len(), HEADER + FetchAnswer::ENCODED_LEN),
+            Body::DigestAsk(_) => assert_eq!(bytes.len(), HEADER + DigestAsk::BYTES),
+            Body::DigestAnswer(_) => assert_eq!(bytes.len(), HEADER + DigestAnswer::BYTES),
             _ => {}
         }
     }
@@ -266,7 +268,7 @@ fn proof_covers_every_other_field_of_a_hello() {
 }
 
 fn kinds() -> impl Strategy<Value = Kind> {
-    (1u16..=9).prop_map(|code| Kind::of(code).unwrap())
+    (0..Kind::ALL.len()).prop_map(|at| Kind::ALL[at])
 }
 
 /// What decodes has one form only: encoded again it is the same bytes.
@@ -285,8 +287,9 @@ proptest! {
     }
 
     #[test]
-    fn mutated_bodies_decode_or_fail_cleanly(which in 0usize..12, at: usize, len in 1usize..9, value: u64) {
-        let (_, body, _) = bodies().swap_remove(which);
+    fn mutated_bodies_decode_or_fail_cleanly(which: usize, at: usize, len in 1usize..9, value: u64) {
+        let mut bodies = bodies();
+        let (_, body, _) = bodies.swap_remove(which % bodies.len());
         let mut bytes = body.encode(PROTOCOL, 7)[HEADER..].to_vec();
         let at = at % bytes.len();
         let len = len.min(bytes.len() - at).min(8);
@@ -295,7 +298,7 @@ proptest! {
     }
 
     #[test]
-    fn any_bytes_as_a_header_decode_or_fail_cleanly(mut bytes in proptest::collection::vec(any::<u8>(), HEADER), kind in 0u16..11) {
+    fn any_bytes_as_a_header_decode_or_fail_cleanly(mut bytes in proptest::collection::vec(any::<u8>(), HEADER), kind in 0u16..26) {
         bytes[16..18].copy_from_slice(&kind.to_le_bytes());
         bytes[18..20].fill(0);
         seal(&mut bytes, MAGIC, PROTOCOL);
@@ -326,5 +329,42 @@ fn forwarded_command_with_more_or_less_than_it_needs_is_refused() {
         let mut forward = good.clone();
         change(&mut forward);
         assert!(decoded(forward.clone()).is_err(), "{forward:?}");
+    }
+}
+
+#[test]
+fn digests_that_claim_more_than_they_are_as_of_are_refused() {
+    let good = bodies().into_iter().find_map(|(_, body, _)| if let Body::DigestAsk(ask) = body { Some(ask) } else { None }).unwrap();
+    let bytes = Body::DigestAsk(good.clone()).encode(PROTOCOL, 7)[HEADER..].to_vec();
+    let told = DigestAsk::BYTES - 12;
+    let untold = DigestAsk::BYTES - 24;
+    assert_eq!(decode(&framed(Kind::DigestAsk, &bytes, 0)), Ok(Body::DigestAsk(good.clone())));
+    let wrong: [(usize, u64, &str); 5] = [
+        (told, good.digests.as_of.0 + 1, "changed by an entry behind what it is as of"),
+        (told, u64::MAX, "not told, with a digest"),
+        (untold + 8, 1, "the same"),
+        (40, u64::from(crate::layer::LAYER_NO_LIMIT), "a layer beyond all"),
+        (48, crate::COUNT_LIMIT, "as of an entry that never comes"),
+    ];
+    for (at, value, what) in wrong {
+        let mut bytes = bytes.clone();
+        bytes[at..at + 8].copy_from_slice(&value.to_le_bytes());
+        assert!(decode(&framed(Kind::DigestAsk, &bytes, 0)).is_err(), "{what}");
+    }
+    let mut page = bytes.clone();
+    page[44..48].copy_from_slice(&(crate::page::PAGE_NO_MAX + 1).to_le_bytes());
+    assert!(matches!(decode(&framed(Kind::DigestAsk, &page, 0)), Err(DecodeError::Limit { .. })));
+}
+
+#[test]
+fn digest_tells_zeros_from_data_and_one_block_from_another() {
+    let sums: Vec<u32> = [vec![], vec![(0, 0)], vec![(1, 0)], vec![(0, 7)], vec![(1, 7)], vec![(0, 7), (1, 7)]]
+        .into_iter()
+        .map(|data: Vec<(usize, u32)>| {
+            ExtentDigest::sum(&std::array::from_fn(|at| data.iter().find(|(of, _)| *of == at).map(|(_, crc)| *crc)))
+        })
+        .collect();
+    for (at, sum) in sums.iter().enumerate() {
+        assert!(!sums[..at].contains(sum), "{at}");
     }
 }

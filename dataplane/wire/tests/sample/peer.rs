@@ -216,6 +216,14 @@ pub fn bodies() -> Vec<(&'static str, Body, Vec<u8>)> {
         sealed: Seq(0x2b2c),
         entry: Index(0x2d2e),
     };
+    let mut extents = Box::new([None; page::EXTENTS_PER_PAGE]);
+    extents[0] = Some(ExtentDigest { since: Index(0), digest: ExtentDigest::sum(&[None; 16]) });
+    extents[47] =
+        Some(ExtentDigest { since: Index(0x2e2f), digest: ExtentDigest::sum(&std::array::from_fn(|at| (at == 3).then_some(crc))) });
+    let digests = Digests { as_of: Index(0x3031), extents };
+    let (segment, from, to) = (SegmentId(id(0x90)), MemberNo(2), MemberNo(3));
+    let compare = DigestAsk { id: 0x3233, segment, from, to, layer: 0x3435, page_no: 0x36_3738, digests: digests.clone() };
+    let compared = DigestAnswer { id: compare.id, segment, from: to, to: from, digests };
     let bare = |name, body| (name, body, vec![]);
     vec![
         bare("peer-hello-v1.bin", Body::Hello(hello)),
@@ -238,6 +246,8 @@ pub fn bodies() -> Vec<(&'static str, Body, Vec<u8>)> {
         bare("peer-admit-ask-believed-v2.bin", Body::AdmitAsk(AdmitAsk { believed: Some(admit.opening.id()), ..admit })),
         bare("peer-admit-answer-v2.bin", Body::AdmitAnswer(admitted(Belief::Recorded))),
         bare("peer-admit-answer-forgot-v2.bin", Body::AdmitAnswer(admitted(Belief::Forgot))),
+        bare("peer-digest-ask-v2.bin", Body::DigestAsk(compare)),
+        bare("peer-digest-answer-v2.bin", Body::DigestAnswer(compared)),
         bare("peer-groups-room-v2.bin", Body::Groups(roomy_messages())),
         ("peer-forward-v2.bin", Body::Forward(forward(Deed::CompareWrite, 4096, payload(3, 2))), payload(3, 2)),
         bare("peer-forward-read-v2.bin", Body::Forward(forward(Deed::Read, 512, vec![]))),
