@@ -169,7 +169,7 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { batches_out: 4, batch_blocks: 64, drain_slice: 64, idle_ms: 500, scrub_per_tick: 8, copies_out: 8 }
+        Self { batches_out: 4, batch_blocks: 128, drain_slice: 64, idle_ms: 500, scrub_per_tick: 8, copies_out: 8 }
     }
 }
 

@@ -262,6 +262,10 @@ impl Store {
             return;
         }
         let limits = self.config.limits;
+        if self.barrier() == Barrier::Flush {
+            // At the end of the turn: one barrier for all that was found written in it.
+            self.flush_log(fx);
+        }
         self.pass_void_items();
         while self.stream.out.len() < BATCHES_OUT_MAX as usize && !(self.host.ready.is_empty() && self.groups.queue.is_empty()) {
             let small_waits = self.stream.out.len() >= limits.batches_out as usize;
@@ -560,7 +564,7 @@ impl Store {
         }
         if self.barrier() == Barrier::NotNeeded || self.canary(Canary::CountBeforeBarrier) {
             self.persisted_to(self.stream.written, mem, fx);
-        } else {
+        } else if self.stage == Stage::Opening {
             self.flush_log(fx);
         }
     }
@@ -581,8 +585,12 @@ impl Store {
         }
     }
 
+    /// Sends a barrier for all that is written, one at a time. While many batches are out it waits until half of them are written: the
+    /// device does as well with far fewer barriers, and has enough to do meanwhile.
     fn flush_log(&mut self, fx: &mut Effects) {
-        if self.stream.flushing.is_none() && self.stream.written > self.stream.persisted {
+        let (out, waiting) = (self.stream.out.len() as u64, self.stream.written.0 - self.stream.persisted.0);
+        let is_worth = out <= u64::from(self.config.limits.batches_out) || waiting * 2 >= out;
+        if self.stream.flushing.is_none() && waiting > 0 && is_worth {
             self.stream.flushing = Some(self.stream.written);
             self.counters.log_flushes += 1;
             self.flush(fx, Owner::LogFlush);
@@ -600,7 +608,9 @@ impl Store {
             return;
         }
         self.persisted_to(to, mem, fx);
-        self.flush_log(fx);
+        if self.stage == Stage::Opening {
+            self.flush_log(fx);
+        }
     }
 
     fn persisted_to<M: Memory>(&mut self, to: Seq, mem: &mut M, fx: &mut Effects) {

@@ -142,6 +142,19 @@ fn blocks_that_are_overwritten_before_the_log_needs_their_room_are_never_drained
 }
 
 #[test]
+fn batches_found_written_in_one_turn_share_a_barrier() {
+    let mut bench = Bench::new();
+    bench.create(1000);
+    let before = bench.store.view().counters;
+    let span = |at: u64| Span { offset: at * 128 * BLOCK as u64, len: 128 * BLOCK as u64 };
+    let ios: Vec<u32> = (0..6).map(|at| bench.begin(HostOp::Write(span(at)), pattern(at as u8, 128 * BLOCK))).collect();
+    bench.run();
+    assert!(ios.iter().all(|io| bench.replies[io] == Status::Ok));
+    let after = bench.store.view().counters;
+    assert_eq!((after.log_batches - before.log_batches, after.log_flushes - before.log_flushes), (6, 1));
+}
+
+#[test]
 fn full_store_refuses_new_extents_overwrites_go_on_and_deletes_make_room() {
     let mut bench = Bench::new();
     bench.create(100_000);
