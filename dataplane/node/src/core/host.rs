@@ -76,6 +76,17 @@ impl Core {
         self.pending[at] = pending;
     }
 
+    /// See [`Store::look_ahead`](penstock_engine::Store::look_ahead). A command that comes alone has nothing to gain.
+    pub(super) fn look_ahead(&self, asks: &[Request]) {
+        for request in asks.iter().filter(|_| asks.len() > 1) {
+            let Ask::Op(op) = request.ask else { continue };
+            let Some(volume) = self.volumes.get(request.slot.0 as usize) else { continue };
+            if let Some(shard) = self.shards[volume.shard].as_ref().filter(|shard| !shard.quarantined) {
+                shard.store.look_ahead(volume.replica, op);
+            }
+        }
+    }
+
     pub(super) fn on_request(&mut self, request: Request) {
         self.counters.host_commands += 1;
         let Request { io, slot, host, forwards, ask, since } = request;

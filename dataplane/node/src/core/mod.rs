@@ -21,6 +21,7 @@ mod volume;
 
 use std::cell::RefCell;
 use std::os::fd::RawFd;
+use std::vec::Drain;
 
 use penstock_engine::{
     DiskId, Effect, Effects, Event, FenceReason, Millis, Notice, OpenError, Order, OrderError, OrderId, Receipt, RecoveryReport, ReplicaNo,
@@ -342,11 +343,12 @@ impl Core {
     /// Takes what came to the stores, and settles those that were touched; true when there were any. Called again after a fall.
     fn work(
         &mut self,
-        asks: &mut impl Iterator<Item = Request>,
+        asks: &mut Drain<'_, Request>,
         local: &mut impl Iterator<Item = LocalIo>,
         done: &mut impl Iterator<Item = DiskDone>,
         heard: &mut impl Iterator<Item = Heard>,
     ) -> bool {
+        self.look_ahead(asks.as_slice());
         for request in asks {
             self.on_request(request);
         }
