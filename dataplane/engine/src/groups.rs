@@ -463,7 +463,7 @@ impl Store {
             }
         }
         self.groups.marked.clear();
-        // Who waits to hear of an opening asks again.
+        // Nobody is told any more what waits here for a seal: others ask again in the next life, and so does this store.
         self.groups.asked.clear();
         self.groups.claims.clear();
         self.groups.queue.iter_mut().for_each(|item| item.mark = None);

@@ -327,3 +327,16 @@ fn store_that_is_asked_to_record_an_opening_while_it_stops_stops() {
     cluster.order(0, Order::Stop).unwrap();
     assert_eq!(cluster.nodes[0].store.view().stage, Stage::Stopped);
 }
+
+#[test]
+fn store_stops_while_its_own_opening_waits_for_a_seal() {
+    for ms in (0..200).step_by(10) {
+        let mut cluster = Cluster::new(3);
+        cluster.leader();
+        cluster.nodes[0].late = 20;
+        cluster.restart(0);
+        cluster.pass(ms);
+        assert_eq!(cluster.order(0, Order::Stop), Ok(()), "{ms} ms after it came back");
+        assert_eq!((cluster.nodes[0].store.view().stage, cluster.nodes[0].mem.held()), (Stage::Stopped, 0));
+    }
+}

@@ -248,11 +248,11 @@ impl World {
     /// A command that its node will never answer.
     fn abandoned(&mut self, node: usize, attempt: Attempt) {
         if !attempt.given_up
-            && let Some(v) = self.volumes.get_mut(&attempt.command.volume)
+            && let Some(v) = self.volumes.get_mut(&attempt.home)
         {
             v.out = v.out.saturating_sub(1);
         }
-        if !attempt.lapsed && self.volumes.get(&attempt.command.volume).is_some_and(|v| v.replicated) {
+        if !attempt.lapsed && self.volumes.get(&attempt.home).is_some_and(|v| v.replicated) {
             self.unknown(node, attempt);
         }
     }
