@@ -6,7 +6,7 @@
 //! good. Sub-block commands touch some sectors. Not here: which commands exist (`oracle`), and drives.
 
 use std::borrow::Cow;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::stamp::{Image, SECTORS, ZEROS};
 
@@ -222,9 +222,13 @@ impl Register {
         assert!(entries.len() <= 64, "a history of {} commands", entries.len());
         let all_musts = entries.iter().enumerate().filter(|(_, e)| e.must).fold(0u64, |m, (i, _)| m | 1 << i);
         let mut ends = BTreeSet::new();
-        let mut seen = BTreeSet::new();
-        let mut stack: Vec<(u64, Image)> = self.states.iter().map(|s| (0, *s)).collect();
-        while let Some((mut done, state)) = stack.pop() {
+        // Commands that may have happened are taken in as late as can be: by what has happened and the state, with each set of them that was tried. One
+        // that has not happened yet still may, and forbids nothing, so whatever follows from a set follows from any part of it.
+        let mut tried: BTreeMap<(u64, Image), Vec<u64>> = BTreeMap::new();
+        let mut count = 0;
+        // By how many of them were taken in, so that a set comes after its parts.
+        let mut ahead = vec![self.states.iter().map(|s| (0, *s)).collect::<Vec<(u64, Image)>>()];
+        while let Some((mut done, state)) = pop_fewest(&mut ahead) {
             // What can be seen now costs nothing to see now, unless a command that may have happened must come before.
             loop {
                 let bound = bound(&entries, done).min(last_call(&entries, done));
@@ -235,20 +239,28 @@ impl Register {
                     None => break,
                 }
             }
-            if !seen.insert((done, state)) {
+            let sets = tried.entry((done & all_musts, state)).or_default();
+            if sets.iter().any(|set| set & done == *set) {
                 continue;
             }
-            assert!(seen.len() < 2_000_000, "the search for an order does not end: {entries:?}");
+            sets.push(done & !all_musts);
+            count += 1;
+            assert!(count < 2_000_000, "the search for an order does not end: {entries:?}");
             if done & all_musts == all_musts {
                 ends.insert(state);
             }
             let bound = bound(&entries, done);
             let begun = entries.iter().enumerate().filter(|(i, _)| done & 1 << i != 0).map(|(_, e)| e.from).max().unwrap_or(Clock(0));
+            let mut go_on = |done: u64, state| {
+                let taken = (done & !all_musts).count_ones() as usize;
+                ahead.resize_with(ahead.len().max(taken + 1), Vec::new);
+                ahead[taken].push((done, state));
+            };
             for (i, e) in entries.iter().enumerate().filter(|(i, e)| done & 1 << i == 0 && e.from <= bound && begun <= e.to) {
                 match &e.act {
-                    act if self.sees(act, &state) => stack.push((done | 1 << i, state)),
-                    Act::Put(puts) => stack.extend(puts.iter().map(|p| (done | 1 << i, p.over(&state)))),
-                    Act::Swap { expect, put } if expect.matches(&state) => stack.push((done | 1 << i, put.over(&state))),
+                    act if self.sees(act, &state) => go_on(done | 1 << i, state),
+                    Act::Put(puts) => puts.iter().for_each(|p| go_on(done | 1 << i, p.over(&state))),
+                    Act::Swap { expect, put } if expect.matches(&state) => go_on(done | 1 << i, put.over(&state)),
                     _ => {}
                 }
             }
@@ -286,6 +298,11 @@ impl Register {
         }
         text
     }
+}
+
+/// One of those of which the fewest commands that may have happened did.
+fn pop_fewest(ahead: &mut [Vec<(u64, Image)>]) -> Option<(u64, Image)> {
+    ahead.iter_mut().find_map(Vec::pop)
 }
 
 /// A command may be next if no other that must happen ended before it began.
@@ -390,6 +407,67 @@ mod tests {
         for (name, fine, rows) in cases {
             assert_eq!(run(rows).is_ok(), *fine, "{name}");
         }
+    }
+
+    /// All orders, tried one after the other.
+    fn every_order(r: &Register, entries: &[Entry], done: u64, begun: Clock, state: Image, ends: &mut BTreeSet<Image>) {
+        if entries.iter().enumerate().all(|(i, e)| !e.must || done & 1 << i != 0) {
+            ends.insert(state);
+        }
+        for (i, e) in entries.iter().enumerate().filter(|(i, e)| done & 1 << i == 0 && e.from <= bound(entries, done) && begun <= e.to) {
+            let next: Vec<Image> = match &e.act {
+                Act::Put(puts) => puts.iter().map(|p| p.over(&state)).collect(),
+                Act::Swap { expect, put } => expect.matches(&state).then(|| put.over(&state)).into_iter().collect(),
+                act => r.sees(act, &state).then_some(state).into_iter().collect(),
+            };
+            next.into_iter().for_each(|next| every_order(r, entries, done | 1 << i, begun.max(e.from), next, ends));
+        }
+    }
+
+    #[test]
+    fn search_finds_what_trying_every_order_finds() {
+        let rng = &mut crate::rng::Rng::new(7);
+        let (mut explained, mut not) = (0, 0);
+        for round in 0..20_000 {
+            let some = |rng: &mut crate::rng::Rng| {
+                let mask = rng.pick(&[0xff, 0xff, 0x0f, 0xf0]);
+                let id = rng.below(5);
+                Patch { mask, image: std::array::from_fn(|s| if mask & 1 << s != 0 { id } else { 0 }) }
+            };
+            let entries: Vec<Entry> = (0..rng.within(1, 6))
+                .map(|serial| {
+                    let (from, act) = (rng.below(12), rng.below(5));
+                    let act = match act {
+                        0 | 1 => Act::Put((0..rng.within(1, 2)).map(|_| some(rng)).collect()),
+                        2 => Act::Swap { expect: Box::new(some(rng)), put: Box::new(some(rng)) },
+                        3 => Act::Differ { expect: Box::new(some(rng)), first: rng.pick(&[0, 4]) },
+                        _ => Act::See(some(rng)),
+                    };
+                    let sees = matches!(act, Act::See(_) | Act::Differ { .. });
+                    let to = if sees || rng.one_in(2) { Clock(from + 1 + rng.below(8)) } else { NEVER };
+                    Entry { serial, from: Clock(from), to, act, must: sees || to != NEVER && rng.one_in(2) }
+                })
+                .collect();
+            let r = Register::default();
+            let mut ends = BTreeSet::new();
+            every_order(&r, &entries, 0, Clock(0), ZEROS, &mut ends);
+            let found = r.search(entries.clone()).unwrap_or_default();
+            assert_eq!(found, ends.iter().copied().collect::<Vec<_>>(), "round {round}: {entries:?}");
+            (explained, not) = if ends.is_empty() { (explained, not + 1) } else { (explained + 1, not) };
+        }
+        assert!(explained > 5_000 && not > 2_000, "{explained} {not}");
+    }
+
+    #[test]
+    fn search_among_many_commands_that_may_have_happened_ends() {
+        let mut r = Register::default();
+        for serial in 1..=26 {
+            r.begin(serial, Clock(serial), Act::Put(vec![whole(2 * serial), whole(2 * serial + 1)]));
+        }
+        r.begin(99, Clock(50), Act::Look);
+        r.answered(99, Clock(60), Some(see(9))).expect("one of them");
+        r.cut_off(Clock(70)).expect("fine");
+        assert_eq!(r.possible().expect("fine").len(), 51, "the one that was seen, or any other after it");
     }
 
     #[test]

@@ -118,7 +118,7 @@ impl World {
         there.then_some(node)
     }
 
-    fn look_elsewhere(&mut self, volume: u32) {
+    pub fn look_elsewhere(&mut self, volume: u32) {
         let node = self.rng.below(self.nodes.len() as u64) as usize;
         self.volumes.get_mut(&volume).expect("there").guess = node;
     }

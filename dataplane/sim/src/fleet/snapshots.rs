@@ -76,8 +76,13 @@ impl World {
             };
             let it = &self.nodes[guess];
             let busy = it.orders.values().any(|other| *other == order);
-            if it.phase == Phase::Serving && !busy && it.leads(volume) {
+            let leads = it.phase == Phase::Serving && it.leads(volume);
+            if leads && !busy {
                 self.order(guess, order);
+            } else if !leads {
+                // Hosts may have no room to send anything before it is settled, and hear of no leader.
+                self.look_elsewhere(volume);
+                return;
             }
         }
     }
