@@ -68,6 +68,12 @@ impl Proposed {
     pub fn payload_blocks(&self) -> u32 {
         if matches!(self.what, What::Write { .. }) { self.blocks as u32 } else { 0 }
     }
+
+    /// Blocks that it writes.
+    pub fn written(&self) -> std::ops::Range<u64> {
+        self.block..self.block + u64::from(self.payload_blocks())
+    }
+
     /// Bytes of descriptors beyond the op's head.
     pub fn section_bytes(&self) -> usize {
         match &self.what {

@@ -6,7 +6,7 @@
 
 use crate::config::Canary;
 use crate::host::{JobId, JobStage, Proposed, Source, What};
-use crate::member::{Payload, Proposal};
+use crate::member::{Payload, Promise, Proposal};
 use crate::port::*;
 use crate::replica::ProposeError;
 use crate::store::Store;
@@ -112,8 +112,10 @@ impl Store {
         }
         // Never refused: no more than was given up just now.
         let promised = self.promise_entry(no, &entry(term, index, bytes), false).unwrap_or_default();
+        let bare: Vec<Promise> = ops.iter().flat_map(|op| self.bare_extents(no, op.written())).collect();
         let member = self.member_mut(no).expect("it has just proposed");
         member.rooms.spend(index, &promised);
+        member.rooms.spend(index, &bare);
         if ops.last().is_some_and(Proposed::ends_entry) {
             member.note_marker(index);
         }

@@ -11,13 +11,18 @@
 //! other groups, since.
 
 use crate::config::Canary;
+use crate::host::Proposed;
+use crate::index::{GroupKey, Slot};
+use crate::map::Known;
 use crate::member::{Member, Promise};
 use crate::port::{Millis, ReplicaNo};
 use crate::store::Store;
 use penstock_wire::batch::PAYLOAD_BLOCKS_MAX;
+use penstock_wire::page::{BlockState, UNALLOCATED};
 use penstock_wire::peer::{MemberNo, MessageBody, Role};
 use penstock_wire::{EXTENT_BLOCKS, Index};
 use rustc_hash::FxHashMap;
+use std::ops::Range;
 
 /// Older news are asked for again where they tell of little room.
 const FRESH_MS: u64 = 1000;
@@ -135,6 +140,22 @@ impl Store {
         if self.groups.list.is_empty() { 0 } else { self.space.slack() }
     }
 
+    /// Extents of what is written that have their place here and hold nothing: members that have drained it have given theirs back.
+    pub(crate) fn bare_extents(&self, no: ReplicaNo, written: Range<u64>) -> impl Iterator<Item = Promise> {
+        let layer = self.map.live_layer(no);
+        let is_bare = move |extent: &u32| {
+            let Known::Entry(entry) = self.map.known(layer, *extent) else { return false };
+            let group = self.index.find(GroupKey { layer, extent: *extent }).map(|id| self.index.group(id));
+            let holds = |at: usize| match group.and_then(|group| group.slots[at]) {
+                Some(slot) => Slot::in_log(&Some(slot)),
+                None => entry.state(at) == BlockState::Data,
+            };
+            entry.place != UNALLOCATED && !(0..EXTENT_BLOCKS as usize).any(holds)
+        };
+        let extents = (written.start / EXTENT_BLOCKS) as u32..written.end.div_ceil(EXTENT_BLOCKS) as u32;
+        extents.filter(is_bare).map(move |extent| Promise::Extent(layer.layer, extent))
+    }
+
     /// A member answered, and said how much room it has.
     pub(crate) fn hear_room(&mut self, no: ReplicaNo, from: MemberNo, body: &MessageBody) {
         let (room, index) = match body {
@@ -148,23 +169,28 @@ impl Store {
         }
     }
 
-    /// Whether all members have room for so many extents more.
-    pub(crate) fn members_have_room(&mut self, no: ReplicaNo, extents: u32) -> Verdict {
+    /// Whether all members have room for what a write of these blocks takes, which is so many extents here. Zeros are no write.
+    pub(crate) fn members_have_room(&mut self, no: ReplicaNo, extents: u32, written: Range<u64>) -> Verdict {
         let now = self.now;
-        if extents == 0 || self.canary(Canary::CountOwnSpaceAlone) {
+        if extents == 0 && written.is_empty() || self.canary(Canary::CountOwnSpaceAlone) {
             return Verdict::Room;
         }
         // What is decided in this turn becomes entries at its end.
         let grouped = self.host.grouped.len() as u64;
         let Some(member) = self.member_mut(no) else { return Verdict::Room };
-        if member.rooms.is_plenty(u64::from(extents) + grouped * EXTENTS_MAX) {
+        if member.rooms.is_plenty((grouped + 1) * EXTENTS_MAX) {
             return Verdict::Room;
         }
-        let decided: u64 = self.host.grouped.iter().filter(|op| op.replica == no).map(|op| u64::from(op.promises)).sum();
+        let extents = u64::from(extents) + self.bare_extents(no, written).count() as u64;
+        if extents == 0 {
+            return Verdict::Room;
+        }
+        let of_op = |op: &Proposed| u64::from(op.promises) + self.bare_extents(no, op.written()).count() as u64;
+        let decided: u64 = self.host.grouped.iter().filter(|op| op.replica == no).map(of_op).sum();
         let member = self.member_mut(no).expect("seen above");
         let Member { rooms, members, .. } = member;
         let counts = |no| members.get(no).is_some_and(|member| member.role == Role::Voter);
-        let verdict = rooms.judge(u64::from(extents) + decided, now, counts);
+        let verdict = rooms.judge(extents + decided, now, counts);
         if verdict != Verdict::Room
             && let Some(group) = member.group_mut()
         {

@@ -251,7 +251,7 @@ impl Store {
         }
         if zero && chunk.is_aligned() {
             let Some(promises) = self.promise_zeros(replica, chunk.first, chunk.end()) else { return self.no_space(id, None, mem, fx) };
-            match self.members_have_room(replica, promises) {
+            match self.members_have_room(replica, promises, 0..0) {
                 Verdict::Room => self.propose(id, What::Zero, promises),
                 verdict => return self.no_room(id, verdict, promises, mem, fx),
             }
@@ -271,7 +271,7 @@ impl Store {
                 return self.no_space(id, unloaded, mem, fx);
             }
         };
-        let verdict = self.members_have_room(replica, promises);
+        let verdict = self.members_have_room(replica, promises, chunk.first..chunk.end());
         if verdict != Verdict::Room {
             buf.into_iter().for_each(|buf| mem.free(buf));
             return self.no_room(id, verdict, promises, mem, fx);
@@ -434,7 +434,7 @@ impl Store {
         self.counters.copied_blocks += chunk.blocks;
         let Ok(promises) = self.promise_space(no, chunk) else { return self.finish_job(id, Status::NoSpace, mem, fx) };
         // Others were proposed since it began, and may have taken what there was.
-        match self.members_have_room(no, promises) {
+        match self.members_have_room(no, promises, chunk.first..chunk.end()) {
             Verdict::Room => self.propose(id, What::Write { source: Source::Buf { buf } }, promises),
             Verdict::Wait => {
                 self.give_up_promises(promises);

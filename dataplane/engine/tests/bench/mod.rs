@@ -17,7 +17,7 @@ pub struct Bench {
     pub mem: PlainMemory,
     pub store: Store,
     pub fx: Effects,
-    pub now: u64,
+    now: u64,
     pub next_io: u32,
     /// Who begins the commands.
     pub host: HostId,

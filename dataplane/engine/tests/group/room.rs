@@ -115,3 +115,28 @@ fn merges_that_come_together_take_no_more_than_the_members_have() {
     cluster.agree();
     cluster.audit();
 }
+
+#[test]
+fn extent_that_is_empty_here_and_still_has_its_place_needs_one_where_it_was_given_back() {
+    let mut cluster = led_from_the_largest(&[DRIVE_BLOCKS, SMALL, SMALL]);
+    let refused = fill(&mut cluster);
+    let extent = |no: u64| Span { offset: no * EXTENT as u64, len: EXTENT as u64 };
+    (0..30).for_each(|no| assert_eq!(patiently(&mut cluster, HostOp::Zero(extent(no)), Vec::new()), Status::Ok));
+    // The leader has no time to drain, and the others do.
+    let holds = |cluster: &Cluster| cluster.nodes[0].store.usage(ReplicaNo(0)).allocated_extents;
+    let before = holds(&cluster);
+    for at in [1, 2] {
+        cluster.order(at, Order::Drain).unwrap();
+    }
+    // And say so.
+    cluster.pass(60);
+    for no in refused..refused + 20 {
+        assert_eq!(patiently(&mut cluster, HostOp::Write(extent(no)), pattern(1, EXTENT)), Status::Ok);
+    }
+    assert!(holds(&cluster) >= before, "it has let go of places");
+    let answers: Vec<Status> = (0..30).map(|no| patiently(&mut cluster, HostOp::Write(extent(no)), pattern(2, EXTENT))).collect();
+    assert!(answers.iter().all(|answer| matches!(answer, Status::Ok | Status::NoSpace)), "{answers:?}");
+    assert!(answers.contains(&Status::NoSpace), "{answers:?}");
+    cluster.agree();
+    cluster.audit();
+}
