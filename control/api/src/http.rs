@@ -248,10 +248,13 @@ pub struct VolumeCreateBody {
     pub size: ByteSize,
     #[serde(default)]
     pub block_size: BlockSize,
-    /// 1, 3 or 5, each on another node.
+    /// With data: 1, 3 or 5, each on another node; or 2 beside one that keeps the log alone.
     #[serde(default = "one_replica")]
     pub replicas: u8,
-    /// One for each replica, of distinct nodes; those with the most free space if none is named.
+    /// Beside these, replicas that keep the log alone: they count in majorities, take no space, and serve no host. 0, or 1 with `replicas` 2.
+    #[serde(default)]
+    pub log_only: u8,
+    /// One for each replica, of distinct nodes, last of all for those that keep the log alone; those with the most free space if none is named.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub drive_ids: Vec<DriveId>,
 }
@@ -271,6 +274,9 @@ pub struct VolumeView {
     pub block_size: BlockSize,
     pub progress: Progress,
     pub replicas: Vec<ReplicaView>,
+    /// How many more replicas may be lost, whichever they are, and the volume goes on; absent for a volume with one, or while nobody leads.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub spare: Option<u8>,
     /// One replica takes the place of another.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub change: Option<ChangeView>,
@@ -293,6 +299,9 @@ pub struct ReplicaView {
     /// The node's name, or its id where it has none here.
     pub node: String,
     pub drive_id: DriveId,
+    /// It keeps the log alone, and no data.
+    #[serde(default)]
+    pub log_only: bool,
     pub progress: Progress,
     /// Whether its node answered last time; what follows is as last observed.
     pub reachable: bool,

@@ -179,6 +179,19 @@ Examples:
     },
 }
 
+/// Replicas with data, and those that keep the log alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Replicas {
+    pub with_data: u8,
+    pub log_only: u8,
+}
+
+fn replicas(text: &str) -> Result<Replicas, String> {
+    let (count, log_only) = text.strip_suffix("+log").map_or((text, 0), |count| (count, 1));
+    let with_data = count.parse().map_err(|_| format!("\"{text}\" is neither a number such as 3 nor one such as 2+log"))?;
+    Ok(Replicas { with_data, log_only })
+}
+
 #[derive(Debug, Subcommand)]
 pub enum Volume {
     /// Create a volume
@@ -186,6 +199,7 @@ pub enum Volume {
 Examples:
   penstock volume create db-0 4GiB
   penstock volume create db-1 --size 4GiB --replicas 3
+  penstock volume create db-2 --size 4GiB --replicas 2+log
   penstock volume create old 100GB --block-size 512")]
     Create {
         name: VolumeName,
@@ -194,13 +208,14 @@ Examples:
         /// As the size without a flag
         #[arg(long = "size", id = "sized", value_name = "SIZE", conflicts_with = "size")]
         sized: Option<ByteSize>,
-        /// Copies, each on another node: 1, 3 or 5. Writes are durable on a majority before they are acknowledged
-        #[arg(long, value_name = "N", default_value_t = 1)]
-        replicas: u8,
+        /// Copies, each on another node: 1, 3 or 5; or 2+log, two and one that keeps the log alone, which takes hardly any space. Writes are durable on a
+        /// majority before they are acknowledged
+        #[arg(long, value_name = "N", default_value = "1", value_parser = replicas)]
+        replicas: Replicas,
         /// Logical block that hosts see: 512 or 4096
         #[arg(long, default_value = "4096", value_parser = ["512", "4096"])]
         block_size: String,
-        /// Drive's id, or its spec; repeat for each replica. Those with the most room if absent
+        /// Drive's id, or its spec; repeat for each replica, last for the one that keeps the log. Those with the most room if absent
         #[arg(long)]
         drive: Vec<String>,
         #[command(flatten)]

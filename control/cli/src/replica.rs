@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use penstock_api::VolumeName;
 use penstock_api::http::{Progress, ReplicaMoveBody, ReplicaRecoverBody, ReplicaReplaceBody, ReplicaView, VolumeView, path};
+use penstock_api::rpc::GroupPart;
 use serde::Serialize;
 
 use crate::args::{Replica, Wait};
@@ -80,13 +81,22 @@ pub fn table(replicas: &[ReplicaView]) -> String {
     output::table(&HEADER, &RIGHT, replicas.iter().map(columns).collect())
 }
 
+fn role(replica: &ReplicaView) -> &'static str {
+    match replica.part {
+        // It follows for good, and that it leads for a moment or asks the others is worth to be seen.
+        Some(GroupPart::Follower) if replica.log_only => "log-only",
+        Some(part) => part.word(),
+        None => "single",
+    }
+}
+
 fn columns(replica: &ReplicaView) -> Vec<String> {
     // What a node that is away said last is not what stands now.
     let fresh = |text: Option<String>| output::or_dash(text.filter(|_| replica.reachable));
     vec![
         replica.member.to_string(),
         replica.node.clone(),
-        fresh(replica.observed.as_ref().map(|_| replica.part.map_or("single", |part| part.word()).to_owned())),
+        fresh(replica.observed.as_ref().map(|_| role(replica).to_owned())),
         fresh(replica.term.map(|term| term.to_string())),
         fresh(replica.applied.map(|applied| applied.to_string())),
         fresh(replica.lag.map(|lag| lag.to_string())),

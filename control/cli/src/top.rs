@@ -151,6 +151,7 @@ mod tests {
             block_size: BlockSize::B4096,
             progress: Progress::Settled,
             replicas: vec![],
+            spare: None,
             change: None,
             exports: vec![],
             snapshots: vec![],

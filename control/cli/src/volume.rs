@@ -7,7 +7,7 @@ use penstock_api::http::{
 };
 use penstock_api::rpc::{BlockSize, Door, ErrorCode, GroupPart};
 
-use crate::args::{Doors, Volume, Wait};
+use crate::args::{Doors, Replicas, Volume, Wait};
 use crate::client::{self, Client};
 use crate::failure::Failure;
 use crate::output::{self, Form};
@@ -56,7 +56,8 @@ pub fn run(client: &Client, form: Form, command: Volume) -> Result<(), Failure> 
             let size = size.or(sized).expect("one of the two is required");
             let block_size = if block_size == "512" { BlockSize::B512 } else { BlockSize::B4096 };
             let drive_ids = drive.iter().map(|drive| pool::resolve(client, drive)).collect::<Result<_, _>>()?;
-            let body = VolumeCreateBody { name, size, block_size, replicas, drive_ids };
+            let Replicas { with_data, log_only } = replicas;
+            let body = VolumeCreateBody { name, size, block_size, replicas: with_data, log_only, drive_ids };
             let made: VolumeView = client.send("POST", path::VOLUMES, &body)?.json()?;
             let view = settle(client, &made.volume_id.to_string(), wait)?;
             let on: Vec<&str> = made.replicas.iter().map(|replica| replica.node.as_str()).collect();
@@ -221,7 +222,7 @@ fn table(volumes: &[VolumeView]) -> String {
             volume.size.rounded(),
             output::or_dash(seen.map(|seen| seen.allocated_bytes.rounded())),
             volume.block_size.to_string(),
-            volume.replicas.len().to_string(),
+            count(&volume.replicas),
             output::or_dash(leader(volume)),
             output::or_dash(Some(doors.join(" ")).filter(|doors| !doors.is_empty())),
             output::or_dash(seen.map(|seen| seen.connections.to_string())),
@@ -238,6 +239,22 @@ fn leader(volume: &VolumeView) -> Option<String> {
     volume.replicas.iter().filter(leads).max_by_key(|replica| replica.term).map(|replica| replica.node.clone())
 }
 
+/// As `--replicas` takes it.
+fn count(replicas: &[ReplicaView]) -> String {
+    let log_only = replicas.iter().filter(|replica| replica.log_only).count();
+    let with_data = replicas.len() - log_only;
+    if log_only == 0 { with_data.to_string() } else { format!("{with_data}+log") }
+}
+
+/// What is left of the redundancy.
+fn spare(volume: &VolumeView) -> String {
+    match volume.spare {
+        Some(0) => "none more: with one less the volume waits".to_owned(),
+        Some(more) => format!("any {more} more"),
+        None => "nobody leads: most replicas have to be there".to_owned(),
+    }
+}
+
 fn facts(volume: &VolumeView) -> String {
     let mut rows = vec![
         ("name", volume.name.to_string()),
@@ -252,7 +269,7 @@ fn facts(volume: &VolumeView) -> String {
         [only] => {
             rows.extend([("node", only.node.clone()), ("drive", only.drive_id.to_string()), ("replica", only.replica_id.to_string())])
         }
-        several => rows.extend([("replicas", several.len().to_string()), ("leader", output::or_dash(leader(volume)))]),
+        several => rows.extend([("replicas", count(several)), ("leader", output::or_dash(leader(volume))), ("may be lost", spare(volume))]),
     }
     for export in &volume.exports {
         let seen = export.observed.as_ref();

@@ -15,8 +15,8 @@ use crate::observed::Observed;
 pub const SIZE_MULTIPLE: u64 = 4096;
 /// Doors of one volume on one node, the bound on a record's size.
 pub const DOORS_MAX: usize = 16;
-/// How many replicas a volume may be made with. Two would hold no majority without both.
-pub const REPLICAS: [u8; 3] = [1, 3, 5];
+/// How many replicas with data, and how many that keep the log alone, a volume may be made with. Two would hold no majority without both.
+pub const REPLICAS: [(u8, u8); 4] = [(1, 0), (3, 0), (5, 0), (2, 1)];
 /// Where a node listens for hosts unless it was said otherwise.
 const NVMF_DEFAULT: SocketAddr = SocketAddr::new(core::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 4420);
 
@@ -96,22 +96,25 @@ pub fn withdraw_drive(desired: &Desired, id: DriveId) -> Vec<Record> {
     }
 }
 
-pub fn check_replicas(replicas: u8) -> Result<(), ApiError> {
-    if REPLICAS.contains(&replicas) {
+pub fn check_replicas(replicas: u8, log_only: u8) -> Result<(), ApiError> {
+    if REPLICAS.contains(&(replicas, log_only)) {
         return Ok(());
     }
-    Err(ApiError::new(ErrorCode::Invalid, format!("a volume of {replicas} replicas is not offered")).with_hint("use 1, 3 or 5"))
+    let of = if log_only == 0 { replicas.to_string() } else { format!("{replicas}+{log_only}") };
+    let error = ApiError::new(ErrorCode::Invalid, format!("a volume of {of} replicas is not offered"));
+    Err(error.with_hint("use 1, 3, 5, or 2+log for two and one that keeps the log alone"))
 }
 
 /// The drives a new volume goes to: those asked for, else on as many nodes as it has replicas the serving one with the most space that no
-/// volume of ours has a claim on yet, the emptiest nodes first. `observed` are the nodes that are there.
+/// volume of ours has a claim on yet, the emptiest nodes first. The last of them are for the replicas without data. `observed` are the nodes that are there.
 pub fn place(
     desired: &Desired,
     observed: &BTreeMap<NodeId, &Observed>,
     asked: &[DriveId],
-    replicas: u8,
+    (replicas, log_only): (u8, u8),
 ) -> Result<Vec<(NodeId, DriveId)>, ApiError> {
-    check_replicas(replicas)?;
+    check_replicas(replicas, log_only)?;
+    let replicas = replicas + log_only;
     let chosen = if asked.is_empty() { emptiest(desired, observed, usize::from(replicas))? } else { named(desired, asked, replicas)? };
     let unreachable = chosen.iter().find(|(node_id, _)| desired.nodes.get(node_id).is_none_or(|node| node.peer.is_none()));
     if let (2.., Some((node_id, _))) = (replicas, unreachable) {
@@ -151,7 +154,9 @@ fn ranked<'a>(
     let room = |id: DriveId, drive: &DesiredDrive| {
         let seen = observed.get(&drive.node_id)?.drives.get(&id).filter(|drive| drive.state == DriveState::Serving)?;
         // Thin volumes of this drive may still grow into the free space; what they could take is set off.
-        let promised: u64 = desired.volumes_on(id).map(|(_, volume)| volume.size.0).fold(0, u64::saturating_add);
+        let grows = |volume: &DesiredVolume| volume.replicas.iter().any(|replica| replica.drive_id == id && !replica.log_only);
+        let promised: u64 =
+            desired.volumes_on(id).filter(|(_, volume)| grows(volume)).map(|(_, volume)| volume.size.0).fold(0, u64::saturating_add);
         Some(i128::from(seen.free.0) - i128::from(promised))
     };
     let present = desired.drives.iter().filter(|(_, drive)| drive.phase.is_present());
@@ -216,7 +221,10 @@ pub fn create_volume(desired: &Desired, ids: &VolumeIds, body: &VolumeCreateBody
     check_name_free(desired, &body.name)?;
     check_size(body.size)?;
     assert_eq!(ids.replicas.len(), places.len(), "an id for each replica");
-    let replica = |((member, &replica_id), &(node_id, drive_id))| DesiredReplica::first(member, replica_id, node_id, drive_id);
+    let replica = |((member, &replica_id), &(node_id, drive_id))| {
+        let log_only = member > u64::from(body.replicas);
+        DesiredReplica { log_only, ..DesiredReplica::first(member, replica_id, node_id, drive_id) }
+    };
     let replicas: Vec<DesiredReplica> = (1..).zip(&ids.replicas).zip(places).map(replica).collect();
     let volume = DesiredVolume {
         name: body.name.clone(),
@@ -308,7 +316,8 @@ fn door_place(door: &Door, volume: &VolumeName) -> Option<String> {
 /// The doors that one wish means: on the node named, else on every node that has a replica; with the node's own address where the wish has none.
 pub fn doors_meant(desired: &Desired, volume: &DesiredVolume, door: &Door, node: Option<&str>) -> Result<Vec<(NodeId, Door)>, ApiError> {
     let nodes: Vec<NodeId> = match node {
-        None => volume.replicas.iter().map(|replica| replica.node_id).collect(),
+        // What keeps the log alone serves no host.
+        None => volume.replicas.iter().filter(|replica| !replica.log_only).map(|replica| replica.node_id).collect(),
         Some(text) => {
             let (id, node) = desired.find_node(text).ok_or_else(|| not_found(&format!("node {text}"), "see `penstock node ls`"))?;
             if volume.replica_on(id).is_none() {
@@ -316,6 +325,10 @@ pub fn doors_meant(desired: &Desired, volume: &DesiredVolume, door: &Door, node:
                 return Err(
                     ApiError::new(ErrorCode::Invalid, message).with_hint(format!("`penstock volume show {}` says where", volume.name))
                 );
+            }
+            if volume.replica_on(id).is_some_and(|replica| replica.log_only) {
+                let message = format!("the replica of volume {} on node {} keeps the log alone and serves no host", volume.name, node.name);
+                return Err(ApiError::new(ErrorCode::Invalid, message).with_hint("open the door on the nodes of the others"));
             }
             vec![id]
         }

@@ -105,6 +105,9 @@ pub struct DesiredReplica {
     pub share: u8,
     /// What it is told as its group's members when it is made, where it is none of the first.
     pub joins: Option<GroupMembers>,
+    /// It keeps its group's log and no data.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub log_only: bool,
     /// The group has it no more: its node deletes what is there of it, and then it is forgotten.
     pub left: bool,
 }
@@ -269,7 +272,7 @@ impl DesiredReplica {
     /// One of those that a volume is made with.
     pub fn first(member: u64, replica_id: ReplicaId, node_id: NodeId, drive_id: DriveId) -> Self {
         let share = ((member - 1) % u64::from(REPLICAS_MAX)) as u8;
-        Self { member, replica_id, node_id, drive_id, made: false, share, joins: None, left: false }
+        Self { member, replica_id, node_id, drive_id, made: false, share, joins: None, log_only: false, left: false }
     }
 }
 
@@ -277,7 +280,7 @@ impl DesiredGroup {
     pub fn of(replicas: &[DesiredReplica], first_size: ByteSize) -> Self {
         let member = |replica: &DesiredReplica| GroupMember {
             member: replica.member,
-            role: MemberRole::Voter,
+            role: if replica.log_only { MemberRole::LogOnly } else { MemberRole::Voter },
             replica_id: replica.replica_id,
             node_id: replica.node_id,
         };

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 use penstock_api::http::{ApiError, ImportReport};
 use penstock_api::id::Incarnation;
-use penstock_api::rpc::{DriveLabel, ErrorCode};
+use penstock_api::rpc::{DriveLabel, ErrorCode, GroupInfo, MemberRole};
 use penstock_api::{ClusterId, DriveId, DriveSpec, NodeId, VolumeName};
 
 use crate::desired::{Desired, DesiredDoor, DesiredDrive, DesiredGroup, DesiredReplica, DesiredVolume, Phase, Record};
@@ -146,7 +146,8 @@ fn with_replica(
     report: &mut ImportReport,
 ) -> DesiredVolume {
     let member = seen.group.as_ref().map_or(1, |group| group.member);
-    let mut replica = DesiredReplica { made: true, ..DesiredReplica::first(member, seen.replica_id, node_id, seen.drive_id) };
+    let log_only = seen.group.as_ref().and_then(GroupInfo::own_role) == Some(MemberRole::LogOnly);
+    let mut replica = DesiredReplica { made: true, log_only, ..DesiredReplica::first(member, seen.replica_id, node_id, seen.drive_id) };
     if volume.replicas.iter().any(|other| other.share == replica.share) {
         replica.share = volume.free_share().unwrap_or(replica.share);
     }

@@ -5,6 +5,7 @@
 //! move                    make, add as learner, let it catch up, promote, remove the old one, delete it
 //! replace elsewhere       make, add, let it catch up, remove the old one, promote; delete the old one when its node is there
 //! replace on its node     remove the old one, delete it, make, add, let it catch up, promote
+//! one that keeps the log  the same without learning: it counts at once, so that in a replacement the old one goes first
 //! given up                remove the one that came, delete it
 //! overtaken               delete the one that was to come
 //! ```
@@ -70,15 +71,18 @@ pub fn next(id: VolumeId, volume: &DesiredVolume, group: &GroupInfo) -> Option<N
     }
     Some(match (new, old) {
         (None, _) => match volume.member(change.to).or(change.waits.as_ref()) {
-            // They share a node, which can have one member.
-            Some(replica) if old.is_some() && shares_node(group, replica) => without(group, change.from),
+            // They share a node, which can have one member. And what keeps the log alone counts at once, which may not be beside one that is lost.
+            Some(replica) if old.is_some() && (shares_node(group, replica) || replica.log_only && change.why == ChangeReason::Replace) => {
+                without(group, change.from)
+            }
             Some(replica) if replica.made => Next::Members(joined_by(&group.members, replica)),
             _ => Next::Wait,
         },
-        (Some(MemberRole::Learner), _) => match change.reach {
+        (Some(now @ (MemberRole::Learner | MemberRole::LogOnly)), _) => match change.reach {
             Some(reach) if !reach.is_reached => Next::Wait,
-            Some(reach) if group.committed.saturating_sub(reach.index) <= NEAR => match (old, change.why) {
-                (Some(_), ChangeReason::Replace) => without(group, change.from),
+            Some(reach) if group.committed.saturating_sub(reach.index) <= NEAR => match (now, old, change.why) {
+                (MemberRole::Learner, Some(_), ChangeReason::Replace) | (MemberRole::LogOnly, Some(_), _) => without(group, change.from),
+                (MemberRole::LogOnly, None, _) => Next::Record(LocalStep::ChangeEnded(id, change.to)),
                 _ => Next::Members(promoted(&group.members, change.to)),
             },
             // It took so long that as much has come since.
@@ -102,12 +106,13 @@ pub fn leader<'a>(
     there.max_by_key(|(_, group)| group.term)
 }
 
-/// With one learner more, of the number that its desired replica has.
+/// With one more, of the number that its desired replica has: a learner, or one that keeps the log alone.
 pub fn joined_by(members: &GroupMembers, replica: &DesiredReplica) -> GroupMembers {
     let mut members = members.clone();
     let DesiredReplica { member, replica_id, node_id, .. } = *replica;
     members.list.retain(|other| other.node_id != node_id);
-    members.list.push(GroupMember { member, role: MemberRole::Learner, replica_id, node_id });
+    let role = if replica.log_only { MemberRole::LogOnly } else { MemberRole::Learner };
+    members.list.push(GroupMember { member, role, replica_id, node_id });
     members.next = member + 1;
     members
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use penstock_api::http::Progress;
-use penstock_api::rpc::{DriveState, ErrorCode, GroupInfo, GroupPart, VolumeState};
+use penstock_api::rpc::{DriveState, ErrorCode, GroupInfo, GroupMember, GroupPart, MemberRole, VolumeState};
 use penstock_api::{DriveId, NodeId, VolumeId};
 
 use crate::desired::{Desired, DesiredDoor, DesiredReplica, DesiredSnapshot, DesiredVolume, Phase};
@@ -224,6 +224,19 @@ impl<'a> Look<'a> {
             (Next::StepAside, _) => pending("the leader is the one that goes, and lets another lead"),
             (Next::Wait | Next::Record(_) | Next::Members(_), _) => pending("its group's members change"),
         })
+    }
+
+    /// How many more replicas may be lost, whichever they are: those that are well above a quorum, and as many with data but one.
+    pub fn spare(&self, id: VolumeId, volume: &DesiredVolume) -> Option<u8> {
+        let (_, group) = self.leader(id, volume)?;
+        let counts = || group.members.list.iter().filter(|member| member.role != MemberRole::Learner);
+        let is_well = |member: &&GroupMember| {
+            let seen = self.seen(member.node_id, id).and_then(|seen| seen.group.as_ref());
+            seen.is_some_and(|seen| seen.member == member.member && seen.is_well() && seen.rebuild.is_none())
+        };
+        let (well, quorum) = (counts().filter(is_well).count(), counts().count() / 2 + 1);
+        let with_data = counts().filter(is_well).filter(|member| member.role == MemberRole::Voter).count();
+        Some(well.saturating_sub(quorum).min(with_data.saturating_sub(1)) as u8)
     }
 
     /// The node where the volume is served, and what it shows there.

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 
 use penstock_api::http::{ApiError, LeftView};
-use penstock_api::rpc::{ErrorCode, GroupInfo, GroupPart, MemberRole};
+use penstock_api::rpc::{ErrorCode, GroupInfo, MemberRole};
 use penstock_api::{NodeId, VolumeId};
 
 use crate::change::present_volume;
@@ -26,15 +26,6 @@ pub struct Recovery {
 
 fn group<'a>(observed: &BTreeMap<NodeId, &'a Observed>, id: VolumeId, node_id: NodeId) -> Option<&'a GroupInfo> {
     observed.get(&node_id).copied()?.volumes.get(&id)?.group.as_ref()
-}
-
-/// It has a say, as far as its node tells.
-fn is_well(group: &GroupInfo) -> bool {
-    matches!(group.part, GroupPart::Leader | GroupPart::Follower | GroupPart::Candidate)
-}
-
-fn own_role(group: &GroupInfo) -> Option<MemberRole> {
-    group.members.list.iter().find(|member| member.member == group.member).map(|member| member.role)
 }
 
 /// Judges whether the volume may go on with the replica on `on`; where nothing is said, with the only one that is left and well. `regardless`: one that is
@@ -69,8 +60,8 @@ pub fn recover(
         .filter(|replica| !replica.left)
         .filter_map(|replica| Some((replica.node_id, group(observed, id, replica.node_id)?)))
         .collect();
-    let well: Vec<NodeId> = there.iter().filter(|(_, group)| is_well(group)).map(|(node_id, _)| *node_id).collect();
-    for (_, group) in there.iter().filter(|(_, group)| is_well(group)) {
+    let well: Vec<NodeId> = there.iter().filter(|(_, group)| group.is_well()).map(|(node_id, _)| *node_id).collect();
+    for (_, group) in there.iter().filter(|(_, group)| group.is_well()) {
         let voters = group.members.list.iter().filter(|member| member.role != MemberRole::Learner);
         let (heard, lost): (Vec<_>, Vec<_>) = voters.map(|member| member.node_id).partition(|node_id| well.contains(node_id));
         if heard.len() > lost.len() {
@@ -80,10 +71,10 @@ pub fn recover(
             return Err(ApiError::new(ErrorCode::Conflict, message).with_hint(hint));
         }
     }
-    let may: Vec<(NodeId, &GroupInfo)> = there.into_iter().filter(|(_, group)| own_role(group) == Some(MemberRole::Voter)).collect();
-    let survivor = match (asked, may.iter().filter(|(_, group)| is_well(group)).collect::<Vec<_>>().as_slice()) {
+    let may: Vec<(NodeId, &GroupInfo)> = there.into_iter().filter(|(_, group)| group.own_role() == Some(MemberRole::Voter)).collect();
+    let survivor = match (asked, may.iter().filter(|(_, group)| group.is_well()).collect::<Vec<_>>().as_slice()) {
         (Some(asked), _) => match may.iter().find(|(node_id, _)| *node_id == asked) {
-            Some((_, group)) if is_well(group) || regardless => asked,
+            Some((_, group)) if group.is_well() || regardless => asked,
             Some((_, group)) => {
                 let why = group.reason.clone().unwrap_or_else(|| format!("it is {}", group.part.word()));
                 let message = format!("what the replica of volume {} on node {} has is in question: {why}", volume.name, name(asked));

@@ -279,7 +279,9 @@ impl Store {
 fn text_of(error: ProposeError) -> &'static str {
     match error {
         ProposeError::ChangePending => "a change of members is under way; wait for it",
-        ProposeError::NotOneStep => "a change must add a learner under the next number, promote one, or remove one member",
+        ProposeError::NotOneStep => {
+            "a change must add a learner or log-only member under the next number, promote a learner to voter, or remove one member"
+        }
         ProposeError::TransferFirst => "the leader cannot remove itself: transfer first",
         ProposeError::Invalid => "this membership cannot be one",
         ProposeError::NotLeader | ProposeError::SteppingAside | ProposeError::Stopped => "this member does not lead",

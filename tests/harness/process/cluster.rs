@@ -119,6 +119,13 @@ impl Cluster {
         nodes_of(&self.volume(name)?)
     }
 
+    /// Those of them whose replica has the volume's data.
+    pub fn data_nodes_of(&self, name: &str) -> Result<Vec<usize>> {
+        let mut volume = self.volume(name)?;
+        volume.replicas.retain(|replica| !replica.log_only);
+        nodes_of(&volume)
+    }
+
     /// The node whose replica leads, as control sees it.
     pub fn leader(&self, name: &str) -> Option<usize> {
         let volume = self.volume(name).ok()?;
@@ -184,13 +191,13 @@ impl Cluster {
         led.map_err(|e| failed(e.to_string(), self.last_words()))
     }
 
-    /// Reads what a load's journal promises from each replica in turn, which has to lead for it.
+    /// Reads what a load's journal promises from each replica with data in turn, which has to lead for it.
     ///
     /// # Errors
     /// What is not as the journal says.
     pub fn verify(&self, name: &str, journal: &Path) -> Result<()> {
         let doors = self.doors(name)?;
-        for at in self.nodes_of(name)? {
+        for at in self.data_nodes_of(name)? {
             self.transfer(name, at)?;
             let (is_good, report) = perf::verify_over(&doors[at - 1..at], journal)?;
             println!("n{at}: {report}");

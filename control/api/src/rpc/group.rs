@@ -91,7 +91,7 @@ impl MemberCreateParams {
 #[serde(deny_unknown_fields)]
 pub struct GroupChangeParams {
     pub volume_id: VolumeId,
-    /// After the change, which is one step: a learner more, a learner promoted, or a member less.
+    /// After the change, which is one step: a learner or a log-only member more, a learner promoted, or a member less.
     pub members: GroupMembers,
 }
 
@@ -263,6 +263,16 @@ pub struct GroupInfo {
 }
 
 impl GroupInfo {
+    /// What it counts for itself, as far as it knows.
+    pub fn own_role(&self) -> Option<MemberRole> {
+        self.members.list.iter().find(|member| member.member == self.member).map(|member| member.role)
+    }
+
+    /// It takes part, as far as its node tells.
+    pub fn is_well(&self) -> bool {
+        matches!(self.part, GroupPart::Leader | GroupPart::Follower | GroupPart::Candidate)
+    }
+
     /// As a member stands that was just made: it follows, has nothing, and knows of no leader.
     pub fn newborn(member: u64, members: GroupMembers) -> Self {
         Self {

@@ -26,6 +26,8 @@ const NOBODY: u64 = 0;
 struct Going {
     member: u64,
     node_id: NodeId,
+    /// It keeps the log alone, and so does the one that comes.
+    log_only: bool,
 }
 
 impl<'a> Scene<'a> {
@@ -51,13 +53,14 @@ impl<'a> Scene<'a> {
     /// The replica on a node that a wish is about.
     fn replica(&self, node_id: NodeId) -> Result<Going, ApiError> {
         let name = self.name(node_id);
-        let going = |replica: &DesiredReplica| Going { member: replica.member, node_id };
+        let going = |replica: &DesiredReplica| Going { member: replica.member, node_id, log_only: replica.log_only };
         let Some(found) = self.volume.replica_on(node_id) else {
             // One that no drive told of when this state was rebuilt from drives, or, where the volume lacks one, nobody.
             let members = self.leading().map(|group| group.members.list.as_slice()).unwrap_or_default();
-            let forgotten = members.iter().find(|member| member.node_id == node_id).map(|member| member.member);
-            let lacks = self.volume.group.as_ref().is_some_and(|group| self.volume.replicas.len() < group.first.list.len());
-            return forgotten.or(lacks.then_some(NOBODY)).map(|member| Going { member, node_id }).ok_or_else(|| {
+            let forgotten =
+                members.iter().find(|member| member.node_id == node_id).map(|found| (found.member, found.role == MemberRole::LogOnly));
+            let lacking = || self.lacks().map(|log_only| (NOBODY, log_only));
+            return forgotten.or_else(lacking).map(|(member, log_only)| Going { member, node_id, log_only }).ok_or_else(|| {
                 let on: Vec<String> = self.volume.replicas.iter().map(|replica| self.name(replica.node_id)).collect();
                 let message = format!("volume {} has no replica on node {name}", self.volume.name);
                 ApiError::new(ErrorCode::NotFound, message).with_hint(format!("it has replicas on {}", on.join(", ")))
@@ -73,6 +76,14 @@ impl<'a> Scene<'a> {
                 ApiError::new(ErrorCode::Busy, message).with_hint("see `penstock replica ls`")
             },
         )
+    }
+
+    /// Whether the volume has fewer replicas than it was made with, and if so, whether what it lacks keeps the log alone.
+    fn lacks(&self) -> Option<bool> {
+        let first = &self.volume.group.as_ref()?.first.list;
+        let kept = self.volume.replicas.iter().filter(|replica| replica.log_only).count();
+        let made = first.iter().filter(|member| member.role == MemberRole::LogOnly).count();
+        (self.volume.replicas.len() < first.len()).then_some(kept < made)
     }
 
     /// Whether a replica that stays is on a node, or is counted there by the group.
@@ -134,8 +145,11 @@ impl<'a> Scene<'a> {
         Ok(id)
     }
 
-    /// Space that a replica takes now: the most that any of them shows.
-    fn allocated(&self) -> u64 {
+    /// Space that the one that comes takes now: the most that any with data shows.
+    fn wanted(&self, from: &Going) -> u64 {
+        if from.log_only {
+            return 0;
+        }
         let each = self.volume.replicas.iter().filter_map(|replica| self.observed.get(&replica.node_id)?.volumes.get(&self.id));
         each.map(|seen| seen.allocated.0).max().unwrap_or(0)
     }
@@ -174,7 +188,7 @@ impl<'a> Scene<'a> {
             return Err(ApiError::new(ErrorCode::Capacity, "the volume has as many replicas as it can, counting those that leave"));
         };
         let member = group.members.next;
-        let mut to = DesiredReplica { share, ..DesiredReplica::first(member, id, node_id, drive_id) };
+        let mut to = DesiredReplica { share, log_only: from.log_only, ..DesiredReplica::first(member, id, node_id, drive_id) };
         to.joins = Some(joined_by(&group.members, &to));
         let mut volume = self.volume.clone();
         let is_there = self.volume.replica_on(node_id).is_some();
@@ -251,7 +265,7 @@ pub fn move_replica(
         );
     }
     scene.leading()?;
-    let drive_id = scene.drive_on(to, asked, scene.allocated())?;
+    let drive_id = scene.drive_on(to, asked, scene.wanted(&replica))?;
     scene.begin(ChangeReason::Move, id, &replica, (to, drive_id))
 }
 
@@ -282,7 +296,7 @@ pub fn replace_replica(
         _ => scene.refuse_second()?,
     }
     scene.leading()?;
-    let wanted = scene.allocated();
+    let wanted = scene.wanted(&replica);
     let place = match (on, asked) {
         (Some(on), _) => (on, scene.drive_on(on, asked, wanted)?),
         (None, Some(id)) => {

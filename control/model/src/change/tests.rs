@@ -1,7 +1,7 @@
 //! Wishes checked against what stands.
 
 use penstock_api::id::Id;
-use penstock_api::rpc::{BlockSize, GroupInfo, GroupPart};
+use penstock_api::rpc::{BlockSize, GroupInfo, GroupPart, MemberRole};
 use proptest::prelude::*;
 
 use super::*;
@@ -46,7 +46,7 @@ fn with_nodes(n: u16) -> Desired {
 
 fn body(name: &str, replicas: u8) -> VolumeCreateBody {
     let (name, size) = (name.parse().unwrap(), ByteSize::mib(8));
-    VolumeCreateBody { name, size, block_size: BlockSize::B4096, replicas, drive_ids: vec![] }
+    VolumeCreateBody { name, size, block_size: BlockSize::B4096, replicas, log_only: 0, drive_ids: vec![] }
 }
 
 fn create(desired: &mut Desired, n: u64, name: &str, drive: u64) -> VolumeId {
@@ -197,7 +197,7 @@ fn place_prefers_the_serving_drive_with_the_most_unpromised_room() {
         let drive = ObservedDrive { spec, state, reason: None, volatile: false, free: ByteSize::mib(free) };
         observed.drives.insert(DriveId(id(n)), drive);
     }
-    let one = |desired: &Desired, observed: &BTreeMap<NodeId, &Observed>| place(desired, observed, &[], 1).map(|places| places[0].1);
+    let one = |desired: &Desired, observed: &BTreeMap<NodeId, &Observed>| place(desired, observed, &[], (1, 0)).map(|places| places[0].1);
     let there = [(node(1), &observed)].into();
     assert_eq!(one(&desired, &there), Ok(DriveId(id(2))));
     create(&mut desired, 10, "a", 2);
@@ -220,21 +220,21 @@ fn place_puts_replicas_on_distinct_nodes_the_emptiest_first() {
         })
         .collect();
     let there: BTreeMap<NodeId, &Observed> = observed.iter().filter(|(id, _)| **id != node(3)).map(|(id, seen)| (*id, seen)).collect();
-    let placed: Vec<NodeId> = place(&desired, &there, &[], 3).unwrap().into_iter().map(|(id, _)| id).collect();
+    let placed: Vec<NodeId> = place(&desired, &there, &[], (3, 0)).unwrap().into_iter().map(|(id, _)| id).collect();
     assert_eq!(placed, [node(4), node(2), node(1)], "node 3 is away");
 
-    let refused = |desired: &Desired, asked: &[u64], replicas| {
+    let refused = |desired: &Desired, asked: &[u64], replicas: u8| {
         let asked: Vec<DriveId> = asked.iter().map(|n| DriveId(id(*n))).collect();
-        place(desired, &there, &asked, replicas).unwrap_err()
+        place(desired, &there, &asked, (replicas, 0)).unwrap_err()
     };
-    assert!(refused(&desired, &[], 2).hint.unwrap().contains("1, 3 or 5"));
+    assert!(refused(&desired, &[], 2).hint.unwrap().contains("1, 3, 5"));
     assert!(refused(&desired, &[], 5).message.contains("4 of the pool's nodes"));
     assert!(refused(&desired, &[1, 2], 3).message.contains("2 drives are named for 3"));
     assert!(refused(&desired, &[1, 2, 2], 3).message.contains("two of the drives are of node n2"));
     let mut unreachable = desired.clone();
     unreachable.nodes.get_mut(&node(4)).unwrap().peer = None;
     assert!(refused(&unreachable, &[], 3).message.contains("where to reach node n4"));
-    assert!(place(&unreachable, &there, &[], 1).is_ok(), "alone, nobody has to reach it");
+    assert!(place(&unreachable, &there, &[], (1, 0)).is_ok(), "alone, nobody has to reach it");
 }
 
 #[test]
@@ -263,6 +263,11 @@ fn doors_of_several_replicas_are_at_each_nodes_own_address() {
     let mut nowhere = desired.clone();
     nowhere.nodes.get_mut(&node(1)).unwrap().nvmf = None;
     assert!(opened(&nowhere, "a", &Door::NVMF_ANYWHERE).unwrap_err().hint.unwrap().contains("nvmf=ADDR:PORT"));
+}
+
+fn serving_drive() -> ObservedDrive {
+    let (spec, free) = ("file:/d?size=1GiB".parse().unwrap(), ByteSize::gib(1));
+    ObservedDrive { spec, state: DriveState::Serving, volatile: false, free, reason: None }
 }
 
 /// A node that has a member of the volume.
@@ -330,15 +335,8 @@ fn replacement_that_a_recovery_by_force_overtook_ends_and_can_be_asked_for_again
     let mut desired = with_nodes(4);
     let id = create_on(&mut desired, 10, "a", &[1, 2, 3].map(|at| (node(at), DriveId(self::id(at.into())))));
     let mut one = seen_member(&desired, id, 1, GroupPart::Leader, (1, 10));
-    let drive = ObservedDrive {
-        spec: "file:/d?size=1GiB".parse().unwrap(),
-        state: DriveState::Serving,
-        volatile: false,
-        free: ByteSize::gib(1),
-        reason: None,
-    };
     let two = seen_member(&desired, id, 2, GroupPart::Follower, (1, 10));
-    let four = Observed { drives: [(DriveId(self::id(4)), drive)].into(), ..Observed::default() };
+    let four = Observed { drives: [(DriveId(self::id(4)), serving_drive())].into(), ..Observed::default() };
     let replace = |desired: &Desired, one: &Observed, n| {
         let observed = [(node(1), one), (node(2), &two), (node(4), &four)].into();
         replace_replica(desired, &observed, ReplicaId(self::id(n)), "a", ("n3", Some("n4")), None)
@@ -364,6 +362,66 @@ fn replacement_that_a_recovery_by_force_overtook_ends_and_can_be_asked_for_again
     desired.apply(&replace(&desired, &one, 40).unwrap());
     let change = desired.volumes[&id].change.as_ref().unwrap();
     assert_eq!(change.to, one.volumes[&id].group.as_ref().unwrap().members.next);
+}
+
+#[test]
+fn volume_with_a_log_places_it_last_promises_no_space_for_it_and_opens_no_door_there() {
+    assert!(check_replicas(3, 1).unwrap_err().hint.unwrap().contains("2+log"));
+    let mut desired = with_nodes(3);
+    let ids = VolumeIds { volume: VolumeId(id(10)), segment: SegmentId(id(11)), replicas: [12, 13, 14].map(|n| ReplicaId(id(n))).to_vec() };
+    let places = [1, 2, 3].map(|at| (node(at), DriveId(id(at.into()))));
+    let body = VolumeCreateBody { log_only: 1, ..body("a", 2) };
+    desired.apply(&create_volume(&desired, &ids, &body, &places).unwrap());
+    let volume = &desired.volumes[&ids.volume];
+    let roles: Vec<_> = volume.group.as_ref().unwrap().first.list.iter().map(|member| member.role).collect();
+    assert_eq!(roles, [MemberRole::Voter, MemberRole::Voter, MemberRole::LogOnly]);
+    let open = Door::Nvmf { address: Ipv4Addr::UNSPECIFIED.into(), port: 0, nqn: None };
+    let doors = doors_meant(&desired, volume, &open, None).unwrap();
+    assert_eq!(doors.iter().map(|(at, _)| *at).collect::<Vec<_>>(), [node(1), node(2)]);
+    let refused = doors_meant(&desired, volume, &open, Some("n3")).unwrap_err();
+    assert!(refused.message.contains("keeps the log alone"), "{refused}");
+}
+
+#[test]
+fn log_that_is_replaced_leaves_before_the_next_one_joins_which_counts_at_once() {
+    use crate::membership::{Next, next};
+    use crate::reconcile::LocalStep;
+    let mut desired = with_nodes(4);
+    let ids = VolumeIds { volume: VolumeId(id(10)), segment: SegmentId(id(11)), replicas: [12, 13, 14].map(|n| ReplicaId(id(n))).to_vec() };
+    let places = [1, 2, 3].map(|at| (node(at), DriveId(id(at.into()))));
+    let body = VolumeCreateBody { log_only: 1, ..body("a", 2) };
+    desired.apply(&create_volume(&desired, &ids, &body, &places).unwrap());
+    let mut one = seen_member(&desired, ids.volume, 1, GroupPart::Leader, (1, 10));
+    let two = seen_member(&desired, ids.volume, 2, GroupPart::Follower, (1, 10));
+    // No room at all: it takes none.
+    let full = ObservedDrive { free: ByteSize(0), ..serving_drive() };
+    let four = Observed { drives: [(DriveId(id(4)), full)].into(), ..Observed::default() };
+    let observed = [(node(1), &one), (node(2), &two), (node(4), &four)].into();
+    desired.apply(&replace_replica(&desired, &observed, ReplicaId(id(30)), "a", ("n3", Some("n4")), None).unwrap());
+    let step = |desired: &Desired, one: &Observed| {
+        next(ids.volume, &desired.volumes[&ids.volume], one.volumes[&ids.volume].group.as_ref().unwrap()).unwrap()
+    };
+    let become_next = |desired: &Desired, one: &mut Observed| {
+        let Next::Members(members) = step(desired, one) else { panic!("{:?}", step(desired, one)) };
+        one.volumes.get_mut(&ids.volume).unwrap().group.as_mut().unwrap().members = members.clone();
+        members
+    };
+    let members = become_next(&desired, &mut one);
+    assert_eq!(members.list.len(), 2, "the old one is gone first");
+    let record = |desired: &mut Desired, one: &Observed| match step(desired, one) {
+        Next::Record(step) => desired.apply(&step.records(desired)),
+        other => panic!("{other:?}"),
+    };
+    record(&mut desired, &one);
+    desired.apply(&LocalStep::ReplicaMade(ids.volume, node(4)).records(&desired));
+    let members = become_next(&desired, &mut one);
+    assert_eq!((members.list[2].role, members.list[2].node_id), (MemberRole::LogOnly, node(4)));
+    record(&mut desired, &one);
+    assert_eq!(step(&desired, &one), Next::Wait, "it has the log before it is done");
+    let reach = desired.volumes[&ids.volume].change.as_ref().unwrap().reach.unwrap();
+    desired.apply(&LocalStep::Reached(ids.volume, 4, reach.index).records(&desired));
+    record(&mut desired, &one);
+    assert!(desired.volumes[&ids.volume].change.is_none());
 }
 
 proptest! {

@@ -154,9 +154,9 @@ pub(super) fn happen(world: &mut World, event: Event) {
             let ids = VolumeIds { volume, segment, replicas: (0..replicas).map(|_| ReplicaId(world.id())).collect() };
             let (name, size) = (format!("v{name}").parse().unwrap(), ByteSize::mib(size));
             let drive_ids: Vec<DriveId> = pick.and_then(|pick| world.drive(pick)).into_iter().collect();
-            let body = VolumeCreateBody { name, size, block_size: BlockSize::B4096, replicas, drive_ids };
+            let body = VolumeCreateBody { name, size, block_size: BlockSize::B4096, replicas, log_only: 0, drive_ids };
             let observed = world.observe_all();
-            let judged = change::place(&world.desired, &refs(&observed), &body.drive_ids, replicas)
+            let judged = change::place(&world.desired, &refs(&observed), &body.drive_ids, (replicas, 0))
                 .and_then(|places| change::create_volume(&world.desired, &ids, &body, &places));
             world.commit(judged);
         }

@@ -65,14 +65,14 @@ pub async fn show(AxumState(control): Shared, Part(volume): Part<String>) -> Res
 pub async fn create(AxumState(control): Shared, Body(body): Body<VolumeCreateBody>) -> Result<(StatusCode, Json<VolumeView>), Problem> {
     // Before ids are spent on it; judged again when it is committed.
     change::check_name_free(&control.state().desired, &body.name)?;
-    change::check_replicas(body.replicas)?;
-    let ids = control.ids(2 + u32::from(body.replicas)).await?;
+    change::check_replicas(body.replicas, body.log_only)?;
+    let ids = control.ids(2 + u32::from(body.replicas) + u32::from(body.log_only)).await?;
     let replicas = ids[2..].iter().map(|id| ReplicaId(*id)).collect();
     let ids = VolumeIds { volume: VolumeId(ids[0]), segment: SegmentId(ids[1]), replicas };
     let subject = [Subject::Volume(ids.volume)];
     control
         .change(&subject, |state| {
-            let places = change::place(&state.desired, &state.observed(), &body.drive_ids, body.replicas)?;
+            let places = change::place(&state.desired, &state.observed(), &body.drive_ids, (body.replicas, body.log_only))?;
             change::create_volume(&state.desired, &ids, &body, &places)
         })
         .await?;
@@ -320,6 +320,11 @@ fn transfer_to(state: &State, id: VolumeId, text: &str) -> Result<NodeId, ApiErr
         ApiError::new(ErrorCode::Invalid, format!("volume {} has no replica on a node {shown}", desired.name))
             .with_hint(format!("it has replicas on {}", nodes()))
     })?;
+    if desired.replica_on(to).is_some_and(|replica| replica.log_only) {
+        let message =
+            format!("the replica of volume {} on node {} keeps the log alone: it cannot lead", desired.name, state.desired.node_name(to));
+        return Err(ApiError::new(ErrorCode::Invalid, message).with_hint("name the node of another: see `penstock replica ls`"));
+    }
     if state.node(to).is_none_or(|node| node.present().is_none()) {
         let error = ApiError::new(ErrorCode::NotReady, format!("node {} is away", state.desired.node_name(to)));
         return Err(error.with_hint(format!("start its penstockd, or name another of {}", nodes())));

@@ -135,7 +135,7 @@ fn placement_says_what_is_missing() {
     assert_eq!(house.request("POST", "/v1/pool/drives", add).status, 201);
     let error = make(3);
     assert!(error.code == ErrorCode::Capacity && error.message.contains("and 1 of the pool's nodes"), "{error:?}");
-    assert!(make(2).hint.unwrap().contains("1, 3 or 5"));
+    assert!(make(2).hint.unwrap().contains("1, 3, 5"));
     assert!(house.request("GET", "/v1/node", Value::Null).error().hint.unwrap().contains("n1, n2, n3"));
     assert_eq!(house.request("GET", "/v1/nodes/n7", Value::Null).status, 404);
 }
@@ -208,7 +208,7 @@ fn cli_shows_nodes_replicas_roles_and_lag() {
         serde_json::from_str::<Value>(&out).unwrap_or_else(|error| panic!("{words}: {error}\n{out}"));
     }
     refused(&house, "node show", 1, &["there are 3 nodes", "hint: say which with --node: n1, n2, n3"]);
-    refused(&house, "volume create x 8MiB --replicas 4", 1, &["a volume of 4 replicas is not offered", "hint: use 1, 3 or 5"]);
+    refused(&house, "volume create x 8MiB --replicas 4", 1, &["a volume of 4 replicas is not offered", "hint: use 1, 3, 5"]);
     refused(&house, "pool rm file:/d0", 2, &["3 drives of the pool are at"]);
     refused(&house, "volume transfer db --to n5", 1, &["has no replica on a node n5", "it has replicas on n1, n2, n3"]);
     refused(&house, "volume export db --nvmf=127.0.0.1:4421", 1, &["3 nodes cannot all listen", "name one --node"]);

@@ -1,6 +1,6 @@
 //! One membership after another: which step is allowed, and what raft is told of it.
 
-use penstock_wire::peer::{MemberNo, Members};
+use penstock_wire::peer::{MemberNo, Members, Role};
 use raft::eraftpb::{ConfChangeSingle, ConfChangeType, ConfChangeV2};
 
 /// What raft is to be told when `from` becomes `to`; `None` when only roles change that raft does not know.
@@ -31,7 +31,7 @@ pub(super) fn raft_change(from: &Members, to: &Members) -> Option<ConfChangeV2> 
     Some(change)
 }
 
-/// The change for raft, if `to` is one allowed step from `from`.
+/// The change for raft, if `to` is one allowed step from `from`. A log-only member counts as soon as it joins: as a learner it would want content.
 pub(super) fn one_step(from: &Members, to: &Members) -> Option<ConfChangeV2> {
     let kept = |a: &Members, b: &Members| {
         a.list
@@ -45,9 +45,9 @@ pub(super) fn one_step(from: &Members, to: &Members) -> Option<ConfChangeV2> {
     let promoted = to.list.iter().filter(|member| from.get(member.no).is_some_and(|before| before.role != member.role)).collect::<Vec<_>>();
     let numbered = match joined[..] {
         [] => to.next == from.next,
-        [member] => member.no == from.next && to.next.0 == from.next.0 + 1 && !member.role.votes(),
+        [member] => member.no == from.next && to.next.0 == from.next.0 + 1 && member.role != Role::Voter,
         _ => false,
     };
-    let demoted = promoted.iter().any(|member| !member.role.votes());
-    (kept(from, to) && numbered && !demoted && joined.len() + left + promoted.len() == 1).then(|| raft_change(from, to)).flatten()
+    let risen = promoted.iter().all(|member| member.role == Role::Voter);
+    (kept(from, to) && numbered && risen && joined.len() + left + promoted.len() == 1).then(|| raft_change(from, to)).flatten()
 }

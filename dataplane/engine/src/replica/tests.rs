@@ -619,7 +619,7 @@ fn membership_changes_one_step_at_a_time() {
     let mut with = members(3);
     with.list.push(member(4, Role::Voter));
     with.next = MemberNo(5);
-    assert_eq!(group.change(term, &with), Err(ProposeError::NotOneStep), "a member begins as a learner");
+    assert_eq!(group.change(term, &with), Err(ProposeError::NotOneStep), "a member with content begins as a learner");
     with.list[3].role = Role::Learner;
     let mut two = with.clone();
     two.list.push(member(5, Role::Learner));
@@ -635,6 +635,8 @@ fn membership_changes_one_step_at_a_time() {
     bench.run();
     bench.tick(3);
     assert!((0..3).all(|at| bench.groups[at].members() == Some(&with)));
+    with.list[3].role = Role::LogOnly;
+    assert_eq!(bench.groups[leader].change(term, &with), Err(ProposeError::NotOneStep), "what learned content keeps it");
     with.list[3].role = Role::Voter;
     assert!(bench.groups[leader].change(term, &with).is_ok());
     bench.run();

@@ -6,7 +6,7 @@ use penstock_engine::*;
 use penstock_wire::peer::{Member, MemberNo, Members, Role};
 use penstock_wire::*;
 
-fn change(cluster: &mut Cluster, leader: usize, step: impl Fn(&mut Members)) -> Members {
+pub fn change(cluster: &mut Cluster, leader: usize, step: impl Fn(&mut Members)) -> Members {
     let mut members = cluster.view(leader).members;
     step(&mut members);
     assert_eq!(cluster.order(leader, Order::Change { segment: SEGMENT, members: Box::new(members.clone()) }), Ok(()));

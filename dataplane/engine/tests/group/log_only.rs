@@ -1,12 +1,13 @@
 //! Two members with content and one that keeps the log alone: it counts, and brings the others up to what it alone has, but gives no host anything.
 
 use super::B;
-use super::cluster::{Cluster, members};
+use super::cluster::{Cluster, members, shape};
+use super::join::change;
 use super::repair::{counters, rot};
 use crate::bench::{DRIVE_BLOCKS, SEGMENT, pattern};
 use penstock_engine::replica::Part as GroupPart;
 use penstock_engine::*;
-use penstock_wire::peer::{MemberNo, Role};
+use penstock_wire::peer::{Member, MemberNo, Role};
 use penstock_wire::*;
 
 const LOG: usize = 2;
@@ -204,4 +205,36 @@ fn block_that_rots_in_the_log_too_is_lost_alone() {
     let leader = cluster.leader();
     assert_eq!(cluster.host_within(leader, read, vec![0xcc; BLOCK], 4000).0, Status::Unrecovered);
     holds(&mut cluster, leader, 0..5, 1);
+}
+
+#[test]
+fn log_only_member_that_is_lost_is_replaced_and_the_new_one_counts() {
+    let (mut cluster, leader, other) = two_and_log();
+    write(&mut cluster, leader, 0..10, 1);
+    cluster.agree();
+    cluster.kill(LOG);
+    change(&mut cluster, leader, |members| members.list.retain(|member| member.no != MemberNo(LOG as u64 + 1)));
+    cluster.restart(LOG);
+    cluster.order(LOG, Order::Delete { segment: SEGMENT }).unwrap();
+    let mut shape = shape(LOG as u8 + 1);
+    shape.replica = ReplicaId([99; 16]);
+    let row = Member { no: MemberNo(4), role: Role::LogOnly, replica: shape.replica, node: NodeId([LOG as u8 + 1; 16]) };
+    let mut joined = cluster.view(leader).members;
+    joined.list.push(row);
+    joined.next = MemberNo(5);
+    // It is there before the others know of it, and says nothing that counts.
+    cluster.order(LOG, Order::CreateMember { shape: Box::new(shape), members: Box::new(joined.clone()) }).unwrap();
+    cluster.pass(3000);
+    assert!(cluster.standing(leader).serves);
+    change(&mut cluster, leader, |members| *members = joined.clone());
+    cluster.pass(500);
+    cluster.agree();
+    assert!(cluster.contents(LOG).is_empty());
+    // The other one with content goes, and then who leads: what counts comes from the new one's log.
+    cluster.isolate(other);
+    write(&mut cluster, leader, 5..30, 2);
+    cluster.agree_among(&[leader, LOG]);
+    cluster.kill(leader);
+    cluster.cut.clear();
+    check_all(&mut cluster, leader, other);
 }
