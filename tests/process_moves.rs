@@ -59,7 +59,16 @@ fn replica_whose_file_was_deleted_is_replaced_elsewhere_and_then_on_its_own_node
     cluster.wait_for_leader_but(VOLUME, lost).unwrap();
     let running = perf::start_run_over(&doors[1..], &journal, &load("--resume", dice.roll())).unwrap();
     cluster.did(&format!("replica replace v n{lost} --on n{fresh}"));
-    perf::finish(running).unwrap().expect_ok("a load while a replica is replaced");
+    // The load has no path to the new one, which may come to lead when the machine is busy.
+    let outcome = std::thread::scope(|scope| {
+        let load = scope.spawn(|| perf::finish(running));
+        while !load.is_finished() {
+            let _ = cluster.commands().run(&format!("volume transfer v --to n{}", before[1]));
+            std::thread::sleep(std::time::Duration::from_millis(500));
+        }
+        load.join().expect("it waits alone")
+    });
+    outcome.unwrap().expect_ok("a load while a replica is replaced");
     cluster.did(&format!("pool rm file:{} --force", image.display()));
     let mut after: Vec<usize> = before[1..].iter().copied().chain([fresh]).collect();
     after.sort_unstable();
@@ -78,4 +87,43 @@ fn replica_whose_file_was_deleted_is_replaced_elsewhere_and_then_on_its_own_node
     cluster.did(&format!("replica replace v n{lost}"));
     cluster.settle_on(VOLUME, &after).unwrap();
     cluster.verify(VOLUME, &journal).unwrap();
+}
+
+#[test]
+fn node_that_is_lost_for_good_is_removed_and_its_replica_comes_on_another() {
+    let mut dice = dice("node removed");
+    let mut cluster = Cluster::with_volume(4, "32MiB").unwrap();
+    let before = cluster.nodes_of(VOLUME).unwrap();
+    let fresh = (1..=4).find(|at| !before.contains(at)).unwrap();
+    let lost = before[dice.below(3) as usize];
+    let doors = cluster.doors_on(VOLUME, &before.iter().copied().filter(|at| *at != lost).collect::<Vec<_>>()).unwrap();
+    let journal = cluster.path("journal");
+    let load = |more: &str, seed| format!("--mix 20:70:10 --depth 8 --operations 4000 --no-final-pass --seed {seed} {more}");
+    perf::finish(perf::start_run_over(&doors, &journal, &load("", dice.roll())).unwrap()).unwrap().expect_ok("a first load");
+    let refused = |cluster: &Cluster, command: &str, why: &str| {
+        let outcome = cluster.commands().run(command).unwrap();
+        assert!(outcome.code == Some(1) && outcome.err.contains(why), "penstock {command}: {}", outcome.said());
+    };
+    refused(&cluster, &format!("node rm n{lost} --force"), "is there");
+    // A volume that has nothing but what is there is not given up on the way.
+    let drive = cluster.path(&format!("n{lost}.img"));
+    cluster.did(&format!("volume create only 8MiB --drive file:{}", drive.display()));
+    cluster.kill(lost).unwrap();
+    cluster.wait_until_away(&[lost]).unwrap();
+    cluster.wait_for_leader_but(VOLUME, lost).unwrap();
+    refused(&cluster, &format!("node rm n{lost}"), "--force forgets its drives");
+    refused(&cluster, &format!("node rm n{lost} --force"), "their only replica on node");
+    let given_up = cluster.commands().run("volume rm only --force --timeout 0").unwrap();
+    assert!(matches!(given_up.code, Some(0 | 4)), "{}", given_up.said());
+
+    let running = perf::start_run_over(&doors, &journal, &load("--resume", dice.roll())).unwrap();
+    cluster.did(&format!("node rm n{lost} --force"));
+    perf::finish(running).unwrap().expect_ok("a load while a node is removed");
+    let mut after: Vec<usize> = before.iter().copied().filter(|at| *at != lost).chain([fresh]).collect();
+    after.sort_unstable();
+    cluster.settle_among(VOLUME, &after).unwrap();
+    cluster.verify(VOLUME, &journal).unwrap();
+    let listed = cluster.did("pool ls").out + &cluster.did("volume ls").out;
+    assert!(!listed.contains(&drive.display().to_string()) && !listed.contains("only"), "{listed}");
+    refused(&cluster, &format!("node rm n{lost} --force"), "does not exist");
 }

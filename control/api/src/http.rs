@@ -238,6 +238,16 @@ pub struct ImportReport {
     pub renamed: Vec<String>,
 }
 
+/// What became of `DELETE /v1/nodes/{node}`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct NodeRemovedView {
+    pub node_id: NodeId,
+    pub name: NodeName,
+    /// Volumes whose replica there is replaced on another node; `change` of each says how far it is.
+    pub replaced: Vec<VolumeName>,
+}
+
 /// `POST /v1/volumes`. Answers 201 with a [`VolumeView`] when the volume is observed, 202 while the node is away.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -341,6 +341,23 @@ pub enum Node {
         /// Name or id; the only one if absent
         node: Option<String>,
     },
+    /// Remove a node that is away; with --force one that is lost for good: its drives are forgotten and its replicas replaced on other nodes
+    #[command(after_help = "\
+Examples:
+  penstock node rm n3
+  penstock node rm n3 --force
+
+Refused while a volume has its only replica there, nobody leads a volume of it, or no other node can take a new replica. Take it out of
+penstock-control's --node flags before control is started the next time.")]
+    Rm {
+        /// Name or id
+        node: String,
+        /// Though it has drives and replicas
+        #[arg(long)]
+        force: bool,
+        #[command(flatten)]
+        wait: Wait,
+    },
 }
 
 #[derive(Debug, Subcommand)]

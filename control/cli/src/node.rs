@@ -1,11 +1,14 @@
 //! `penstock node …`, `penstock id new`.
 
-use penstock_api::http::{IdsBody, IdsView, NodeView, path};
+use std::time::{Duration, Instant};
+
+use penstock_api::http::{IdsBody, IdsView, NodeRemovedView, NodeView, path};
 
 use crate::args::{IdCommand, Node};
 use crate::client::{self, Client};
 use crate::failure::Failure;
 use crate::output::{self, Form};
+use crate::replica;
 
 pub fn run(client: &Client, form: Form, command: Node) -> Result<(), Failure> {
     match command {
@@ -17,6 +20,18 @@ pub fn run(client: &Client, form: Form, command: Node) -> Result<(), Failure> {
             let at = node.as_deref().map(checked).transpose()?.map_or_else(|| path::NODE.to_owned(), path::node);
             let view: NodeView = client.get(&at)?;
             output::show(form, &view, facts)
+        }
+        Node::Rm { node, force, wait } => {
+            let removed: NodeRemovedView = client.delete(&path::node(checked(&node)?), force)?.json()?;
+            // One limit for all of them.
+            let until = Instant::now() + Duration::from_secs(wait.timeout);
+            for volume in &removed.replaced {
+                replica::until_changed(client, volume.as_str(), until.saturating_duration_since(Instant::now()))?;
+            }
+            output::show(form, &removed, |removed| match removed.replaced.len() {
+                0 => format!("removed node {}", removed.name),
+                count => format!("removed node {}, and replaced its replicas of {count} volumes", removed.name),
+            })
         }
     }
 }

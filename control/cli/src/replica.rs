@@ -51,12 +51,16 @@ pub fn run(client: &Client, form: Form, command: Replica) -> Result<(), Failure>
 /// Asks for it, and waits until no replica of the volume is on its way any more.
 fn change(client: &Client, volume: &str, what: &str, body: &impl Serialize, wait: Wait) -> Result<Option<VolumeView>, Failure> {
     let begun: VolumeView = client.send("POST", &path::replicas(volume::checked(volume)?, what), body)?.json()?;
-    let id = begun.volume_id.to_string();
+    until_changed(client, begun.name.as_str(), Duration::from_secs(wait.timeout))
+}
+
+/// Waits until no replica of a volume is on its way any more.
+pub fn until_changed(client: &Client, volume: &str, limit: Duration) -> Result<Option<VolumeView>, Failure> {
     let look = || {
         let progress = |view: &VolumeView| view.change.as_ref().map_or(Progress::Settled, |change| change.progress.clone());
-        Ok(volume::find(client, &id)?.map(|view| (view.clone(), progress(&view))))
+        Ok(volume::find(client, volume)?.map(|view| (view.clone(), progress(&view))))
     };
-    until_settled(&format!("the change of volume {volume}"), Duration::from_secs(wait.timeout), look)
+    until_settled(&format!("the change of volume {volume}"), limit, look)
 }
 
 fn list(client: &Client, form: Form, volume: Option<String>) -> Result<(), Failure> {

@@ -417,7 +417,9 @@ pub fn withdraw_door(desired: &Desired, id: VolumeId, node_id: NodeId, door: &Do
     vec![Record::PutVolume(id, volume)]
 }
 
+mod node;
 mod replica;
+pub use node::{Farewell, remove_node, replicas_on};
 pub use replica::{give_up_change, move_replica, replace_replica};
 
 #[cfg(test)]

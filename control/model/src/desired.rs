@@ -43,6 +43,9 @@ pub struct DesiredNode {
     pub peer: Option<SocketAddr>,
     /// Where hosts reach it over NVMe/TCP, unless a door says otherwise.
     pub nvmf: Option<SocketAddr>,
+    /// It was given up. Its number is never another's, and the others go on to tell it so.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub gone: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -206,9 +209,13 @@ impl Desired {
     /// Finds a node by id, else by name.
     pub fn find_node(&self, name_or_id: &str) -> Option<(NodeId, &DesiredNode)> {
         if let Ok(id) = name_or_id.parse::<NodeId>() {
-            return self.nodes.get(&id).map(|node| (id, node));
+            return self.nodes.get(&id).filter(|node| !node.gone).map(|node| (id, node));
         }
-        self.nodes.iter().find(|(_, node)| node.name.as_str() == name_or_id).map(|(id, node)| (*id, node))
+        self.nodes.iter().find(|(_, node)| !node.gone && node.name.as_str() == name_or_id).map(|(id, node)| (*id, node))
+    }
+
+    pub fn is_gone(&self, id: NodeId) -> bool {
+        self.nodes.get(&id).is_some_and(|node| node.gone)
     }
 
     /// A node's name, or its id where it has none here.
@@ -216,12 +223,14 @@ impl Desired {
         self.nodes.get(&id).map_or_else(|| id.to_string(), |node| node.name.to_string())
     }
 
-    /// The nodes that `node_id` has to reach: none where it cannot be reached itself, since then it is no part of any group.
+    /// The nodes that `node_id` has to reach: none where it cannot be reached itself, since then it is no part of any group. One that was given up is among
+    /// them, until another has its address: should it come back, it has to hear that its replicas were removed.
     pub fn peers_of(&self, node_id: NodeId) -> Vec<PeerAddress> {
         if self.nodes.get(&node_id).is_none_or(|node| node.peer.is_none()) {
             return vec![];
         }
-        let others = self.nodes.iter().filter(|(id, _)| **id != node_id);
+        let is_taken = |address| self.nodes.values().any(|node| !node.gone && node.peer == address);
+        let others = self.nodes.iter().filter(|(id, node)| **id != node_id && !(node.gone && is_taken(node.peer)));
         others.filter_map(|(id, node)| Some(PeerAddress { node_id: *id, address: node.peer? })).collect()
     }
 }

@@ -32,7 +32,7 @@ pub fn enroll(desired: &Desired, node: &DesiredNode, shown: Option<NodeId>) -> R
         );
     };
     let known = desired.find_node(node.name.as_str()).map(|(id, known)| (id, known.clone()));
-    let holder = shown.and_then(|id| desired.nodes.get(&id)).filter(|holder| holder.name != node.name);
+    let holder = shown.and_then(|id| desired.nodes.get(&id)).filter(|holder| !holder.gone && holder.name != node.name);
     if let (Some(shown), Some(holder)) = (shown, holder) {
         let message = format!("the node that answers as {} was claimed as {shown}, which is node {}", node.name, holder.name);
         return Err(ApiError::new(ErrorCode::Conflict, message).with_hint("check the sockets that penstock-control was given with --node"));
@@ -71,7 +71,7 @@ mod tests {
     }
 
     fn node(name: &str) -> DesiredNode {
-        DesiredNode { name: name.parse().unwrap(), peer: None, nvmf: None }
+        DesiredNode { name: name.parse().unwrap(), peer: None, nvmf: None, gone: false }
     }
 
     fn id(n: u16) -> NodeId {

@@ -268,6 +268,9 @@ impl<'a> Look<'a> {
     pub fn replica(&self, id: VolumeId, volume: &DesiredVolume, replica: &DesiredReplica) -> Progress {
         let node_id = replica.node_id;
         let drive = self.desired.drives.get(&replica.drive_id);
+        if self.desired.is_gone(node_id) {
+            return Progress::Removing { reason: "its node was given up".to_owned() };
+        }
         if replica.left && drive.is_none() {
             return Progress::Removing { reason: "it has left its group".to_owned() };
         }
@@ -363,7 +366,7 @@ impl<'a> Look<'a> {
 
     /// Everything that does not agree yet, a line each. Empty means desired and observed agree.
     pub fn unsettled(&self) -> Vec<String> {
-        self.desired.nodes.keys().flat_map(|id| self.unsettled_on(*id)).collect()
+        self.desired.nodes.keys().filter(|id| !self.desired.is_gone(**id)).flat_map(|id| self.unsettled_on(*id)).collect()
     }
 
     /// As [`Self::unsettled`], of one node.

@@ -287,6 +287,10 @@ fn plan_replica(
     }
     membership::plan(observed, (volume_id, volume), replica, seen, &mut plan.steps);
     snapshots::plan((volume_id, volume), seen, &mut plan.steps);
+    if seen.is_served() {
+        let nowhere = volume.replicas.iter().filter(|other| other.left && desired.is_gone(other.node_id));
+        plan.steps.extend(nowhere.map(|other| Step::Local(LocalStep::ForgetReplica(volume_id, other.node_id))));
+    }
     // A group's size is changed where it is led, and comes to the others by its log.
     if seen.is_served() {
         if seen.size < volume.size || (seen.size > volume.size && volume.allow_shrink) {

@@ -69,7 +69,7 @@ impl Config {
     /// When two have one name.
     pub fn nodes(&self) -> Result<Vec<NodeFlag>, String> {
         if self.node.is_empty() {
-            let named = DesiredNode { name: "local".parse().expect("a name"), peer: None, nvmf: None };
+            let named = DesiredNode { name: "local".parse().expect("a name"), peer: None, nvmf: None, gone: false };
             return Ok(vec![NodeFlag { named, socket: self.node_socket.clone() }]);
         }
         for (at, node) in self.node.iter().enumerate() {
@@ -105,7 +105,7 @@ impl FromStr for NodeFlag {
         let name: NodeName = name.parse().map_err(|error| format!("the node's name: {error}"))?;
         let mut parts = rest.split(',');
         let socket = parts.next().filter(|socket| !socket.is_empty() && !socket.starts_with("peer=")).ok_or_else(form)?;
-        let mut named = DesiredNode { name, peer: None, nvmf: None };
+        let mut named = DesiredNode { name, peer: None, nvmf: None, gone: false };
         for part in parts {
             let (key, value) = part.split_once('=').ok_or_else(form)?;
             let place = match key {

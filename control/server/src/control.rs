@@ -68,7 +68,7 @@ impl State {
     }
 
     pub fn node(&self, id: NodeId) -> Option<&NodeState> {
-        self.nodes.get(&self.desired.nodes.get(&id)?.name)
+        self.nodes.get(&self.desired.nodes.get(&id).filter(|node| !node.gone)?.name)
     }
 
     pub fn look(&self) -> Look<'_> {
@@ -223,7 +223,10 @@ impl Control {
                 }
             };
         };
-        let name = text.parse::<NodeId>().ok().and_then(|id| self.state().desired.nodes.get(&id).map(|node| node.name.clone()));
+        let name = text
+            .parse::<NodeId>()
+            .ok()
+            .and_then(|id| self.state().desired.nodes.get(&id).filter(|node| !node.gone).map(|node| node.name.clone()));
         let is_meant = |node: &&NodeHandle| name.as_ref().map_or(node.name().as_str() == text, |name| node.name() == name);
         self.nodes.iter().find(is_meant).ok_or_else(|| {
             let shown: String = text.chars().take(64).collect();
@@ -437,7 +440,7 @@ fn renamed(desired: &Desired, nodes: &[NodeHandle]) -> Vec<Record> {
         records.extend(enroll(desired, &node.named, None).map(|(_, records)| records).unwrap_or_default());
     }
     let mut fresh = nodes.iter().filter(|node| !is_known(node));
-    let mut orphans = desired.nodes.iter().filter(|(_, known)| nodes.iter().all(|node| *node.name() != known.name));
+    let mut orphans = desired.nodes.iter().filter(|(_, known)| !known.gone && nodes.iter().all(|node| *node.name() != known.name));
     match (fresh.next(), fresh.next(), orphans.next(), orphans.next()) {
         (Some(node), _, None, _) if desired.nodes.is_empty() => records.push(Record::PutNode(identity.node_id(), node.named.clone())),
         (Some(node), None, Some((id, _)), None) => records.push(Record::PutNode(*id, node.named.clone())),

@@ -45,7 +45,8 @@ fn call(json: &[u8]) {
     if let Ok(request) = serde_json::from_slice::<Request>(json) {
         let value = request.params.unwrap_or_default();
         each_method!(params, value; NodeGet, NodeClaim, DriveProbe, DriveAdd, DriveRemove, DriveList, DriveClearFence, VolumeCreate,
-            VolumeDelete, VolumeResize, VolumeList, ExportAdd, ExportRemove, Scrub, Drain, MetricsGet);
+            VolumeDelete, VolumeResize, VolumeList, SnapshotCreate, SnapshotDelete, ExportAdd, ExportRemove, Scrub, Drain, MemberCreate,
+            GroupChange, GroupTransfer, GroupRecover, PeersSet, MetricsGet);
     }
 }
 
@@ -56,7 +57,8 @@ fn result<M: Method>(response: Response) {
 fn answer(json: &[u8]) {
     if let Ok(response) = serde_json::from_slice::<Response>(json) {
         each_method!(result, response; NodeGet, NodeClaim, DriveProbe, DriveAdd, DriveRemove, DriveList, DriveClearFence, VolumeCreate,
-            VolumeDelete, VolumeResize, VolumeList, ExportAdd, ExportRemove, Scrub, Drain, MetricsGet);
+            VolumeDelete, VolumeResize, VolumeList, SnapshotCreate, SnapshotDelete, ExportAdd, ExportRemove, Scrub, Drain, MemberCreate,
+            GroupChange, GroupTransfer, GroupRecover, PeersSet, MetricsGet);
     }
 }
 
@@ -75,6 +77,10 @@ pub fn run(data: &[u8]) {
             body::<ExportBody>(data);
             body::<UnexportBody>(data);
             body::<TransferBody>(data);
+            body::<SnapshotCreateBody>(data);
+            body::<ReplicaMoveBody>(data);
+            body::<ReplicaReplaceBody>(data);
+            body::<ReplicaRecoverBody>(data);
             body::<ScrubBody>(data);
             body::<DrainBody>(data);
             body::<IdsBody>(data);
@@ -125,6 +131,17 @@ pub fn seeds() -> Vec<Vec<u8>> {
             format!(r#"{{"volume_id":"{ID}","door":{{"kind":"nvmf","address":"127.0.0.1","port":4420,"nqn":"nqn.2014-08.org.x:a"}}}}"#),
         ),
         ("penstock_export_remove", format!(r#"{{"volume_id":"{ID}","door":{{"kind":"vfio_user","name":"v"}},"force":true}}"#)),
+        ("penstock_snapshot_create", format!(r#"{{"volume_id":"{ID}","snapshot_id":"{ID}","name":"monday"}}"#)),
+        ("penstock_snapshot_delete", format!(r#"{{"volume_id":"{ID}","snapshot_id":"{ID}"}}"#)),
+        (
+            "penstock_group_change",
+            format!(
+                r#"{{"volume_id":"{ID}","members":{{"next":3,"list":[{{"member":1,"role":"voter","replica_id":"{ID}","node_id":"{ID}"}},{{"member":2,"role":"log_only","replica_id":"{ID}","node_id":"{ID}"}}]}}}}"#
+            ),
+        ),
+        ("penstock_group_transfer", format!(r#"{{"volume_id":"{ID}","to":"{ID}"}}"#)),
+        ("penstock_group_recover", format!(r#"{{"volume_id":"{ID}","regardless":false}}"#)),
+        ("penstock_peers_set", format!(r#"{{"peers":[{{"node_id":"{ID}","address":"127.0.0.1:4700"}}]}}"#)),
         ("penstock_scrub", format!(r#"{{"drive_id":"{ID}","action":"start"}}"#)),
     ];
     for (method, params) in &calls {
@@ -144,6 +161,11 @@ pub fn seeds() -> Vec<Vec<u8>> {
         r#"{"size":"1TiB","allow_shrink":false}"#.to_owned(),
         r#"{"door":{"kind":"vhost","name":"a"},"force":true}"#.to_owned(),
         r#"{"to":"n2"}"#.to_owned(),
+        r#"{"name":"db","size":"10GiB","replicas":2,"log_only":1}"#.to_owned(),
+        r#"{"name":"monday"}"#.to_owned(),
+        r#"{"from":"n1","to":"n4"}"#.to_owned(),
+        r#"{"node":"n2","on":"n4"}"#.to_owned(),
+        r#"{"node":"n1","force":true,"regardless":false}"#.to_owned(),
         r#"{"count":3}"#.to_owned(),
     ];
     seeds.extend(bodies.iter().map(|body| format!("\u{2}{body}").into_bytes()));

@@ -157,6 +157,10 @@ impl Cluster {
 
     /// Waits until all replicas are well and have applied the same, and desired and observed agree on all nodes.
     pub fn settle(&self, name: &str) -> Result<()> {
+        self.settle_nodes(name, &(1..=self.nodes.len()).collect::<Vec<_>>())
+    }
+
+    fn settle_nodes(&self, name: &str, those: &[usize]) -> Result<()> {
         let mut last = String::new();
         let settled = wait_for("all replicas to be equal", LIMIT, || {
             let volume = self.volume(name)?;
@@ -165,21 +169,31 @@ impl Cluster {
             let applied: Vec<_> = volume.replicas.iter().map(|replica| replica.applied).collect();
             let are_equal = applied.iter().all(|one| one.is_some() && *one == applied[0]);
             let are_well = volume.replicas.iter().all(|replica| replica.reachable && replica.progress.is_settled());
-            Ok((are_equal && are_well && nodes.iter().all(|node| node.settled)).then_some(()))
+            Ok((are_equal && are_well && those.iter().all(|at| nodes[at - 1].settled)).then_some(()))
         });
         settled.map_err(|e| failed(e.to_string(), format!("{last}\n{}", self.last_words())))
     }
 
     /// Waits until the replicas are on these nodes, none is on its way, and they are as [`Self::settle`] says.
     pub fn settle_on(&self, name: &str, nodes: &[usize]) -> Result<()> {
+        self.arrive_on(name, nodes)?;
+        self.settle(name)
+    }
+
+    /// The same though other nodes are not there.
+    pub fn settle_among(&self, name: &str, nodes: &[usize]) -> Result<()> {
+        self.arrive_on(name, nodes)?;
+        self.settle_nodes(name, nodes)
+    }
+
+    fn arrive_on(&self, name: &str, nodes: &[usize]) -> Result<()> {
         let mut last = String::new();
         let arrived = wait_for("the replicas to be where they are to be", LIMIT, || {
             let volume = self.volume(name)?;
             last = format!("{:?} {:?}", volume.change, volume.replicas);
             Ok((volume.change.is_none() && nodes_of(&volume)? == nodes).then_some(()))
         });
-        arrived.map_err(|e| failed(e.to_string(), format!("{last}\n{}", self.last_words())))?;
-        self.settle(name)
+        arrived.map_err(|e| failed(e.to_string(), format!("{last}\n{}", self.last_words())))
     }
 
     /// Lets the replica on a node lead.

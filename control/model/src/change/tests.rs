@@ -7,6 +7,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::desired::DesiredNode;
 use crate::observed::{ObservedDrive, ObservedVolume};
+use crate::reconcile::LocalStep;
 use penstock_api::id::{ClusterTag, NodeNumber};
 
 fn id(n: u64) -> Id {
@@ -36,7 +37,7 @@ fn with_nodes(n: u16) -> Desired {
     let mut desired = Desired::default();
     for at in 1..=n {
         let (peer, nvmf) = (Some(SocketAddr::from(([10, 0, 0, at as u8], 7700))), Some(SocketAddr::from(([10, 0, 0, at as u8], 4420))));
-        let named = DesiredNode { name: format!("n{at}").parse().unwrap(), peer, nvmf };
+        let named = DesiredNode { name: format!("n{at}").parse().unwrap(), peer, nvmf, gone: false };
         desired.apply(&[Record::PutNode(node(at), named)]);
         let records = add_drive(&desired, DriveId(id(at.into())), node(at), &drive_body("file:/d?size=1GiB"), false).unwrap();
         desired.apply(&records);
@@ -358,7 +359,7 @@ fn replacement_that_a_recovery_by_force_overtook_ends_and_can_be_asked_for_again
     }
     let volume = &desired.volumes[&id];
     assert!(volume.change.is_none() && volume.replica_on(node(4)).unwrap().left && !volume.replica_on(node(3)).unwrap().left);
-    desired.apply(&crate::reconcile::LocalStep::ForgetReplica(id, node(4)).records(&desired));
+    desired.apply(&LocalStep::ForgetReplica(id, node(4)).records(&desired));
     desired.apply(&replace(&desired, &one, 40).unwrap());
     let change = desired.volumes[&id].change.as_ref().unwrap();
     assert_eq!(change.to, one.volumes[&id].group.as_ref().unwrap().members.next);
@@ -385,7 +386,6 @@ fn volume_with_a_log_places_it_last_promises_no_space_for_it_and_opens_no_door_t
 #[test]
 fn log_that_is_replaced_leaves_before_the_next_one_joins_which_counts_at_once() {
     use crate::membership::{Next, next};
-    use crate::reconcile::LocalStep;
     let mut desired = with_nodes(4);
     let ids = VolumeIds { volume: VolumeId(id(10)), segment: SegmentId(id(11)), replicas: [12, 13, 14].map(|n| ReplicaId(id(n))).to_vec() };
     let places = [1, 2, 3].map(|at| (node(at), DriveId(id(at.into()))));
@@ -422,6 +422,61 @@ fn log_that_is_replaced_leaves_before_the_next_one_joins_which_counts_at_once() 
     desired.apply(&LocalStep::Reached(ids.volume, 4, reach.index).records(&desired));
     record(&mut desired, &one);
     assert!(desired.volumes[&ids.volume].change.is_none());
+}
+
+#[test]
+fn node_that_is_lost_is_removed_with_all_its_replicas_replaced_or_not_at_all() {
+    let mut desired = with_nodes(4);
+    let volume_id = create_on(&mut desired, 10, "a", &[1, 2, 3].map(|at| (node(at), DriveId(id(at.into())))));
+    let (one, two) = (
+        seen_member(&desired, volume_id, 1, GroupPart::Leader, (1, 10)),
+        seen_member(&desired, volume_id, 2, GroupPart::Follower, (1, 10)),
+    );
+    let four = Observed { drives: [(DriveId(id(4)), serving_drive())].into(), ..Observed::default() };
+    let ids = [ReplicaId(id(30)), ReplicaId(id(31))];
+    let all: BTreeMap<NodeId, &Observed> = [(node(1), &one), (node(2), &two), (node(4), &four)].into();
+    let without = |at: u16| all.iter().filter(|(id, _)| **id != node(at)).map(|(id, seen)| (*id, *seen)).collect::<BTreeMap<_, _>>();
+    let removed = |desired: &Desired, observed: &BTreeMap<NodeId, &Observed>, force| remove_node(desired, observed, &ids, "n3", force);
+    assert_eq!(remove_node(&desired, &all, &ids, "n4", true).unwrap_err().code, ErrorCode::Conflict, "it is there");
+    assert_eq!(removed(&desired, &all, false).unwrap_err().code, ErrorCode::Busy);
+    let no_leader = removed(&desired, &without(1), true).unwrap_err();
+    assert!(no_leader.code == ErrorCode::NotReady && no_leader.message.starts_with("node n3 cannot be removed yet"), "{no_leader}");
+    assert!(removed(&desired, &without(2), true).unwrap_err().message.contains("n2 is not well"));
+    assert!(removed(&desired, &without(4), true).is_err(), "no other node can take it");
+    let mut with_single = desired.clone();
+    create_on(&mut with_single, 20, "b", &[(node(3), DriveId(id(3)))]);
+    assert!(removed(&with_single, &all, true).unwrap_err().message.ends_with(": b"));
+    with_single.apply(&remove_volume(&with_single, &nobody(), "b", true).unwrap());
+    for desired in [&mut desired, &mut with_single] {
+        let farewell = removed(desired, &all, true).unwrap();
+        assert_eq!(farewell.replaced.iter().map(|name| name.as_str()).collect::<Vec<_>>(), ["a"]);
+        desired.apply(&farewell.records);
+        assert!(desired.volumes.len() == 1 && desired.volumes[&volume_id].change.is_some());
+        assert!(desired.find_node("n3").is_none() && !desired.drives.contains_key(&DriveId(id(3))));
+        let others = |desired: &Desired| desired.peers_of(node(1)).iter().map(|peer| peer.node_id).collect::<Vec<_>>();
+        assert_eq!(others(desired), [node(2), node(3), node(4)], "should it come back, it has to hear of it");
+        // The name is free, and the number is not.
+        let again = DesiredNode { gone: false, ..desired.nodes[&node(3)].clone() };
+        let identity = crate::issuer::Identity {
+            cluster: ClusterTag::new(7).unwrap(),
+            node: NodeNumber::new(1).unwrap(),
+            incarnation: penstock_api::id::Incarnation::FIRST,
+        };
+        desired.apply(&[Record::Identity(identity)]);
+        let (next, records) = crate::enroll(desired, &again, None).unwrap();
+        let mut with_next = desired.clone();
+        with_next.apply(&records);
+        assert_eq!((next, others(&with_next)), (node(5), vec![node(2), node(4), node(5)]));
+        assert_eq!(crate::enroll(desired, &again, Some(node(3))).unwrap().0, node(3), "unless it is that node");
+    }
+    // The group has let go of it: its record goes too, though its node never says so.
+    desired.apply(&LocalStep::ReplicaLeft(volume_id, 3).records(&desired));
+    let one = Observed { cluster_id: desired.identity.map(|identity| identity.cluster_id()), node_id: Some(node(1)), ..one.clone() };
+    let plan = crate::reconcile::reconcile(&desired, node(1), &one);
+    let forgets = |step: &crate::reconcile::Step| *step == crate::reconcile::Step::Local(LocalStep::ForgetReplica(volume_id, node(3)));
+    assert!(plan.steps.iter().any(forgets), "{:?}", plan.steps);
+    desired.apply(&LocalStep::ForgetReplica(volume_id, node(3)).records(&desired));
+    assert!(desired.volumes[&volume_id].replica_on(node(3)).is_none());
 }
 
 proptest! {

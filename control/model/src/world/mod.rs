@@ -51,7 +51,7 @@ fn node_id(n: u16) -> NodeId {
 
 fn named() -> BTreeMap<NodeId, DesiredNode> {
     let address = |port| Some(SocketAddr::from(([127, 0, 0, 1], port)));
-    let named = |n| DesiredNode { name: format!("n{n}").parse().unwrap(), peer: address(7700 + n), nvmf: address(4420 + n) };
+    let named = |n| DesiredNode { name: format!("n{n}").parse().unwrap(), peer: address(7700 + n), nvmf: address(4420 + n), gone: false };
     (0..NODES).map(|n| (node_id(n), named(n))).collect()
 }
 

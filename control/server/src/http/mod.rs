@@ -43,7 +43,7 @@ fn documented() -> OpenApiRouter<Arc<Control>> {
     OpenApiRouter::with_openapi(Document::openapi())
         .routes(routes!(node::show_only))
         .routes(routes!(node::list))
-        .routes(routes!(node::show))
+        .routes(routes!(node::show, node::remove))
         .routes(routes!(node::issue_ids))
         .routes(routes!(node::metrics))
         .routes(routes!(node::health))

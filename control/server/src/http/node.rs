@@ -4,11 +4,14 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::header;
 use axum::response::IntoResponse;
-use penstock_api::http::{ApiError, IDS_MAX, IdsBody, IdsView, NodeView, path};
+use penstock_api::ReplicaId;
+use penstock_api::http::{ApiError, ForceQuery, IDS_MAX, IdsBody, IdsView, NodeRemovedView, NodeView, path};
 use penstock_api::rpc::{self, ErrorCode};
 
+use penstock_model::change;
+
 use super::Shared;
-use super::problem::{Body, Part, Problem};
+use super::problem::{Body, Part, Problem, Query};
 use crate::control::{Control, NodeHandle};
 use crate::metrics::{self, Gauges};
 
@@ -51,6 +54,29 @@ pub async fn list(State(control): Shared) -> Json<Vec<NodeView>> {
     (status = 200, body = NodeView), (status = 404, body = ApiError)))]
 pub async fn show(State(control): Shared, Part(node): Part<String>) -> Result<Json<NodeView>, Problem> {
     Ok(Json(view(&control, control.handle(Some(&node))?)))
+}
+
+/// Remove a node that is away; with drives or replicas only if forced, for one that is lost for good: its replicas are replaced on other nodes
+#[utoipa::path(delete, path = "/v1/nodes/{node}", params(("node" = String, Path), ("force" = Option<bool>, Query)), responses(
+    (status = 200, body = NodeRemovedView),
+    (status = "4XX", body = ApiError), (status = 503, body = ApiError), (status = 507, body = ApiError)))]
+pub async fn remove(
+    State(control): Shared,
+    Part(node): Part<String>,
+    Query(query): Query<ForceQuery>,
+) -> Result<Json<NodeRemovedView>, Problem> {
+    let count = change::replicas_on(&control.state().desired, &node) as u32;
+    let ids: Vec<ReplicaId> = if count == 0 { vec![] } else { control.ids(count).await?.into_iter().map(ReplicaId).collect() };
+    let mut found = None;
+    control
+        .change(&[], |state| {
+            let farewell = change::remove_node(&state.desired, &state.observed(), &ids, &node, query.force)?;
+            let name = state.desired.nodes[&farewell.node_id].name.clone();
+            found = Some(NodeRemovedView { node_id: farewell.node_id, name, replaced: farewell.replaced });
+            Ok(farewell.records)
+        })
+        .await?;
+    Ok(Json(found.expect("judged, so found")))
 }
 
 /// Issue ids that nobody ever gets again
