@@ -12,11 +12,13 @@ pub struct PlainMemory {
     pub host: HashMap<u32, Vec<u8>>,
     /// Whether payloads may go to the device as they are.
     pub direct: bool,
+    /// Blocks that there are.
+    pub limit: usize,
 }
 
 impl PlainMemory {
     pub fn new(direct: bool) -> Self {
-        Self { bufs: HashMap::new(), next: 0, host: HashMap::new(), direct }
+        Self { bufs: HashMap::new(), next: 0, host: HashMap::new(), direct, limit: usize::MAX }
     }
 
     /// Buffers that are not given back.
@@ -36,6 +38,10 @@ impl PlainMemory {
 
 impl Memory for PlainMemory {
     fn alloc(&mut self, blocks: u32) -> Option<BufId> {
+        let out: usize = self.bufs.values().map(|buf| buf.len() / BLOCK).sum();
+        if out + blocks as usize > self.limit {
+            return None;
+        }
         self.next += 1;
         self.bufs.insert(self.next, vec![0xdd; blocks as usize * BLOCK]);
         Some(BufId(self.next))

@@ -153,6 +153,29 @@ fn member_that_heard_nothing_gets_what_it_missed_from_the_ring() {
 }
 
 #[test]
+fn words_that_are_read_back_do_not_keep_each_other_from_memory() {
+    let mut cluster = Cluster::new(3);
+    let leader = cluster.leader();
+    let lagging = (leader + 1) % 3;
+    cluster.isolate(lagging);
+    for (block, blocks) in [(0, 10), (100, 60)] {
+        assert_eq!(cluster.write(leader, block * B, &pattern(1, blocks * BLOCK)), Status::Ok);
+    }
+    cluster.pass(1000);
+    // There is enough for both, once it is given back; each word that comes meanwhile, the same again, could take the first's.
+    let mem = &mut cluster.nodes[leader].mem;
+    mem.limit = 100;
+    let taken: Vec<BufId> = (0..9).map(|_| mem.alloc(10).expect("there is enough")).collect();
+    cluster.cut.clear();
+    for buf in taken {
+        cluster.pass(200);
+        cluster.nodes[leader].mem.free(buf);
+    }
+    cluster.agree();
+    cluster.audit();
+}
+
+#[test]
 fn entries_that_never_reached_a_quorum_are_replaced_and_their_hosts_told_to_try_elsewhere() {
     let mut cluster = Cluster::new(3);
     let old = cluster.leader();
