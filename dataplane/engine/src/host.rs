@@ -9,7 +9,7 @@ use penstock_wire::batch::OP_HEAD;
 use penstock_wire::layer::SnapshotShape;
 use penstock_wire::peer::Members;
 use penstock_wire::reservation::Reservations;
-use penstock_wire::{BLOCK, HostId, Index as RaftIndex, ReplicaShape, SnapshotId};
+use penstock_wire::{BLOCK, HostId, Index as RaftIndex, ReplicaShape, SegmentId, SnapshotId};
 use std::collections::VecDeque;
 
 /// A host command in the slab.
@@ -31,6 +31,7 @@ pub enum What {
     Zero,
     Create(Box<ReplicaShape>),
     CreateMember(Box<Birth>),
+    Clone(Box<Cloned>),
     Delete,
     /// New size in `block`.
     Resize,
@@ -46,6 +47,14 @@ pub enum What {
 pub struct Birth {
     pub shape: ReplicaShape,
     pub members: Members,
+}
+
+/// A replica that begins as a snapshot of another.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Cloned {
+    pub shape: ReplicaShape,
+    pub origin: SegmentId,
+    pub snapshot: SnapshotId,
 }
 
 /// An op on its way into the log.
@@ -81,6 +90,7 @@ impl Proposed {
             What::Create(shape) => shape.encoded_len(),
             What::Snapshot(shape) => shape.encoded_len(),
             What::Unsnapshot(_) => 16,
+            What::Clone(clone) => clone.shape.encoded_len() + OP_HEAD + 32,
             What::CreateMember(birth) => birth.shape.encoded_len() + OP_HEAD + birth.members.encode().len(),
             What::Reserve(state) => state.encoded_len(),
             _ => 0,

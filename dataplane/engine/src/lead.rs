@@ -84,7 +84,7 @@ impl Store {
                 What::Reserve(state) => section.reserve(state),
                 What::Snapshot(shape) => section.snapshot(op.block, shape),
                 What::Unsnapshot(id) => section.unsnapshot(*id),
-                What::Create(_) | What::CreateMember(_) | What::Delete => {
+                What::Create(_) | What::CreateMember(_) | What::Clone(_) | What::Delete => {
                     unreachable!("a store's own op goes into no group's log")
                 }
             }

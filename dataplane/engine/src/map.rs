@@ -300,9 +300,26 @@ impl Map {
         self.replicas.iter().flatten().map(|replica| &**replica)
     }
 
+    /// A replica that was just made begins as a snapshot of an older one.
+    pub fn stand_on(&mut self, no: ReplicaNo, segment: SegmentId, snapshot: SnapshotId) {
+        let of = self.by_segment(segment).filter(|of| *of < no).and_then(|of| self.live(of));
+        let layer = of.and_then(|of| Some(LayerKey { replica: of.no, layer: of.snapshot(snapshot)?.layer.no }));
+        if let (Some(layer), Some(replica)) = (layer, self.get_mut(no)) {
+            replica.origin.get_or_insert(layer);
+        }
+    }
+
+    /// A clone that stands on a layer of a replica, or on any of them.
+    pub fn clone_on(&self, no: ReplicaNo, layer: Option<LayerNo>) -> Option<&Replica> {
+        let on = |origin: LayerKey| origin.replica == no && layer.is_none_or(|layer| origin.layer == layer);
+        self.iter().find(|replica| replica.origin.is_some_and(on))
+    }
+
     pub fn mark_deleting(&mut self, no: ReplicaNo) {
         if let Some(replica) = self.get_mut(no) {
             replica.deleting = true;
+            // What it stood on may go before all of its own is given back.
+            replica.origin = None;
             let segment = replica.shape.segment;
             if self.by_segment.get(&segment) == Some(&no) {
                 self.by_segment.remove(&segment);

@@ -1,7 +1,7 @@
 //! Orders that change replicas: proposed one at a time, applied like any op.
 
 use crate::config::Stage;
-use crate::host::{Birth, Proposed, What};
+use crate::host::{Birth, Cloned, Proposed, What};
 use crate::map::{Layer, Replica};
 use crate::member::Member;
 use crate::port::*;
@@ -9,7 +9,7 @@ use crate::replica::{Ballot, Recovered, Stop};
 use crate::store::Store;
 use penstock_wire::directory::{REPLICA_NO_LIMIT, REPLICAS_MAX};
 use penstock_wire::peer::{MemberNo, Members};
-use penstock_wire::{Index as RaftIndex, ReplicaShape, Seq, Term, VOLUME_BLOCKS_MAX};
+use penstock_wire::{Index as RaftIndex, ReplicaShape, SegmentId, Seq, SnapshotId, Term, VOLUME_BLOCKS_MAX};
 
 impl Store {
     /// Proposes the next order, when none is out.
@@ -35,8 +35,13 @@ impl Store {
                 Some(result) => return Some(result),
                 None => (ReplicaNo(self.map.next_no()), 0, What::CreateMember(Box::new(Birth { shape: *shape, members: *members }))),
             },
+            Order::Clone { shape, origin, snapshot } => match self.may_clone(&shape, origin, snapshot) {
+                Some(result) => return Some(result),
+                None => (ReplicaNo(self.map.next_no()), 0, What::Clone(Box::new(Cloned { shape: *shape, origin, snapshot }))),
+            },
             Order::Delete { segment } => match self.map.by_segment(segment) {
                 None => return Some(Ok(())),
+                Some(no) if self.map.clone_on(no, None).is_some() => return Some(Err(self.clone_stands(no, None))),
                 Some(no) => {
                     // Its log stays until the delete is durable: a crash before that brings the member back.
                     self.stop_group(no, Stop::Quarantined("its replica is being deleted".into()), mem, fx);
@@ -77,6 +82,10 @@ impl Store {
                 if self.map.get(no).is_none_or(|replica| replica.member.is_none() && replica.snapshot(snapshot).is_none()) {
                     return Some(Ok(()));
                 }
+                let layer = self.map.get(no).and_then(|replica| replica.snapshot(snapshot)).map(|frozen| frozen.layer.no);
+                if layer.is_some_and(|layer| self.map.clone_on(no, Some(layer)).is_some()) {
+                    return Some(Err(self.clone_stands(no, layer)));
+                }
                 (no, 0, What::Unsnapshot(snapshot))
             }
             Order::Change { segment, members } => return self.begin_change(id, segment, &members),
@@ -107,6 +116,35 @@ impl Store {
         }
         let full = self.map.iter().count() >= REPLICAS_MAX || self.map.next_no() >= REPLICA_NO_LIMIT;
         full.then_some(Err(OrderError::NoSpace))
+    }
+
+    /// The same of a clone.
+    fn may_clone(&self, shape: &ReplicaShape, origin: SegmentId, snapshot: SnapshotId) -> Option<Result<(), OrderError>> {
+        if let Some(answer) = self.may_create(shape, None) {
+            let stands = self.map.by_segment(shape.segment).and_then(|no| self.map.get(no));
+            let is_of = |clone: &Replica| {
+                let of =
+                    clone.origin.and_then(|of| Some((self.map.get(of.replica)?.shape.segment, self.map.get(of.replica)?.kept(of.layer)?)));
+                of.is_some_and(|(segment, frozen)| (segment, frozen.snapshot.id) == (origin, snapshot))
+            };
+            let other = stands.filter(|stands| answer.is_ok() && !is_of(stands));
+            return Some(other.map_or(answer, |stands| Err(OrderError::Conflict(Box::new(stands.shape.clone())))));
+        }
+        let Some(of) = self.map.by_segment(origin).and_then(|no| self.map.live(no)) else { return Some(Err(OrderError::NoSuchSegment)) };
+        if of.member.is_some() {
+            return Some(Err(OrderError::Invalid("clones are of volumes with one replica; this snapshot's volume has several")));
+        }
+        let Some(frozen) = of.snapshot(snapshot) else { return Some(Err(OrderError::NoSuchSnapshot)) };
+        if shape.blocks < frozen.blocks || shape.logical_block != of.shape.logical_block {
+            return Some(Err(OrderError::Invalid("a clone has the logical block of its origin, and is at least as large as the snapshot")));
+        }
+        None
+    }
+
+    /// Why a replica, or the snapshot that froze a layer of it, cannot go.
+    fn clone_stands(&self, no: ReplicaNo, layer: Option<LayerNo>) -> OrderError {
+        let clone = self.map.clone_on(no, layer).expect("just found");
+        OrderError::CloneStands(clone.shape.name.clone(), clone.shape.volume)
     }
 
     /// The number of the member that is this replica.

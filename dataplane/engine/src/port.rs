@@ -14,7 +14,7 @@ use penstock_wire::peer::{
     AdmitAnswer, AdmitAsk, Body, CopyAnswer, CopyAsk, DigestAnswer, DigestAsk, EntriesAnswer, EntriesAsk, FetchAnswer, FetchAsk, Forward,
     Forwarded, Kind, MemberNo, Members, Message, PROTOCOL_OLDEST,
 };
-use penstock_wire::{BLOCK, BlockAddr, HostId, Incarnation, Index, NodeId, SegmentId, SnapshotId, Term};
+use penstock_wire::{BLOCK, BlockAddr, HostId, Incarnation, Index, NodeId, SegmentId, SnapshotId, Term, VolumeId};
 
 /// One host command that has not been answered. Chosen by the adapter, dense from 0, reused after the reply.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, PartialOrd, Ord)]
@@ -125,6 +125,13 @@ pub enum Status {
 pub enum Order {
     /// Make an empty replica. Idempotent for the same ids and shape.
     Create(Box<penstock_wire::ReplicaShape>),
+    /// Make a replica that begins as a snapshot of another on this store is, at no cost but that of what is written to it. The snapshot stands, and so does its
+    /// volume, as long as the clone does. Of volumes with one replica alone. Idempotent for the same ids and shape.
+    Clone {
+        shape: Box<penstock_wire::ReplicaShape>,
+        origin: SegmentId,
+        snapshot: SnapshotId,
+    },
     /// Make an empty replica that is a member of a group: the one of `members` that is on this node. Every first member is made with the
     /// same membership. Idempotent for the same ids and shape.
     CreateMember {
@@ -189,6 +196,8 @@ pub enum OrderError {
     /// The same id stands for another: a snapshot's name says what.
     OtherSnapshot(String),
     NoSuchSnapshot,
+    /// A clone, of this name and volume, stands on it.
+    CloneStands(String, VolumeId),
     Invalid(&'static str),
     /// This member does not lead its group: says which node does, where that is known.
     NotLeader(Option<NodeId>),

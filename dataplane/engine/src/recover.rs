@@ -655,7 +655,8 @@ impl Store {
                 Op::Reserve(state) => self.apply_reserve(no, *state),
                 Op::Snapshot { blocks, shape } => self.map.freeze(no, *shape, blocks, entry.index),
                 Op::Unsnapshot(id) => self.apply_unsnapshot(no, id, seq),
-                Op::Origin { .. } => {}
+                // Where what it stood on is gone, so is the clone, by a later entry.
+                Op::Origin { segment, snapshot } => self.map.stand_on(no, segment, snapshot),
                 // Of members of groups: `rejoin` has taken them.
                 Op::Members(_) => {}
                 own => debug_assert!(own.is_own(), "{own:?} is never redone"),

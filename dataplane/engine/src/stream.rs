@@ -357,6 +357,10 @@ impl Store {
                     self.stream.section.create(&birth.shape);
                     self.stream.section.members(&birth.members);
                 }
+                What::Clone(clone) => {
+                    self.stream.section.create(&clone.shape);
+                    self.stream.section.origin(clone.origin, clone.snapshot);
+                }
                 What::Delete => self.stream.section.delete(),
                 What::Resize => self.stream.section.resize(op.block),
                 What::Reserve(state) => self.stream.section.reserve(state),
@@ -665,6 +669,10 @@ impl Store {
             What::Zero => self.apply_zero(op.replica, op.block, op.blocks, seq, op.index.0, &mut promises),
             What::Create(shape) => self.apply_create(op.replica, (**shape).clone(), fx),
             What::CreateMember(birth) => self.apply_birth(op.replica, birth, fx),
+            What::Clone(clone) => {
+                self.apply_create(op.replica, clone.shape.clone(), fx);
+                self.map.stand_on(op.replica, clone.origin, clone.snapshot);
+            }
             What::Delete => {
                 self.drop_member(op.replica, mem, fx);
                 self.apply_delete(op.replica, fx);

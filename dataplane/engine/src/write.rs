@@ -476,7 +476,7 @@ impl Store {
 
     /// Into the log with it: a member's group's, or the store's own.
     pub(crate) fn make_ready(&mut self, op: Proposed) {
-        let own = matches!(op.what, What::Create(_) | What::CreateMember(_) | What::Delete);
+        let own = matches!(op.what, What::Create(_) | What::CreateMember(_) | What::Clone(_) | What::Delete);
         match self.member_mut(op.replica) {
             Some(member) if !own => {
                 member.out_blocks += u64::from(op.payload_blocks());

@@ -1,6 +1,7 @@
 //! A store over a well-behaved drive: each behaviour in a few lines. Faults and order belong to the simulator.
 
 mod bench;
+mod clones;
 mod faults;
 mod forged;
 mod group;

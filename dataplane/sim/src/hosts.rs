@@ -29,6 +29,8 @@ pub struct Volume {
     /// It is to go, or gone.
     pub doomed: bool,
     pub out: u32,
+    /// Of a clone: the snapshot that it stands on, as the oracle's volume.
+    pub origin: Option<u32>,
     hot: Vec<u64>,
     /// Next block that a filling host writes.
     cursor: u64,
@@ -36,7 +38,20 @@ pub struct Volume {
 
 impl Volume {
     pub fn new(no: u32, shard: usize, shape: ReplicaShape, hot: Vec<u64>) -> Volume {
-        Volume { no, shard, shape, replica: None, number: None, created: false, pending: None, doomed: false, out: 0, hot, cursor: 0 }
+        Volume {
+            no,
+            shard,
+            shape,
+            replica: None,
+            number: None,
+            created: false,
+            pending: None,
+            doomed: false,
+            out: 0,
+            origin: None,
+            hot,
+            cursor: 0,
+        }
     }
 
     pub fn node_died(&mut self) {
@@ -222,11 +237,13 @@ impl World {
             return None;
         }
         let roll = self.rng.below(100) as u32;
+        let is_clone = self.volumes.get(&volume).is_some_and(|v| v.origin.is_some());
         let op = if roll < h.read_percent {
             HostOp::Read(span)
         } else if roll < h.read_percent + h.zero_percent {
             HostOp::Zero(span)
-        } else if roll < h.read_percent + h.zero_percent + h.compare_percent && span.len <= 2 * BLOCK as u64 {
+        // What a host expects is stamped as its own volume's, and what a clone began with is not.
+        } else if roll < h.read_percent + h.zero_percent + h.compare_percent && span.len <= 2 * BLOCK as u64 && !is_clone {
             HostOp::CompareWrite(span)
         } else {
             HostOp::Write(span)

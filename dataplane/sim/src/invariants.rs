@@ -361,7 +361,7 @@ impl World {
         };
         let whole = (span.offset | span.len).is_multiple_of(BLOCK as u64);
         // Over a snapshot zeros take pages of the map.
-        let kept = self.snapshots.values().any(|s| s.of == command.volume);
+        let kept = self.snapshots.values().any(|s| s.of == command.volume) || self.volumes[&command.volume].origin.is_some();
         assert!(!(whole && matches!(command.op, HostOp::Zero(_))) || kept, "giving space back was answered NoSpace");
         // What the command may need, what others out may need, and what is held back for checkpoints.
         let extents = |len: u64| len / (16 * BLOCK as u64) + 2;

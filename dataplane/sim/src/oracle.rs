@@ -111,6 +111,16 @@ impl Oracle {
         v.blocks.iter_mut().try_for_each(|(block, r)| r.cut_off(now).map_err(|c| at(snapshot, *block, c)))
     }
 
+    /// A volume that begins as a snapshot is, and is at least as large.
+    pub fn add_clone(&mut self, snapshot: u32, clone: u32, size_blocks: u64) -> Result<(), Wrong> {
+        self.begin_snapshot(snapshot, clone);
+        self.end_snapshot(clone)?;
+        let v = self.volumes.get_mut(&clone).expect("begun");
+        v.kin.insert(clone);
+        v.size_blocks = size_blocks;
+        Ok(())
+    }
+
     /// The volume is gone, and nothing of it may be seen anywhere.
     pub fn drop_volume(&mut self, volume: u32) {
         self.volumes.remove(&volume);

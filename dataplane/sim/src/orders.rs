@@ -53,10 +53,26 @@ impl World {
     }
 
     fn add_volume(&mut self, shard: usize) {
-        let no = self.next_volume;
-        self.next_volume += 1;
         let (lo, hi) = self.plan.host.volume_blocks;
         let blocks = self.rng.within(lo, hi);
+        let logical_block = self.rng.pick(&[512, 512, 4096]);
+        self.begin_volume(shard, blocks, logical_block, None);
+    }
+
+    /// One of a volume's snapshots becomes another volume.
+    fn add_clone(&mut self, of: u32) {
+        let taken = self.taken(of);
+        if !taken.is_empty() {
+            let (snapshot, _, size) = self.rng.pick(&taken);
+            let more = self.rng.below(40);
+            let (shard, logical_block) = (self.volumes[&of].shard, self.volumes[&of].shape.logical_block);
+            self.begin_volume(shard, size + more, logical_block, Some(snapshot));
+        }
+    }
+
+    fn begin_volume(&mut self, shard: usize, blocks: u64, logical_block: u32, origin: Option<u32>) {
+        let no = self.next_volume;
+        self.next_volume += 1;
         let mut volume = [0xa0; 16];
         volume[..4].copy_from_slice(&no.to_le_bytes());
         let shape = ReplicaShape {
@@ -65,7 +81,7 @@ impl World {
             replica: ReplicaId(volume),
             segment_no: 0,
             blocks,
-            logical_block: self.rng.pick(&[512, 512, 4096]),
+            logical_block,
             name: format!("v{no}"),
         };
         // Hot blocks lie in a few clusters, so that extents hold several.
@@ -78,7 +94,14 @@ impl World {
         }
         let mut v = Volume::new(no, shard, shape, hot);
         v.pending = Some(Pending::Create { order: None });
-        self.oracle.add_volume(no, blocks);
+        v.origin = origin;
+        match origin {
+            None => self.oracle.add_volume(no, blocks),
+            Some(snapshot) => {
+                self.oracle.add_clone(snapshot, no, blocks).unwrap_or_else(|wrong| panic!("{wrong}"));
+                self.tally.did("clones", 1);
+            }
+        }
         if self.shards[shard].clouded {
             self.oracle.cloud(no);
         }
@@ -104,7 +127,12 @@ impl World {
             return;
         }
         if snapshots {
-            self.take_snapshot(volume);
+            let count = self.volumes.values().filter(|v| v.shard == shard && !v.doomed).count();
+            if count < VOLUMES_MAX && self.rng.one_in(4) {
+                self.add_clone(volume);
+            } else {
+                self.take_snapshot(volume);
+            }
             return;
         }
         match self.rng.below(8) {
@@ -113,6 +141,9 @@ impl World {
                 let (lo, hi) = self.plan.host.volume_blocks;
                 let blocks = self.rng.within(lo, hi);
                 self.volumes.get_mut(&volume).expect("there").pending = Some(Pending::Resize { order: None, blocks });
+            }
+            3 if self.is_origin(volume) => {
+                self.order(shard, Order::Delete { segment: segment_of(volume) });
             }
             3 if self.volumes.values().filter(|v| v.shard == shard && !v.doomed).count() > 1 || self.rng.one_in(2) => {
                 self.doom(volume);
@@ -163,7 +194,10 @@ impl World {
         }
         let (segment, shape) = (v.shape.segment, Box::new(v.shape.clone()));
         let order = match pending {
-            Pending::Create { .. } => Order::Create(shape),
+            Pending::Create { .. } => match v.origin {
+                None => Order::Create(shape),
+                Some(no) => Order::Clone { shape, origin: segment_of(self.snapshots[&no].of), snapshot: crate::snapshots::id_of(no) },
+            },
             Pending::Resize { blocks, .. } => Order::Resize { segment, blocks },
             Pending::Delete { .. } => Order::Delete { segment },
             Pending::Snapshot { no, .. } => self.snapshot_order(no),
@@ -191,6 +225,15 @@ impl World {
                 let known = self.volumes.get(&volume_of(&shape.segment));
                 let same = known.is_none_or(|v| v.doomed || v.shape.logical_block == shape.logical_block || v.pending.is_some());
                 assert!(same, "a volume was created again with another shape: {shape:?}");
+            }
+            if let Order::Delete { segment } = &order
+                && self.is_origin(volume_of(segment))
+                && !self.shards[shard].clouded
+            {
+                let refused =
+                    matches!(result, Err(OrderError::CloneStands(..) | OrderError::Fenced | OrderError::Stopping | OrderError::NotServing));
+                assert!(refused, "{order:?} of a volume that a clone stands on is answered {result:?}");
+                self.tally.check("what a clone stands on is not deleted");
             }
             return;
         };
@@ -228,6 +271,8 @@ impl World {
                 v.pending = None;
                 self.oracle.drop_volume(no);
             }
+            // Its clones go first, where all of a store's volumes go.
+            (Err(OrderError::CloneStands(..)), Pending::Delete { .. }) => {}
             (Err(OrderError::NotServing | OrderError::Fenced | OrderError::Stopping | OrderError::NoSpace), _) => {}
             (Err(error), pending) => panic!("{pending:?} of volume {no} was refused: {error:?}"),
         }

@@ -57,6 +57,9 @@ impl World {
         let taken = self.taken(volume);
         if taken.len() >= SNAPSHOTS_MAX || !taken.is_empty() && self.rng.percent(40) {
             let (no, ..) = self.rng.pick(&taken);
+            if self.has_clone(no) {
+                return;
+            }
             self.snapshots.get_mut(&no).expect("taken").removed = true;
             self.volumes.get_mut(&volume).expect("there").pending = Some(Pending::Unsnapshot { order: None, no });
             return;
@@ -121,6 +124,16 @@ impl World {
     /// A volume and its snapshots: what its store says of a block may be of any of them.
     pub fn in_any_layer(&self, volume: u32) -> impl Iterator<Item = u32> {
         self.snapshots.values().filter(move |s| s.of == volume).map(|s| s.no).chain([volume])
+    }
+
+    /// Whether a clone stands on a snapshot, or may.
+    pub fn has_clone(&self, snapshot: u32) -> bool {
+        self.volumes.values().any(|v| v.origin == Some(snapshot) && (!v.doomed || v.pending.is_some()))
+    }
+
+    /// Whether a clone stands on any of a volume's snapshots, or may.
+    pub fn is_origin(&self, volume: u32) -> bool {
+        self.snapshots.values().any(|s| s.of == volume && self.has_clone(s.no))
     }
 
     /// Snapshots of a volume that were acknowledged and are to stay.

@@ -126,6 +126,9 @@ pub(super) fn order_error(doing: &str, error: OrderError) -> RpcError {
             format!("{doing}: the volume has no such snapshot here"),
             "check the id against the volume's snapshots",
         ),
+        OrderError::CloneStands(name, volume) => {
+            fail(ErrorCode::Conflict, format!("{doing}: volume {name} ({volume}) is a clone that stands on it"), "delete the clone first")
+        }
         OrderError::QuorumHeard { heard, quorum } => {
             let heard: Vec<_> = heard.iter().map(|no| no.0.to_string()).collect();
             let message = format!("{doing}: the volume's group has its quorum of {quorum}: member {} answers", heard.join(", "));
