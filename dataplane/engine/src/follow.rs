@@ -336,6 +336,7 @@ impl Store {
             member.recovered = member.recovered.min(Index(from.0 - 1));
             member.markers.retain(|marker| *marker < from);
         }
+        self.count_merges();
         loop {
             let Some(member) = self.member_mut(no) else { return };
             if member.last() < from {

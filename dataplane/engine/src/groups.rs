@@ -11,7 +11,7 @@ use crate::compare::Compare;
 use crate::config::{Canary, MemberView, Stage};
 use crate::force::Force;
 use crate::host::Proposed;
-use crate::map::PageKey;
+use crate::map::{PageKey, Replica};
 use crate::member::{Member, MemberStage, Payload};
 use crate::port::*;
 use crate::rebuild::{Own, Source};
@@ -152,10 +152,9 @@ impl Store {
         self.map.get_mut(no)?.member.as_deref_mut()
     }
 
-    /// Whether all that the log had when the store was opened is applied again. Before that extents may hold more than the map knows, and match no
-    /// checksum.
+    /// See [`Replica::has_caught_up`].
     pub(crate) fn has_caught_up(&self, no: ReplicaNo) -> bool {
-        self.map.get(no).is_none_or(|replica| replica.member.as_deref().is_none_or(|member| replica.applied >= member.recovered))
+        self.map.get(no).is_none_or(Replica::has_caught_up)
     }
 
     pub(crate) fn touch(&mut self, no: ReplicaNo) {
@@ -368,12 +367,16 @@ impl Store {
     /// Entries without ops are not handed out one by one.
     fn applied_to(&mut self, no: ReplicaNo) {
         let Some(replica) = self.map.get_mut(no) else { return };
+        let had_caught_up = replica.has_caught_up();
         let Some(member) = replica.member.as_deref_mut() else { return };
         let Some(view) = member.group().and_then(Group::view) else { return };
         if view.applied > replica.applied {
             replica.applied = view.applied;
             member.applied_term = member.term_at(view.applied).expect("what is applied is in the log");
             self.drain.unsaved = true;
+            if replica.has_caught_up() && !had_caught_up {
+                self.count_merges();
+            }
         }
     }
 

@@ -149,6 +149,12 @@ pub struct Replica {
 }
 
 impl Replica {
+    /// Whether all that the log had when the store was opened is applied again. Before that extents may hold more than the map knows, and match no
+    /// checksum.
+    pub fn has_caught_up(&self) -> bool {
+        self.member.as_deref().is_none_or(|member| self.applied >= member.recovered)
+    }
+
     pub fn usage(&self) -> ReplicaUsage {
         let snapshot_extents = self.frozen.iter().map(|frozen| frozen.layer.allocated).sum();
         ReplicaUsage { allocated_extents: self.live.allocated + snapshot_extents, snapshot_extents, undrained_blocks: self.undrained }

@@ -66,10 +66,11 @@ fn runs(mask: u16, whole: bool) -> impl Iterator<Item = (u32, u32)> {
     })
 }
 
-/// A layer that is to be merged, once the log is drained up to there. Not while copies of other members' layers may still go to it.
+/// A layer that is to be merged, once the log is drained up to there. Not while copies of other members' layers may still go to it, nor what entries
+/// bring that the log had when the store was opened: the index does not know of those, and extents may hold them already.
 fn may_merge(replica: &Replica, frozen: &Frozen) -> Option<Seq> {
     let as_of = replica.member.as_deref().and_then(Member::rebuilt_from);
-    frozen.removed.filter(|_| as_of.is_none_or(|as_of| frozen.at <= as_of))
+    frozen.removed.filter(|_| replica.has_caught_up() && as_of.is_none_or(|as_of| frozen.at <= as_of))
 }
 
 impl Store {
