@@ -176,7 +176,8 @@ impl Store {
                         self.differs(key.layer, extent, true, fx);
                     }
                 }
-                Verdict::Open => open.push((extent, others.len() < asked)),
+                // Who answered late may be as of newer entries than who answered at once: they are heard together when they are asked again.
+                Verdict::Open(heard) => open.push((extent, heard < asked)),
             }
         }
         if open.iter().any(|(_, may_settle)| *may_settle) && comparing.round + 1 < ROUNDS {

@@ -33,13 +33,15 @@ pub(super) enum Verdict {
     Others,
     /// Most have another, these among them: it is to be copied from one of them.
     Ours(Vec<MemberNo>),
-    /// It differs, and no majority of at least three has one thing.
-    Open,
+    /// It differs, and no majority of at least three has one thing, of so many others that tell something as of an entry that is known here.
+    Open(usize),
 }
 
-/// Judges what is here of an extent by what others say. `None`: what is here is known to be lost, and who says anything is right unless others say otherwise.
+/// Judges what is here of an extent by what others say. `None`: what is here is known to be lost, and who is as of the newest entry is right unless others say
+/// otherwise of that.
 pub(super) fn judge(own: Option<Said>, others: &[(MemberNo, Said)]) -> Verdict {
-    let others: Vec<_> = others.iter().filter(|(_, other)| own.is_none_or(|own| own.meets(*other))).collect();
+    let Some(known) = own.or(others.iter().map(|(_, other)| *other).max_by_key(|other| other.as_of)) else { return Verdict::Alone };
+    let others: Vec<_> = others.iter().filter(|(_, other)| known.meets(*other)).collect();
     let who_say = |digest: u32| others.iter().filter(move |(_, other)| other.digest == digest).map(|(no, _)| *no);
     let count = others.len() + usize::from(own.is_some());
     let least = if own.is_some() { 3 } else { 1 };
@@ -53,7 +55,7 @@ pub(super) fn judge(own: Option<Said>, others: &[(MemberNo, Said)]) -> Verdict {
         return Verdict::Same;
     }
     match others.iter().map(|(_, other)| other.digest).chain(mine).find(is_most) {
-        None => Verdict::Open,
+        None => Verdict::Open(others.len()),
         Some(digest) if Some(digest) == mine => Verdict::Others,
         Some(digest) => Verdict::Ours(who_say(digest).collect()),
     }
@@ -79,20 +81,21 @@ mod tests {
         assert_eq!(verdict(Some(good), &[good, good]), Verdict::Same);
         assert_eq!(verdict(Some(bad), &[good, good]), Verdict::Ours(vec![MemberNo(2), MemberNo(3)]));
         assert_eq!(verdict(Some(good), &[bad, good]), Verdict::Others);
-        assert_eq!(verdict(Some(good), &[bad, (5, 9, 3)]), Verdict::Open);
+        assert_eq!(verdict(Some(good), &[bad, (5, 9, 3)]), Verdict::Open(2));
     }
 
     #[test]
     fn two_that_differ_are_not_decided() {
-        assert_eq!(verdict(Some((5, 9, 1)), &[(5, 9, 2)]), Verdict::Open);
+        assert_eq!(verdict(Some((5, 9, 1)), &[(5, 9, 2)]), Verdict::Open(1));
         assert_eq!(verdict(Some((5, 9, 1)), &[(5, 9, 1)]), Verdict::Same);
-        assert_eq!(verdict(Some((5, 9, 1)), &[(5, 9, 2), (5, 9, 2), (5, 9, 1)]), Verdict::Open);
+        assert_eq!(verdict(Some((5, 9, 1)), &[(5, 9, 2), (5, 9, 2), (5, 9, 1)]), Verdict::Open(3));
     }
 
     #[test]
     fn what_has_no_entry_in_common_is_not_compared() {
         assert_eq!(verdict(Some((5, 9, 1)), &[(10, 12, 2), (10, 12, 2)]), Verdict::Alone);
         assert_eq!(verdict(Some((10, 12, 1)), &[(5, 9, 2), (9, 10, 1)]), Verdict::Same);
+        assert_eq!(verdict(Some((5, 12, 1)), &[(5, 9, 2), (2, 4, 1)]), Verdict::Open(1), "one of them is of another time");
         assert_eq!(verdict(Some((0, 9, 1)), &[(9, 12, 2), (0, 9, 2)]), Verdict::Ours(vec![MemberNo(2), MemberNo(3)]));
     }
 
@@ -100,7 +103,8 @@ mod tests {
     fn what_is_lost_here_is_whatever_others_agree_on() {
         assert_eq!(verdict(None, &[]), Verdict::Alone);
         assert_eq!(verdict(None, &[(5, 9, 1)]), Verdict::Ours(vec![MemberNo(2)]));
-        assert_eq!(verdict(None, &[(5, 9, 1), (5, 9, 2)]), Verdict::Open);
+        assert_eq!(verdict(None, &[(5, 9, 1), (5, 9, 2)]), Verdict::Open(2));
+        assert_eq!(verdict(None, &[(5, 9, 1), (10, 12, 2)]), Verdict::Ours(vec![MemberNo(3)]), "the other is of another time");
     }
 
     proptest! {
@@ -128,9 +132,9 @@ mod tests {
                 let expected = match liar {
                     _ if near.is_empty() => Verdict::Alone,
                     Some(at) if at == me && near.len() > 1 => Verdict::Ours(near.iter().map(|at| MemberNo(*at as u64)).collect()),
-                    Some(at) if at == me => Verdict::Open,
+                    Some(at) if at == me => Verdict::Open(near.len()),
                     Some(at) if near.contains(&at) && near.len() > 1 => Verdict::Others,
-                    Some(at) if near.contains(&at) => Verdict::Open,
+                    Some(at) if near.contains(&at) => Verdict::Open(near.len()),
                     _ => Verdict::Same,
                 };
                 // Two that stand at different entries may both meet a liar that claims to be as of both.

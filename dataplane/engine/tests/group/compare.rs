@@ -4,7 +4,7 @@ use super::B;
 use super::cluster::{Cluster, members};
 use crate::bench::{DRIVE_BLOCKS, SEGMENT, pattern};
 use penstock_engine::*;
-use penstock_wire::peer::{Members, Role};
+use penstock_wire::peer::{MemberNo, Members, Role};
 use penstock_wire::*;
 
 fn counters(cluster: &Cluster, at: usize) -> Counters {
@@ -49,6 +49,37 @@ fn scrub(cluster: &mut Cluster, at: usize) {
         cluster.pass(10);
     }
     panic!("the scrub does not end");
+}
+
+/// The first member's scrub has asked for digests, member 3 has not heard it, and then its answer is as of a write that member 2's is not.
+fn scrub_with_one_answer_of_another_time(cluster: &mut Cluster, after_the_write: impl FnOnce(&mut Cluster)) {
+    let leader = cluster.leader();
+    cluster.hold = |word| matches!(word, PeerWord::DigestAsk(ask) if ask.to == MemberNo(3));
+    cluster.order(0, Order::ScrubStart).unwrap();
+    while cluster.held.is_empty() {
+        assert!(cluster.nodes[0].store.view().scrub_permille.is_some());
+        cluster.pass(10);
+    }
+    assert_eq!(cluster.write(leader, 4 * B, &pattern(77, BLOCK)), Status::Ok);
+    cluster.agree();
+    after_the_write(cluster);
+    cluster.hold = |_| false;
+    cluster.release();
+    cluster.pass(2000);
+    drain(cluster);
+}
+
+/// All of a member's map pages rot, and it comes back.
+fn lose_map_pages(cluster: &mut Cluster, at: usize) {
+    cluster.pass(1000);
+    drain(cluster);
+    let node = &mut cluster.nodes[at];
+    let is_page = |block: &&mut [u8]| block.starts_with(b"PENSMAP1") && block[40..44] == [0; 4];
+    let pages: Vec<&mut [u8]> = node.media.chunks_exact_mut(BLOCK).filter(is_page).collect();
+    assert!(!pages.is_empty());
+    pages.into_iter().for_each(|page| page[100] ^= 1);
+    cluster.restart(at);
+    cluster.agree();
 }
 
 fn told(cluster: &Cluster, at: usize) -> Vec<(u64, bool)> {
@@ -178,6 +209,28 @@ fn two_of_three_that_differ_wait_for_the_third_to_decide() {
 }
 
 #[test]
+fn answers_as_of_different_entries_decide_once_they_are_asked_for_together() {
+    let (mut cluster, _) = written(members(3));
+    scrub_with_one_answer_of_another_time(&mut cluster, |cluster| {
+        drain(cluster);
+        falsify(cluster, 0, 5, false);
+    });
+    assert_eq!(told(&cluster, 0), [(0, true)]);
+    assert!(cluster.contents(0) == cluster.contents(1));
+    assert!(told(&cluster, 1).is_empty() && told(&cluster, 2).is_empty());
+    cluster.audit();
+}
+
+#[test]
+fn blocks_that_are_lost_are_what_who_is_as_of_the_newest_entry_has() {
+    let (mut cluster, _) = written(members(3));
+    lose_map_pages(&mut cluster, 0);
+    scrub_with_one_answer_of_another_time(&mut cluster, |_| ());
+    assert!((0..3).all(|at| told(&cluster, at).is_empty()));
+    assert!(cluster.contents(0) == cluster.contents(1), "{:?}", counters(&cluster, 0));
+}
+
+#[test]
 fn member_that_is_rebuilt_or_lags_is_not_held_against_anybody() {
     let (mut cluster, leader) = written(members(3));
     let behind = (leader + 1) % 3;
@@ -202,15 +255,7 @@ fn blocks_of_a_map_page_that_is_lost_come_back_from_the_others() {
     let (mut cluster, leader) = written(members(3));
     let wrong = (leader + 1) % 3;
     let good = cluster.contents(wrong);
-    cluster.pass(1000);
-    drain(&mut cluster);
-    let node = &mut cluster.nodes[wrong];
-    let is_page = |block: &&mut [u8]| block.starts_with(b"PENSMAP1") && block[40..44] == [0; 4];
-    let pages: Vec<&mut [u8]> = node.media.chunks_exact_mut(BLOCK).filter(is_page).collect();
-    assert!(!pages.is_empty());
-    pages.into_iter().for_each(|page| page[100] ^= 1);
-    cluster.restart(wrong);
-    cluster.agree();
+    lose_map_pages(&mut cluster, wrong);
     scrub(&mut cluster, wrong);
     drain(&mut cluster);
     assert!(cluster.contents(wrong) == good, "{:?}", counters(&cluster, wrong));

@@ -351,7 +351,8 @@ impl World {
             let end = self.now + 100_000;
             while self.now < end && self.step() {}
             self.drain();
-            if self.rotten().is_empty() && !self.is_wrong() {
+            // A scrub that was on its way when the pass began does not see again what it has behind it.
+            if self.rotten().is_empty() && !self.is_wrong() && !self.is_untold() {
                 break;
             }
         }
