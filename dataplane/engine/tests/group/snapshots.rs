@@ -148,3 +148,45 @@ fn marker_that_comes_twice_in_a_turn_counts_once_for_what_is_behind_it() {
     all_hold(&mut cluster, &[1, 2, 3]);
     cluster.audit();
 }
+
+#[test]
+fn removed_layer_is_not_merged_before_what_the_log_had_is_applied_again() {
+    let mut cluster = Cluster::new(3);
+    let leader = cluster.leader();
+    let at = (leader + 1) % 3;
+    fill(&mut cluster, leader, 1, 0, 64);
+    assert_eq!(take(&mut cluster, leader, 1), Ok(()));
+    fill(&mut cluster, leader, 2, 5, 1);
+    cluster.audit();
+    assert_eq!(remove(&mut cluster, leader, 1), Ok(()));
+    // Under pressure checkpoints are taken, and nothing is merged.
+    let checkpoints = |cluster: &Cluster| cluster.nodes[at].store.view().counters.checkpoints;
+    let layers = |cluster: &Cluster| cluster.nodes[at].store.usage(ReplicaNo(0)).snapshot_extents;
+    let before = checkpoints(&cluster);
+    for round in 0..200 {
+        fill(&mut cluster, leader, round, 100, 40);
+        if checkpoints(&cluster) == before + 2 {
+            break;
+        }
+    }
+    assert_eq!((checkpoints(&cluster), layers(&cluster)), (before + 2, 4));
+    fill(&mut cluster, leader, 3, 5, 1);
+    cluster.agree();
+    // The extent has the overwrite, and no checkpoint knows of it.
+    let node = &mut cluster.nodes[at];
+    node.store.apply(Event::Order { id: OrderId(1), order: Order::Drain }, &mut node.mem, &mut node.fx);
+    while node.store.view().undrained_extents > 0 {
+        assert!(!node.turns(1));
+    }
+    assert_eq!(checkpoints(&cluster), before + 2);
+    cluster.isolate(at);
+    cluster.restart(at);
+    cluster.pass(2000);
+    assert_eq!(layers(&cluster), 4, "it has heard of no leader");
+    assert_eq!(cluster.nodes[at].store.view().counters.corrupt_blocks, 0);
+    cluster.cut.clear();
+    cluster.agree();
+    cluster.audit();
+    assert_eq!((layers(&cluster), cluster.nodes[at].store.view().counters.corrupt_blocks), (0, 0));
+    assert!(cluster.contents(at) == cluster.contents(leader));
+}
