@@ -57,8 +57,7 @@ impl World {
         self.tally.check("members have applied the same (25)");
         self.drain();
         self.repair();
-        // A checkpoint that is half way has space that neither it nor the one before is told to have.
-        self.until(PATIENCE_US, "no drive has anything to do", |w| w.nodes.iter().all(|it| it.out.is_empty() && it.inbox.is_empty()));
+        self.rest();
         self.compare();
         if self.plan.habits.snapshots {
             self.remove_snapshots();
@@ -204,7 +203,7 @@ impl World {
                 self.tally.check("snapshots give back what they held (24)");
             }
         }
-        self.until(PATIENCE_US, "no drive has anything to do", |w| w.nodes.iter().all(|it| it.out.is_empty() && it.inbox.is_empty()));
+        self.rest();
         self.compare();
     }
 
@@ -291,6 +290,11 @@ impl World {
         }
     }
 
+    /// A drain that is done may leave a checkpoint half way, of what came since: its space neither it nor the one before is told to have.
+    fn rest(&mut self) {
+        self.until(PATIENCE_US, "no drive has anything to do", |w| w.nodes.iter().all(|it| it.out.is_empty() && it.inbox.is_empty()));
+    }
+
     /// Nodes whose drive is what it was.
     pub fn whole_nodes(&self) -> Vec<usize> {
         (0..self.nodes.len()).filter(|node| self.nodes[*node].gone.is_none()).collect()
@@ -359,6 +363,7 @@ impl World {
         let left = self.rotten();
         assert!(left.is_empty(), "rot that scrubs leave, though others have the blocks: {left:?}: {}", self.describe());
         self.tally.checks("rot is mended by scrubs (5, 25)", before as u64);
+        self.rest();
         self.check_wrong();
     }
 
