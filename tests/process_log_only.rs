@@ -52,12 +52,14 @@ fn data_replicas_killed_in_turn_then_writes_go_on_with_the_log_and_its_keeper_is
     perf::finish(running).unwrap().expect_ok("a load without the leader");
     cluster.settle(VOLUME).unwrap();
     cluster.verify(VOLUME, &journal).unwrap();
-    let volume = cluster.volume(VOLUME).unwrap();
+    // Stores that nobody writes to drain.
     let takes = |at: usize| {
+        let volume = cluster.volume(VOLUME).unwrap();
         let replica = volume.replicas.iter().find(|replica| replica.node == format!("n{at}")).unwrap();
         replica.observed.as_ref().unwrap().allocated_bytes.0
     };
-    assert!(takes(log) == 0 && takes(leader) > 0 && takes(other) > 0, "{} {} {}", takes(log), takes(leader), takes(other));
+    wait_for("data replicas to drain", LIMIT, || Ok((takes(leader) > 0 && takes(other) > 0).then_some(()))).unwrap();
+    assert_eq!(takes(log), 0);
 
     // Its drive is lost; a new one takes its place there.
     let image = cluster.path(&format!("n{log}.img"));

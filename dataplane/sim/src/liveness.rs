@@ -75,7 +75,8 @@ impl World {
     }
 
     fn finish_orders(&mut self) {
-        for no in self.volumes.keys().copied().collect::<Vec<_>>() {
+        // Clones before what they stand on: they came later.
+        for no in self.volumes.keys().rev().copied().collect::<Vec<_>>() {
             let shard = self.volumes[&no].shard;
             if self.shards[shard].standing != Standing::Serving {
                 continue;
