@@ -123,9 +123,9 @@ impl Store {
         if let Some(answer) = self.may_create(shape, None) {
             let stands = self.map.by_segment(shape.segment).and_then(|no| self.map.get(no));
             let is_of = |clone: &Replica| {
-                let of =
-                    clone.origin.and_then(|of| Some((self.map.get(of.replica)?.shape.segment, self.map.get(of.replica)?.kept(of.layer)?)));
-                of.is_some_and(|(segment, frozen)| (segment, frozen.snapshot.id) == (origin, snapshot))
+                let of = clone.origin.and_then(|of| self.map.get(of.replica).map(|replica| (replica, of.layer)));
+                let frozen = of.filter(|(replica, _)| replica.shape.segment == origin).and_then(|(replica, layer)| replica.kept(layer));
+                frozen.is_some_and(|frozen| frozen.snapshot.id == snapshot)
             };
             let other = stands.filter(|stands| answer.is_ok() && !is_of(stands));
             return Some(other.map_or(answer, |stands| Err(OrderError::Conflict(Box::new(stands.shape.clone())))));

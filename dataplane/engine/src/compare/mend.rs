@@ -6,11 +6,11 @@
 
 use crate::map::LayerKey;
 use crate::port::*;
-use crate::rebuild::Why;
+use crate::rebuild::{Why, is_sound};
 use crate::store::Store;
+use penstock_wire::Index;
 use penstock_wire::batch::CopyOp;
 use penstock_wire::peer::{Copied, CopyAnswer, CopyAsk, MemberNo};
-use penstock_wire::{BLOCK, Index};
 
 /// Extents that are to be mended at most: more are found again.
 const MENDS_MAX: usize = 256;
@@ -101,15 +101,10 @@ impl Store {
     /// An answer to a member that is not being rebuilt.
     pub(crate) fn on_mend_answer<M: Memory>(&mut self, no: ReplicaNo, answer: CopyAnswer, payload: Option<BufId>, mem: &M) -> Option<()> {
         let now = self.now;
-        let len = answer.payload_blocks() as usize * BLOCK;
-        let bytes = match payload {
-            Some(buf) => mem.bytes(buf).get(..len)?,
-            None => &[],
-        };
-        answer.check(bytes).ok()?;
         let of =
             |mend: &&mut Mend| mend.layer.replica == no && mend.ask.is_some_and(|(id, from, _)| (id, from) == (answer.id, answer.from));
         let mend = self.groups.compare.mends.iter_mut().find(of)?;
+        is_sound(&answer, payload, mem).then_some(())?;
         match answer.copied {
             Copied::Extent { extent, changed, states, crcs } if extent == u64::from(mend.extent) => {
                 let layer = mend.layer.layer.0;

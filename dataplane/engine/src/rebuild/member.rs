@@ -43,6 +43,12 @@ pub(crate) enum Short {
     Space,
 }
 
+/// Whether an answer's payload is what it says: what is not is as good as lost.
+pub(crate) fn is_sound<M: Memory>(answer: &CopyAnswer, payload: Option<BufId>, mem: &M) -> bool {
+    let bytes = payload.map_or(Some(&[][..]), |buf| mem.bytes(buf).get(..answer.payload_blocks() as usize * BLOCK));
+    bytes.is_some_and(|bytes| answer.check(bytes).is_ok())
+}
+
 /// A member that is being rebuilt.
 #[derive(Debug)]
 pub(crate) struct Rebuild {
@@ -246,13 +252,8 @@ impl Store {
         }
         let rebuild = member.rebuild.as_mut()?;
         let out = rebuild.ask.as_mut().filter(|out| out.id == answer.id && out.to == answer.from)?;
-        let len = answer.payload_blocks() as usize * BLOCK;
-        let bytes = match payload {
-            Some(buf) => mem.bytes(buf).get(..len)?,
-            None => &[],
-        };
-        // What is not what it says is as good as lost: the count at the end tells.
-        answer.check(bytes).ok()?;
+        // The count at the end tells of it.
+        is_sound(&answer, payload, mem).then_some(())?;
         let applied = answer.applied;
         match answer.copied {
             Copied::Extent { extent, changed, states, crcs } => {

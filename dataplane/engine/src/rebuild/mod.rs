@@ -30,7 +30,7 @@
 mod member;
 mod source;
 
-pub(crate) use member::Rebuild;
+pub(crate) use member::{Rebuild, is_sound};
 pub(crate) use source::Source;
 
 use crate::carry::{Carries, Item};
