@@ -3,9 +3,10 @@
 
 use penstock::guest::replay::Dice;
 use penstock::guest::wait::wait_for;
+use penstock::process::dice;
 use penstock::process::house::{House, LIMIT, TcpDoor};
 use penstock::process::ledger::{End, Ledger, Progress, Verified};
-use penstock::process::{dice, perf};
+use penstock::process::perf::{self, LASTING};
 use penstock_api::rpc::{Drain, DrainParams, DriveState};
 use std::time::Duration;
 
@@ -69,8 +70,7 @@ fn deep_queues_killed_while_the_oplog_wraps_lose_nothing() {
     for round in 0..2 {
         let seed = dice.roll();
         let again = if round == 0 { "" } else { "--resume" };
-        let load =
-            format!("--mix 10:80:10 --block-size 32KiB --depth 24 --duration 60s --dead-after 1s --reconnect 2 --seed {seed} {again}");
+        let load = format!("--mix 10:80:10 --block-size 32KiB --depth 24 {LASTING} --dead-after 5s --reconnect 2 --seed {seed} {again}");
         let before = house.volume("v").unwrap().counters.write_bytes;
         let running = perf::start_run(&door.perf_target(), &journal, &load).unwrap();
         wait_for("three oplogs full of writes", LIMIT, || Ok((house.volume("v")?.counters.write_bytes > before + 24 * MIB).then_some(())))
@@ -96,17 +96,21 @@ fn one_load_goes_on_over_kills_without_an_error() {
     let door = house.add_volume("v", "32MiB", 512);
     let journal = house.path("journal");
     // Rate and range are small: the load is to last for the restarts, not to fill anything.
-    let load = format!("--mix 30:60:10 --block-size 2560 --depth 8 --rate 800 --duration 7s --seed {}", dice.roll());
+    let load = format!("--mix 30:60:10 --block-size 2560 --depth 8 --rate 800 {LASTING} --seed {}", dice.roll());
     let running = perf::start_run(&door.perf_target(), &journal, &load).unwrap();
-    for _ in 0..2 {
+    let under_way = |house: &House| {
         wait_for("the load to be under way", LIMIT, || Ok((house.volume("v")?.counters.writes > 100).then_some(()))).unwrap();
+    };
+    for _ in 0..2 {
+        under_way(&house);
         random_moment(&mut dice, 500);
         house.kill_node().unwrap();
         random_moment(&mut dice, 300);
         house.start_node().unwrap();
         house.wait_for_door("v").unwrap();
     }
-    let outcome = perf::finish(running).unwrap().expect_ok("a load that reconnects");
+    under_way(&house);
+    let outcome = perf::stop(running).unwrap().expect_ok("a load that reconnects");
     println!("{}", outcome.out);
     let (is_good, report) = perf::verify(&door.perf_target(), &journal).unwrap();
     assert!(is_good, "{report:#}");
@@ -119,9 +123,13 @@ fn recovery_killed_over_and_over_ends_with_everything_there() {
     house.add_drive("d0", "768MiB", "--oplog 256MiB");
     let door = house.add_volume("v", "256MiB", 4096);
     let journal = house.path("journal");
-    let load = format!("--mix write --block-size 128KiB --depth 32 --duration 60s --dead-after 1s --reconnect 2 --seed {}", dice.roll());
+    let load = format!("--mix write --block-size 128KiB --depth 32 {LASTING} --dead-after 5s --reconnect 2 --seed {}", dice.roll());
     let running = perf::start_run(&door.perf_target(), &journal, &load).unwrap();
-    wait_for("an oplog with much to redo", LIMIT, || Ok((house.volume("v")?.counters.write_bytes > 400 * MIB).then_some(()))).unwrap();
+    // As long as it goes on it may take its time.
+    for written in (50..=400).step_by(50) {
+        wait_for("an oplog with much to redo", LIMIT, || Ok((house.volume("v")?.counters.write_bytes > written * MIB).then_some(())))
+            .unwrap();
+    }
     house.kill_node().unwrap();
     perf::finish(running).unwrap();
     let mut hit = 0;

@@ -5,7 +5,7 @@ use penstock::guest::wait::wait_for;
 use penstock::process::dice;
 use penstock::process::fleet::{Fleet, Plan};
 use penstock::process::house::LIMIT;
-use penstock::process::perf::{self, PerfTarget};
+use penstock::process::perf::{self, LASTING, PerfTarget};
 use penstock_api::ByteSize;
 use penstock_api::rpc::Door;
 use std::path::Path;
@@ -33,7 +33,7 @@ fn vfio_user_host_of_a_node_that_does_not_lead_sees_no_error_while_leaders_die_a
     let door = fleet.open(home, Door::VfioUser { name: None }).unwrap();
     let target = PerfTarget(format!("vfio-user:{door}"));
     let journal = fleet.path("journal");
-    let load = format!("--mix 20:70:10 --depth 8 --rate 600 --duration 20s --no-final-pass --seed {}", dice.roll());
+    let load = format!("--mix 20:70:10 --depth 8 --rate 600 {LASTING} --seed {}", dice.roll());
     let running = perf::start_run(&target, &journal, &load).unwrap();
     let under_way = |fleet: &Fleet, more: u64| {
         let before = written(fleet);
@@ -54,7 +54,7 @@ fn vfio_user_host_of_a_node_that_does_not_lead_sees_no_error_while_leaders_die_a
         fleet.transfer(to).unwrap();
         under_way(&fleet, 50);
     }
-    let outcome = perf::finish(running).unwrap().expect_ok("a load of a door whose node does not lead");
+    let outcome = perf::stop(running).unwrap().expect_ok("a load of a door whose node does not lead");
     println!("{}", outcome.out);
     fleet.wait_until_equal().unwrap();
     let (is_good, report) = perf::verify(&target, &journal).unwrap();
@@ -82,7 +82,7 @@ fn node_whose_guest_waits_for_a_leader_stops_when_it_is_told_to() {
     let door = fleet.open(home, Door::VfioUser { name: None }).unwrap();
     let journal = fleet.path("journal");
     let target = PerfTarget(format!("vfio-user:{door}"));
-    let running = perf::start_run(&target, &journal, "--mix 0:100:0 --depth 4 --rate 200 --duration 60s --no-final-pass --seed 7").unwrap();
+    let running = perf::start_run(&target, &journal, &format!("--mix 0:100:0 --depth 4 --rate 200 {LASTING} --seed 7")).unwrap();
     let before = written(&fleet);
     wait_for("the load to be under way", LIMIT, || Ok((written(&fleet) > before + 50).then_some(()))).unwrap();
     // Nobody leads, and nobody can.

@@ -5,7 +5,7 @@ use penstock::guest::wait::wait_for;
 use penstock::process::cluster::{Cluster, VOLUME};
 use penstock::process::dice;
 use penstock::process::house::LIMIT;
-use penstock::process::perf;
+use penstock::process::perf::{self, LASTING};
 use penstock_api::rpc::GroupPart;
 
 /// The node whose replica keeps the log alone, and the two with data, the one that leads first.
@@ -15,11 +15,6 @@ fn nodes(cluster: &Cluster) -> (usize, [usize; 2]) {
     let log = cluster.nodes_of(VOLUME).unwrap().into_iter().find(|at| !data.contains(at)).unwrap();
     let other = data.iter().copied().find(|at| *at != leader).unwrap();
     (log, [leader, other])
-}
-
-fn answered(cluster: &Cluster) -> u64 {
-    let volume = cluster.volume(VOLUME).unwrap();
-    volume.replicas.iter().filter_map(|replica| replica.observed.as_ref()).map(|seen| seen.counters.writes).max().unwrap_or(0)
 }
 
 #[test]
@@ -39,17 +34,18 @@ fn data_replicas_killed_in_turn_then_writes_go_on_with_the_log_and_its_keeper_is
 
     let journal = cluster.path("journal");
     let doors = cluster.doors_on(VOLUME, &[leader, other]).unwrap();
-    let load = format!("--mix 20:70:10 --depth 8 --rate 1000 --duration 12s --no-final-pass --seed {}", dice.roll());
+    let load = format!("--mix 20:70:10 --depth 8 --rate 1000 {LASTING} --seed {}", dice.roll());
     let running = perf::start_run_over(&doors, &journal, &load).unwrap();
-    wait_for("the load to be under way", LIMIT, || Ok((answered(&cluster) > 300).then_some(()))).unwrap();
+    wait_for("the load to be under way", LIMIT, || Ok((cluster.answered(VOLUME).unwrap() > 300).then_some(()))).unwrap();
     cluster.kill(leader).unwrap();
     assert_eq!(cluster.wait_for_leader_but(VOLUME, leader).unwrap(), other);
-    let before = answered(&cluster);
-    wait_for("writes with the log and one replica", LIMIT, || Ok((answered(&cluster) > before + 300).then_some(()))).unwrap();
+    let before = cluster.answered(VOLUME).unwrap();
+    wait_for("writes with the log and one replica", LIMIT, || Ok((cluster.answered(VOLUME).unwrap() > before + 300).then_some(())))
+        .unwrap();
     let shown = cluster.did("volume show v").out;
     assert!(shown.contains("none more"), "{shown}");
     cluster.start(leader).unwrap();
-    perf::finish(running).unwrap().expect_ok("a load without the leader");
+    perf::stop(running).unwrap().expect_ok("a load without the leader");
     cluster.settle(VOLUME).unwrap();
     cluster.verify(VOLUME, &journal).unwrap();
     // Stores that nobody writes to drain.

@@ -3,7 +3,7 @@
 
 use penstock::process::cluster::{Cluster, VOLUME};
 use penstock::process::dice;
-use penstock::process::perf;
+use penstock::process::perf::{self, LASTING};
 
 #[test]
 fn leading_replica_moved_under_load_loses_nothing_though_control_is_killed() {
@@ -17,7 +17,7 @@ fn leading_replica_moved_under_load_loses_nothing_though_control_is_killed() {
 
     let doors = cluster.doors_on(VOLUME, &before).unwrap();
     let journal = cluster.path("journal");
-    let load = format!("--mix 20:70:10 --depth 8 --rate 1000 --duration 12s --no-final-pass --seed {}", dice.roll());
+    let load = format!("--mix 20:70:10 --depth 8 --rate 1000 {LASTING} --seed {}", dice.roll());
     let running = perf::start_run_over(&doors, &journal, &load).unwrap();
     let taken = cluster.commands().run(&format!("replica move v n{from} n{to} --timeout 0")).unwrap();
     assert!(matches!(taken.code, Some(0 | 4)), "{taken:?}");
@@ -30,7 +30,7 @@ fn leading_replica_moved_under_load_loses_nothing_though_control_is_killed() {
     cluster.start_control().unwrap();
     cluster.settle_on(VOLUME, &after).unwrap();
 
-    let outcome = perf::finish(running).unwrap().expect_ok("a load while the leader moves");
+    let outcome = perf::stop(running).unwrap().expect_ok("a load while the leader moves");
     println!("{}", outcome.out);
     cluster.settle(VOLUME).unwrap();
     cluster.verify(VOLUME, &journal).unwrap();

@@ -5,13 +5,8 @@ use penstock::guest::wait::wait_for;
 use penstock::process::cluster::{Cluster, VOLUME};
 use penstock::process::dice;
 use penstock::process::house::LIMIT;
-use penstock::process::perf;
+use penstock::process::perf::{self, LASTING};
 use std::time::Duration;
-
-fn answered(cluster: &Cluster) -> u64 {
-    let volume = cluster.volume(VOLUME).unwrap();
-    volume.replicas.iter().filter_map(|replica| replica.observed.as_ref()).map(|seen| seen.counters.writes).max().unwrap_or(0)
-}
 
 #[test]
 fn leader_killed_under_load_loses_nothing_and_comes_back() {
@@ -19,20 +14,20 @@ fn leader_killed_under_load_loses_nothing_and_comes_back() {
     let mut cluster = Cluster::with_volume(3, "64MiB").unwrap();
     let first = cluster.wait_for_leader_but(VOLUME, 0).unwrap();
     let journal = cluster.path("journal");
-    let load = format!("--mix 20:70:10 --depth 8 --rate 1500 --duration 12s --no-final-pass --seed {}", dice.roll());
+    let load = format!("--mix 20:70:10 --depth 8 --rate 1500 {LASTING} --seed {}", dice.roll());
     let running = perf::start_run_over(&cluster.doors(VOLUME).unwrap(), &journal, &load).unwrap();
-    wait_for("the load to be under way", LIMIT, || Ok((answered(&cluster) > 300).then_some(()))).unwrap();
+    wait_for("the load to be under way", LIMIT, || Ok((cluster.answered(VOLUME).unwrap() > 300).then_some(()))).unwrap();
     std::thread::sleep(Duration::from_millis(dice.below(500)));
 
     cluster.kill(first).unwrap();
     let second = cluster.wait_for_leader_but(VOLUME, first).unwrap();
     println!("n{first} led and was killed, n{second} leads");
     // Writes go on with two of three.
-    let before = answered(&cluster);
-    wait_for("writes without the dead node", LIMIT, || Ok((answered(&cluster) > before + 300).then_some(()))).unwrap();
+    let before = cluster.answered(VOLUME).unwrap();
+    wait_for("writes without the dead node", LIMIT, || Ok((cluster.answered(VOLUME).unwrap() > before + 300).then_some(()))).unwrap();
     cluster.start(first).unwrap();
 
-    let outcome = perf::finish(running).unwrap().expect_ok("a load over three paths");
+    let outcome = perf::stop(running).unwrap().expect_ok("a load over three paths");
     println!("{}", outcome.out);
     cluster.settle(VOLUME).unwrap();
     cluster.verify(VOLUME, &journal).unwrap();

@@ -7,7 +7,7 @@ use penstock::process::cluster::{Cluster, VOLUME as GROUP};
 use penstock::process::dice;
 use penstock::process::house::{House, LIMIT};
 use penstock::process::ledger::{End, Ledger};
-use penstock::process::perf;
+use penstock::process::perf::{self, LASTING};
 use penstock_api::http::SnapshotView;
 use penstock_api::rpc::{Drain, DrainParams};
 use std::time::Duration;
@@ -95,7 +95,7 @@ fn snapshots_of_three_replicas_are_the_same_everywhere_though_the_leader_dies_an
     let mut cluster = Cluster::with_volume(3, "32MiB").unwrap();
     let first = cluster.wait_for_leader_but(GROUP, 0).unwrap();
     let journal = cluster.path("journal");
-    let load = format!("--mix 20:70:10 --depth 8 --rate 1000 --duration 10s --no-final-pass --seed {}", dice.roll());
+    let load = format!("--mix 20:70:10 --depth 8 --rate 1000 {LASTING} --seed {}", dice.roll());
     let running = perf::start_run_over(&cluster.doors(GROUP).unwrap(), &journal, &load).unwrap();
     cluster.did("snapshot create v monday");
     cluster.kill(first).unwrap();
@@ -104,7 +104,7 @@ fn snapshots_of_three_replicas_are_the_same_everywhere_though_the_leader_dies_an
     assert_eq!(listed(&cluster), [("monday".to_owned(), true), ("tuesday".to_owned(), true)]);
     cluster.did("snapshot rm v monday");
     cluster.start(first).unwrap();
-    perf::finish(running).unwrap().expect_ok("a load over snapshots");
+    perf::stop(running).unwrap().expect_ok("a load over snapshots");
     cluster.settle(GROUP).unwrap();
     assert_eq!(at_each(&cluster), [["tuesday"], ["tuesday"], ["tuesday"]]);
 

@@ -122,7 +122,8 @@ fn run(request: &Request) -> Outcome {
             Ok(None) if !deadline.passed() => std::thread::sleep(Duration::from_millis(5)),
             Ok(None) => {
                 // the whole group: the shell's children too
-                let _ = Command::new("/bin/kill").args(["-9", "--", &format!("-{}", child.id())]).status();
+                // busybox has no "--"
+                let _ = Command::new("/bin/kill").args(["-9", &format!("-{}", child.id())]).status();
                 let _ = child.wait();
                 break None;
             }

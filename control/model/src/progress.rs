@@ -164,6 +164,16 @@ impl<'a> Look<'a> {
         membership::leader(id, volume, |node_id| self.observed(node_id))
     }
 
+    /// Whether nobody leads, and most of the replicas are there and well: somebody will soon.
+    pub fn is_electing(&self, id: VolumeId) -> bool {
+        let Some(volume) = self.desired.volumes.get(&id).filter(|volume| volume.group.is_some()) else { return false };
+        let is_well = |replica: &&DesiredReplica| {
+            let seen = self.seen(replica.node_id, id).and_then(|seen| seen.group.as_ref());
+            seen.is_some_and(|group| group.member == replica.member && group.is_well())
+        };
+        self.leader(id, volume).is_none() && volume.replicas.iter().filter(is_well).count() > volume.replicas.len() / 2
+    }
+
     /// Entries that the leader has committed and this replica has not applied; the two were not looked at in the same moment.
     pub fn lag(&self, id: VolumeId, volume: &DesiredVolume, replica: &DesiredReplica) -> Option<u64> {
         let (_, leader) = self.leader(id, volume)?;

@@ -24,6 +24,17 @@ pub struct Recovery {
     pub is_done: bool,
 }
 
+/// Of a volume that is to have several replicas, its group has this one.
+fn is_alone(volume: &DesiredVolume, group: &GroupInfo) -> bool {
+    group.members.list.len() == 1 && volume.replicas.len() > 1
+}
+
+/// Whether a replica serves the volume alone.
+pub fn is_recovered(desired: &Desired, observed: &BTreeMap<NodeId, &Observed>, id: VolumeId) -> bool {
+    let served = desired.volumes.get(&id).map(|volume| (volume, leader(id, volume, |node_id| observed.get(&node_id).copied())));
+    served.is_some_and(|(volume, leader)| leader.is_some_and(|(_, group)| is_alone(volume, group)))
+}
+
 fn group<'a>(observed: &BTreeMap<NodeId, &'a Observed>, id: VolumeId, node_id: NodeId) -> Option<&'a GroupInfo> {
     observed.get(&node_id).copied()?.volumes.get(&id)?.group.as_ref()
 }
@@ -46,8 +57,7 @@ pub fn recover(
     }
     let asked = on.map(|text| place(desired, volume, text)).transpose()?;
     if let Some((node_id, group)) = leader(id, volume, |node_id| observed.get(&node_id).copied()) {
-        let is_alone = group.members.list.len() == 1 && volume.replicas.len() > 1;
-        if is_alone && asked.is_none_or(|asked| asked == node_id) {
+        if is_alone(volume, group) && asked.is_none_or(|asked| asked == node_id) {
             return Ok(Recovery { volume_id: id, survivor: node_id, replicas: left(desired, observed, id, volume), is_done: true });
         }
         let message = format!("volume {} is served, node {} leads: nothing has to be recovered", volume.name, name(node_id));

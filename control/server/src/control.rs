@@ -23,6 +23,9 @@ use crate::metrics::Counters;
 use crate::node::NodeClient;
 use crate::store::{EmbeddedStore, Store, StoreError, Stored, Write};
 
+/// More than an election takes on a machine that is busy.
+const ELECTION: Duration = Duration::from_secs(5);
+
 /// One whole look at a node.
 #[derive(Debug)]
 pub struct Seen {
@@ -410,6 +413,11 @@ impl Control {
             }
         }
         Ok(())
+    }
+
+    /// Waits while a volume's group elects a leader, for wishes that a leader has to carry out. Not while too few are there for it.
+    pub async fn elected(&self, id: VolumeId) {
+        self.wait_for(ELECTION, |state| (!state.look().is_electing(id)).then_some(())).await;
     }
 
     /// Waits until `look` has an answer, looking after each round of the reconciler; `None` when `limit` has passed.

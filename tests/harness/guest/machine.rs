@@ -237,7 +237,9 @@ fn arguments(spec: &MachineSpec<'_>, initrd: &Path, line: &Path, logs: &Path) ->
     add("-device", format!("virtserialport,chardev=agent,name={PORT}"));
     if spec.network {
         add("-netdev", "user,id=net".into());
-        add("-device", "virtio-net-pci,netdev=net,romfile=".into());
+        // With mergeable buffers QEMU before 9.1 may wait for ever for a notice that the guest has given new ones (its pull request 267): once the
+        // whole network stood still, though nothing shows that it was this.
+        add("-device", "virtio-net-pci,netdev=net,romfile=,mrg_rxbuf=off".into());
     }
     args.extend(spec.devices.iter().cloned());
     args

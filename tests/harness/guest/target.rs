@@ -6,6 +6,7 @@ use super::wait::wait_for;
 use super::{At, GuestError, Result};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 /// Which front door a guest uses.
@@ -90,12 +91,10 @@ impl Daemon {
         Ok(())
     }
 
-    /// Asks it to end with SIGTERM, by way of the program kill: signals are unsafe code.
+    /// Asks it to end with SIGTERM.
     pub fn terminate(&mut self) -> Result<()> {
         let id = self.id().ok_or_else(|| GuestError::failed(self.program.display().to_string(), "does not run"))?;
-        let kill = Path::new("kill");
-        let status = Command::new(kill).arg("-TERM").arg(id.to_string()).status().at("run", kill)?;
-        if status.success() { Ok(()) } else { Err(GuestError::failed(format!("kill -TERM {id}"), status.to_string())) }
+        signal("-TERM", id)
     }
 
     /// Waits until it has ended by itself; it can be started again then.
@@ -132,6 +131,13 @@ impl Daemon {
     }
 }
 
+/// Sends a signal by way of the program kill: signals are unsafe code.
+pub fn signal(which: &str, id: u32) -> Result<()> {
+    let kill = Path::new("kill");
+    let status = Command::new(kill).arg(which).arg(id.to_string()).status().at("run", kill)?;
+    if status.success() { Ok(()) } else { Err(GuestError::failed(format!("kill {which} {id}"), status.to_string())) }
+}
+
 /// A command for `program` that the kernel kills when the test dies, however it dies: a test run that is cut short must
 /// leave no poller behind. By way of util-linux's setpriv, which executes the program in its own place; without setpriv
 /// the program runs all the same.
@@ -151,9 +157,19 @@ impl Drop for Daemon {
     }
 }
 
-/// A TCP port of loopback that was free a moment ago.
+/// A TCP port of loopback that was free a moment ago, and that nobody else of this process was given. Whoever listens there may be killed and come
+/// back: so it is none of those that the kernel takes for connections, which begin at 32768.
 pub fn free_port() -> Result<u16> {
-    let any = Path::new("127.0.0.1:0");
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").at("bind", any)?;
-    Ok(listener.local_addr().at("look at", any)?.port())
+    const FIRST: u32 = 20_000;
+    const COUNT: u32 = 12_000;
+    static GIVEN: AtomicU32 = AtomicU32::new(0);
+    // Other test programs begin elsewhere.
+    let begin = std::process::id().wrapping_mul(97);
+    for _ in 0..COUNT {
+        let port = (FIRST + begin.wrapping_add(GIVEN.fetch_add(1, Ordering::Relaxed)) % COUNT) as u16;
+        if std::net::TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return Ok(port);
+        }
+    }
+    Err(GuestError::failed("a free port", format!("none of {COUNT} from {FIRST} on")))
 }

@@ -133,6 +133,13 @@ impl Cluster {
         number(&volume.replicas.iter().filter(leads).max_by_key(|replica| replica.term)?.node).ok()
     }
 
+    /// Writes that a replica of a node that is there has carried out for hosts: of the one that has most.
+    pub fn answered(&self, name: &str) -> Result<u64> {
+        let volume = self.volume(name)?;
+        let there = volume.replicas.iter().filter(|replica| replica.reachable).filter_map(|replica| replica.observed.as_ref());
+        Ok(there.map(|seen| seen.counters.writes).max().unwrap_or(0))
+    }
+
     /// Waits until a node leads that is not `other` (0: any).
     pub fn wait_for_leader_but(&self, name: &str, other: usize) -> Result<usize> {
         let found = wait_for("another leader", LIMIT, || Ok(self.leader(name).filter(|leader| *leader != other)));

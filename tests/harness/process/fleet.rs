@@ -11,7 +11,7 @@ use super::program::{built, words};
 use super::turn::Turn;
 use super::{Result, failed};
 use crate::guest::rpc::call_json;
-use crate::guest::target::{Daemon, free_port};
+use crate::guest::target::{Daemon, free_port, signal};
 use crate::guest::wait::wait_for;
 use penstock_api::id::{ClusterTag, Id, IdParts, Incarnation, NodeNumber, Sequence};
 use penstock_api::rpc::{
@@ -299,8 +299,7 @@ impl Fleet {
     /// SIGSTOP (`true`) or SIGCONT.
     pub fn pause(&self, at: usize, still: bool) -> Result<()> {
         let Some(pid) = self.nodes[at].daemon.id() else { return Ok(()) };
-        let signal = if still { "-STOP" } else { "-CONT" };
-        run("kill", &[signal, &pid.to_string()])
+        signal(if still { "-STOP" } else { "-CONT" }, pid)
     }
 
     pub fn can_cut(&self) -> bool {

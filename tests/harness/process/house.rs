@@ -22,6 +22,8 @@ use std::time::Duration;
 
 /// Far more than anything takes, on a machine that is busy with other things too.
 pub const LIMIT: Duration = Duration::from_secs(60);
+/// More than the longest that the command penstock waits by itself, so that it is the one that says what did not happen.
+const COMMAND_LIMIT: Duration = Duration::from_secs(180);
 
 /// How a house is built.
 #[derive(Debug, Clone)]
@@ -79,7 +81,7 @@ impl Commands {
     pub fn run(&self, command: &str) -> Result<Outcome> {
         let mut arguments = vec!["--api".to_owned(), self.api.clone()];
         arguments.extend(program::words(command));
-        program::run(&built("penstock")?, &arguments, LIMIT)
+        program::run(&built("penstock")?, &arguments, COMMAND_LIMIT)
     }
 }
 

@@ -38,6 +38,15 @@ fn paths(doors: &[TcpDoor]) -> String {
     doors.iter().map(|door| format!("--path {} ", door.address)).collect()
 }
 
+/// Longer than any test: what of [`LASTING`] is wanted ends by [`stop`].
+pub const LASTING: &str = "--duration 3600s --no-final-pass";
+
+/// Ends a run that has lasted long enough: what is outstanding is finished.
+pub fn stop(mut running: Running) -> Result<Outcome> {
+    running.interrupt()?;
+    finish(running)
+}
+
 /// The end of a run that was started.
 pub fn finish(running: Running) -> Result<Outcome> {
     running.wait(LIMIT)

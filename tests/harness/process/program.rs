@@ -1,7 +1,7 @@
 //! Commands that end by themselves, run to their end within a limit.
 
 use super::{Result, failed};
-use crate::guest::target::dying_with_us;
+use crate::guest::target::{dying_with_us, signal};
 use crate::guest::wait::wait_for;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
@@ -54,6 +54,16 @@ pub fn start(program: &Path, arguments: &[String], environment: &[(&str, &str)])
 }
 
 impl Running {
+    /// Ctrl-C. Nothing, if it has ended already.
+    pub fn interrupt(&mut self) -> Result<()> {
+        let name = self.name.clone();
+        let child = self.child.as_mut().expect("it was not waited for");
+        match child.try_wait().map_err(|e| failed(name, e.to_string()))? {
+            Some(_) => Ok(()),
+            None => signal("-INT", child.id()),
+        }
+    }
+
     /// Its end; killed, and an error, if that takes longer than `limit`.
     pub fn wait(mut self, limit: Duration) -> Result<Outcome> {
         let name = self.name.clone();

@@ -9,7 +9,7 @@ use penstock_api::http::{ApiError, RecoveryView, ReplicaMoveBody, ReplicaRecover
 use penstock_api::rpc::{self, GroupRecoverParams};
 use penstock_model::Subject;
 use penstock_model::change::{self, Judged};
-use penstock_model::recovery::{Recovery, recover as judge_recovery};
+use penstock_model::recovery::{Recovery, is_recovered, recover as judge_recovery};
 
 use super::Shared;
 use super::problem::{Body, Part, Problem};
@@ -21,6 +21,7 @@ type Answer = Result<(StatusCode, Json<VolumeView>), Problem>;
 
 async fn begin(control: &Control, volume: &str, judge: impl FnOnce(&State) -> Judged) -> Answer {
     let id = find(&control.state(), volume)?;
+    control.elected(id).await;
     control.change(&[Subject::Members(id), Subject::Volume(id)], judge).await?;
     let view = view::volume(&control.state(), id).ok_or_else(vanished)?;
     Ok((if view.change.is_some() { StatusCode::ACCEPTED } else { StatusCode::OK }, Json(view)))
@@ -82,6 +83,9 @@ pub async fn recover(
         view.receipt = Some(control.client(survivor)?.call::<rpc::GroupRecover>(&params).await?);
         view.done = true;
         control.forget(&[Subject::Volume(view.volume_id), Subject::Members(view.volume_id)]);
+        // Whoever asks next is answered from the last look, which may be from before: the group stood still then, and nobody served.
+        let serves = |state: &State| is_recovered(&state.desired, &state.observed(), view.volume_id).then_some(());
+        control.wait_for(control.wait, serves).await;
     }
     Ok(Json(view))
 }

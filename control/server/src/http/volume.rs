@@ -282,6 +282,8 @@ pub async fn transfer(
     Part(volume): Part<String>,
     Body(body): Body<TransferBody>,
 ) -> Result<(StatusCode, Json<VolumeView>), Problem> {
+    let asked = find(&control.state(), &volume)?;
+    control.elected(asked).await;
     let (id, to, from) = {
         let state = control.state();
         let id = find(&state, &volume)?;

@@ -43,6 +43,8 @@ pub struct Inner {
     /// Say that this method was done, that many times, and do nothing.
     pub pretend: BTreeMap<&'static str, (u32, Value)>,
     pub slow: Duration,
+    /// So many looks at its volumes show a group that was recovered as standing still.
+    pub standstill: u32,
     pub calls: BTreeMap<String, u64>,
 }
 
@@ -194,10 +196,15 @@ impl Inner {
                 }
                 None => refuse(ErrorCode::NotFound, "no such drive"),
             }),
-            VolumeList::NAME => answer::<VolumeList>(params, |_| Ok(self.volumes())),
+            VolumeList::NAME => answer::<VolumeList>(params, |_| {
+                let volumes = self.volumes();
+                self.standstill = self.standstill.saturating_sub(1);
+                Ok(volumes)
+            }),
             VolumeCreate::NAME => answer::<VolumeCreate>(params, |p| self.volume_create(p)),
             MemberCreate::NAME => answer::<MemberCreate>(params, |p| self.member_create(p)),
             GroupTransfer::NAME => answer::<GroupTransfer>(params, |p| self.transfer(p)),
+            GroupRecover::NAME => answer::<GroupRecover>(params, |p| self.recover(p)),
             PeersSet::NAME => answer::<PeersSet>(params, |p| {
                 self.peers = p.peers;
                 Ok(Empty {})
@@ -361,8 +368,13 @@ impl Inner {
             if let (Some(group), Some((_, me))) = (&mut volume.group, self.claim) {
                 let mut groups = self.groups.lock().unwrap();
                 let (leader, term, size) = *groups.entry(volume.volume_id).or_insert((me, group.term + 1, volume.size_bytes));
-                group.serves = leader == me;
-                group.part = if group.serves { GroupPart::Leader } else { GroupPart::Follower };
+                let stands_still = self.standstill > 0 && group.members.list.len() == 1;
+                group.serves = leader == me && !stands_still;
+                group.part = match group.serves {
+                    true => GroupPart::Leader,
+                    false if stands_still => GroupPart::Stopped,
+                    false => GroupPart::Follower,
+                };
                 (group.leader, group.term, volume.size_bytes) = (Some(leader), term, size);
             }
             volume
@@ -424,6 +436,28 @@ impl Inner {
             }
             _ => refuse(ErrorCode::NotReady, "this node does not lead"),
         }
+    }
+
+    fn recover(&mut self, p: GroupRecoverParams) -> Result<RecoveryReceipt, RpcError> {
+        let (groups, me) = (Arc::clone(&self.groups), self.claim.map(|claim| claim.1));
+        let Some(group) = self.volume(p.volume_id).and_then(|volume| volume.group.as_mut()) else {
+            return refuse(ErrorCode::NotFound, "no such group");
+        };
+        group.members.list.retain(|member| Some(member.node_id) == me);
+        groups.lock().unwrap().remove(&p.volume_id); // it leads when it is looked at
+        let last = LogPoint { term: group.term, index: group.last };
+        Ok(RecoveryReceipt {
+            member: group.member,
+            members: group.members.clone(),
+            heard: vec![],
+            term: group.term,
+            new_term: group.term + 1,
+            last,
+            committed: group.committed,
+            acknowledged: None,
+            whole_as_of: None,
+            stopped: None,
+        })
     }
 
     fn volume(&mut self, id: VolumeId) -> Option<&mut VolumeInfo> {

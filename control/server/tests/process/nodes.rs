@@ -1,7 +1,7 @@
 //! Several nodes under one control: volumes with several replicas, and nodes that are away while the others go on.
 
 use penstock_api::ByteSize;
-use penstock_api::http::{DriveView, NodeView, ReplicaView, VolumeView};
+use penstock_api::http::{DriveView, NodeView, RecoveryView, ReplicaView, VolumeView};
 use penstock_api::rpc::{Door, ErrorCode, GroupPart};
 use serde_json::{Value, json};
 
@@ -122,6 +122,26 @@ fn leader_is_shown_moved_by_transfer_and_by_death() {
     let error = house.request("POST", "/v1/volumes/db/transfer", json!({"to": to})).error();
     assert!(error.code == ErrorCode::NotReady && error.message.contains("is away"), "{error:?}");
     eventually("another leads", || leader(&house.get("/v1/volumes/db")).map(|leader| assert_ne!(leader.node, to)));
+}
+
+#[test]
+fn recovery_by_force_is_answered_once_it_is_served_and_asked_again_has_the_same_receipt() {
+    let house = with_drives();
+    create(&house, "db");
+    away(&house, 2);
+    away(&house, 3);
+    let lost = house.node(2).inner.lock().unwrap().claim.unwrap().1;
+    house.node(1).inner.lock().unwrap().groups.lock().unwrap().values_mut().for_each(|(leader, ..)| *leader = lost);
+    eventually("nobody leads", || leader(&house.get("/v1/volumes/db")).is_none().then_some(()));
+    let recover = || {
+        let answer = house.request("POST", "/v1/volumes/db/replicas/recover", json!({"force": true}));
+        assert_eq!(answer.status, 200, "{}", answer.text());
+        answer.json::<RecoveryView>().receipt
+    };
+    house.node(1).inner.lock().unwrap().standstill = 10;
+    let receipt = recover();
+    assert!(receipt.is_some());
+    assert_eq!(recover(), receipt);
 }
 
 #[test]
