@@ -41,9 +41,11 @@ impl World {
         self.until(PATIENCE_US, "hosts are served", |w| w.served >= served + 10);
         self.replace_gone();
         self.resting = true;
-        self.until(PATIENCE_US, "every command is answered, volumes are made", |w| {
-            w.nodes.iter().all(|it| it.ios.is_empty() && it.orders.is_empty()) && w.all_lead()
-        });
+        if !self.within(PATIENCE_US, World::all_answered) {
+            let beyond = self.proposed_beyond_space();
+            assert!(!beyond, "invariant 15: a leader took in what the other members have no space for: {}", self.describe());
+            stuck(format!("{PATIENCE_US} us without a fault, and still not: every command is answered, volumes are made: {}", self.describe()));
+        }
         self.finish_orders();
         self.read_back();
         if self.is_short_of_space() && !self.within(5_000_000, World::all_applied) {
@@ -68,6 +70,23 @@ impl World {
         }
         self.lose_majority();
         self.stop();
+    }
+
+    fn all_answered(&self) -> bool {
+        self.nodes.iter().all(|it| it.ios.is_empty() && it.orders.is_empty()) && self.all_lead()
+    }
+
+    /// Entries wait at a leader, and a follower that has all before them is nearly full.
+    fn proposed_beyond_space(&self) -> bool {
+        let waits = self.groups().into_iter().any(|volume| {
+            let view = |node: usize| {
+                let it = &self.nodes[node];
+                it.replica_of(volume).and_then(|no| it.store.as_ref()?.look(no)?.view)
+            };
+            let led = self.leader_of(volume).and_then(view);
+            led.is_some_and(|led| led.committed < led.last && (0..self.nodes.len()).filter_map(view).any(|other| other.last == led.committed))
+        });
+        waits && self.is_short_of_space()
     }
 
     /// A member that was away finds its drive filled by others: leaders count on members alone that are there.
