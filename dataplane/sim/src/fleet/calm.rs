@@ -44,7 +44,10 @@ impl World {
         if !self.within(PATIENCE_US, World::all_answered) {
             let beyond = self.proposed_beyond_space();
             assert!(!beyond, "invariant 15: a leader took in what the other members have no space for: {}", self.describe());
-            stuck(format!("{PATIENCE_US} us without a fault, and still not: every command is answered, volumes are made: {}", self.describe()));
+            stuck(format!(
+                "{PATIENCE_US} us without a fault, and still not: every command is answered, volumes are made: {}",
+                self.describe()
+            ));
         }
         self.finish_orders();
         self.read_back();
@@ -84,7 +87,9 @@ impl World {
                 it.replica_of(volume).and_then(|no| it.store.as_ref()?.look(no)?.view)
             };
             let led = self.leader_of(volume).and_then(view);
-            led.is_some_and(|led| led.committed < led.last && (0..self.nodes.len()).filter_map(view).any(|other| other.last == led.committed))
+            led.is_some_and(|led| {
+                led.committed < led.last && (0..self.nodes.len()).filter_map(view).any(|other| other.last == led.committed)
+            })
         });
         waits && self.is_short_of_space()
     }
