@@ -362,6 +362,10 @@ impl Store {
             self.stream.trim(first, &mut self.epochs);
             self.trim_members();
         }
+        for (no, (applied, ..)) in std::mem::take(&mut self.checkpoint.members) {
+            self.member_mut(no).into_iter().for_each(|member| member.saved = applied);
+        }
+        self.drain.for_clone = false;
         self.stream.credit += 64;
     }
 }

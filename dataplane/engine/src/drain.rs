@@ -59,6 +59,8 @@ pub(crate) struct Drain {
     round: Option<Seq>,
     /// Something was applied that no checkpoint covers.
     pub unsaved: bool,
+    /// A clone waits until what it is to stand on is covered.
+    pub for_clone: bool,
     /// A page of a deleted replica that is being loaded to give its extents back.
     reclaiming: Option<PageKey>,
     pub deletions: u32,
@@ -98,7 +100,11 @@ impl Store {
 
     /// Somebody wants the log empty, whatever it costs.
     fn is_urged(&self) -> bool {
-        self.stage == Stage::Stopping || !self.drain_orders.is_empty() || self.host.wants_space || self.groups.wants_space
+        self.stage == Stage::Stopping
+            || !self.drain_orders.is_empty()
+            || self.drain.for_clone
+            || self.host.wants_space
+            || self.groups.wants_space
     }
 
     pub(crate) fn settle_drain<M: Memory>(&mut self, mem: &mut M, fx: &mut Effects) {

@@ -2,6 +2,7 @@
 //!
 //! Not here: what is done with them (`write`, `read`, `lead`).
 
+use crate::map::LayerKey;
 use crate::port::*;
 use crate::read::Place;
 use crate::stream::Stream;
@@ -49,12 +50,15 @@ pub struct Birth {
     pub members: Members,
 }
 
-/// A replica that begins as a snapshot of another.
+/// A replica that begins as a snapshot of another, the member of a group or alone.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Cloned {
     pub shape: ReplicaShape,
+    pub members: Option<Members>,
     pub origin: SegmentId,
     pub snapshot: SnapshotId,
+    /// What it will stand on; nothing where it keeps the log alone.
+    pub on: Option<LayerKey>,
 }
 
 /// An op on its way into the log.
@@ -71,6 +75,13 @@ pub struct Proposed {
     pub promises: u32,
     /// Raft index of its entry, once it is in a batch.
     pub index: RaftIndex,
+}
+
+impl What {
+    /// Whether it makes a replica that is the member of a group.
+    pub fn begins_member(&self) -> bool {
+        matches!(self, Self::CreateMember(_)) || matches!(self, Self::Clone(clone) if clone.members.is_some())
+    }
 }
 
 impl Proposed {
@@ -90,7 +101,10 @@ impl Proposed {
             What::Create(shape) => shape.encoded_len(),
             What::Snapshot(shape) => shape.encoded_len(),
             What::Unsnapshot(_) => 16,
-            What::Clone(clone) => clone.shape.encoded_len() + OP_HEAD + 32,
+            What::Clone(clone) => {
+                let members = clone.members.as_ref().map_or(0, |members| OP_HEAD + members.encode().len());
+                clone.shape.encoded_len() + members + OP_HEAD + 32
+            }
             What::CreateMember(birth) => birth.shape.encoded_len() + OP_HEAD + birth.members.encode().len(),
             What::Reserve(state) => state.encoded_len(),
             _ => 0,

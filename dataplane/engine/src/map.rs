@@ -256,6 +256,8 @@ pub struct Map {
     by_segment: FxHashMap<SegmentId, ReplicaNo>,
     dirty: Vec<PageKey>,
     cached: u64,
+    /// What a clone will stand on that is on its way into the log.
+    pub held: Option<LayerKey>,
 }
 
 impl Map {
@@ -306,19 +308,36 @@ impl Map {
         self.replicas.iter().flatten().map(|replica| &**replica)
     }
 
-    /// A replica that was just made begins as a snapshot of an older one.
+    /// The layer that a snapshot froze, even where that was removed since.
+    fn frozen_by(&self, segment: SegmentId, snapshot: SnapshotId) -> Option<LayerKey> {
+        let of = self.by_segment(segment).and_then(|of| self.live(of))?;
+        let layer = of.frozen.iter().rev().find(|frozen| frozen.snapshot.id == snapshot)?.layer.no;
+        Some(LayerKey { replica: of.no, layer })
+    }
+
+    /// A replica that was made in the log begins as a snapshot of an older one.
     pub fn stand_on(&mut self, no: ReplicaNo, segment: SegmentId, snapshot: SnapshotId) {
-        let of = self.by_segment(segment).filter(|of| *of < no).and_then(|of| self.live(of));
-        let layer = of.and_then(|of| Some(LayerKey { replica: of.no, layer: of.snapshot(snapshot)?.layer.no }));
-        if let (Some(layer), Some(replica)) = (layer, self.get_mut(no)) {
+        let layer = self.frozen_by(segment, snapshot).filter(|layer| layer.replica < no);
+        if let (Some(layer), Some(replica)) = (layer, self.get_mut(no).filter(|replica| !replica.deleting)) {
             replica.origin.get_or_insert(layer);
         }
+    }
+
+    /// Whether a replica stands on that snapshot.
+    pub fn stands_on(&self, replica: &Replica, segment: SegmentId, snapshot: SnapshotId) -> bool {
+        replica.origin.is_some() && replica.origin == self.frozen_by(segment, snapshot)
     }
 
     /// A clone that stands on a layer of a replica, or on any of them.
     pub fn clone_on(&self, no: ReplicaNo, layer: Option<LayerNo>) -> Option<&Replica> {
         let on = |origin: LayerKey| origin.replica == no && layer.is_none_or(|layer| origin.layer == layer);
         self.iter().find(|replica| replica.origin.is_some_and(on))
+    }
+
+    /// Whether a layer's snapshot is gone, and nothing stands on it any more.
+    pub fn is_loose(&self, key: LayerKey) -> bool {
+        let removed = self.get(key.replica).is_some_and(|replica| replica.is_removed(key.layer));
+        removed && self.held != Some(key) && self.clone_on(key.replica, Some(key.layer)).is_none()
     }
 
     pub fn mark_deleting(&mut self, no: ReplicaNo) {

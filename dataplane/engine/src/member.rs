@@ -110,6 +110,8 @@ pub(crate) struct Member {
     pub log: VecDeque<Logged>,
     /// Where the log ended when the store was opened, as far as it stands: what of that counts as applied no more may be in extents.
     pub recovered: Index,
+    /// All up to here is in extents that a durable checkpoint knows.
+    pub saved: Index,
     /// What the others say to this opening of its store, and what it knows of theirs.
     pub admission: Admission,
     pub known: Vec<Known>,
@@ -160,6 +162,7 @@ impl Member {
             start_term: Term(0),
             log: VecDeque::new(),
             recovered: Index(0),
+            saved: Index(0),
             admission: Admission::default(),
             known: Vec::new(),
             doubts: None,

@@ -66,19 +66,21 @@ fn runs(mask: u16, whole: bool) -> impl Iterator<Item = (u32, u32)> {
     })
 }
 
-/// A layer that is to be merged, once the log is drained up to there. Not while copies of other members' layers may still go to it, nor what entries
-/// bring that the log had when the store was opened: the index does not know of those, and extents may hold them already.
-fn may_merge(replica: &Replica, frozen: &Frozen) -> Option<Seq> {
-    let as_of = replica.member.as_deref().and_then(Member::rebuilt_from);
-    frozen.removed.filter(|_| replica.has_caught_up() && as_of.is_none_or(|as_of| frozen.at <= as_of))
-}
-
 impl Store {
+    /// A layer that is to be merged, once the log is drained up to there. Not while copies of other members' layers may still go to it or a clone stands on it, nor
+    /// what entries bring that the log had when the store was opened: the index does not know of those, and extents may hold them already.
+    fn may_merge(&self, replica: &Replica, frozen: &Frozen) -> Option<Seq> {
+        let as_of = replica.member.as_deref().and_then(Member::rebuilt_from);
+        let key = LayerKey { replica: replica.no, layer: frozen.layer.no };
+        let may = replica.has_caught_up() && as_of.is_none_or(|as_of| frozen.at <= as_of);
+        frozen.removed.filter(|_| may && self.map.is_loose(key))
+    }
+
     /// Removed layers that can be merged.
     pub(crate) fn count_merges(&mut self) {
         let replicas = self.map.iter().filter(|replica| !replica.deleting);
-        let removed = replicas.flat_map(|replica| replica.frozen.iter().map(move |frozen| may_merge(replica, frozen)));
-        self.drain.merges = removed.filter(Option::is_some).count() as u32;
+        let count = |replica: &Replica| replica.frozen.iter().filter(|frozen| self.may_merge(replica, frozen).is_some()).count() as u32;
+        self.drain.merges = replicas.map(count).sum();
     }
 
     /// Goes on with the lowest removed layer of some replica that nothing in the log needs any more.
@@ -87,7 +89,7 @@ impl Store {
         for _ in 0..STEPS_MAX {
             let replicas = self.map.iter().filter(|replica| !replica.deleting);
             let next = replicas.flat_map(|replica| (0..replica.frozen.len()).map(move |at| (replica, at))).find_map(|(replica, at)| {
-                let ready = may_merge(replica, &replica.frozen[at]).is_some_and(|by| by <= drained);
+                let ready = self.may_merge(replica, &replica.frozen[at]).is_some_and(|by| by <= drained);
                 let above = replica.frozen.get(at + 1).map_or(&replica.live, |frozen| &frozen.layer).no;
                 ready.then(|| (replica.no, replica.frozen[at].layer.no, above, replica.frozen[at].layer.pages.keys().min().copied()))
             });

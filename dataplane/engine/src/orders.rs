@@ -2,7 +2,7 @@
 
 use crate::config::Stage;
 use crate::host::{Birth, Cloned, Proposed, What};
-use crate::map::{Layer, Replica};
+use crate::map::{Layer, LayerKey, Replica};
 use crate::member::Member;
 use crate::port::*;
 use crate::replica::{Ballot, Recovered, Stop};
@@ -10,6 +10,11 @@ use crate::store::Store;
 use penstock_wire::directory::{REPLICA_NO_LIMIT, REPLICAS_MAX};
 use penstock_wire::peer::{MemberNo, Members};
 use penstock_wire::{Index as RaftIndex, ReplicaShape, SegmentId, Seq, SnapshotId, Term, VOLUME_BLOCKS_MAX};
+
+/// The entry after which a member's log begins, and its term.
+pub(crate) const NOTHING: (RaftIndex, Term) = (RaftIndex(0), Term(0));
+/// Of a clone's members: the entry that stands for what the snapshot holds. No log has it, so who was not made with that content is installed and rebuilt.
+pub(crate) const SNAPSHOT_ITSELF: (RaftIndex, Term) = (RaftIndex(1), Term(1));
 
 impl Store {
     /// Proposes the next order, when none is out.
@@ -35,9 +40,14 @@ impl Store {
                 Some(result) => return Some(result),
                 None => (ReplicaNo(self.map.next_no()), 0, What::CreateMember(Box::new(Birth { shape: *shape, members: *members }))),
             },
-            Order::Clone { shape, origin, snapshot } => match self.may_clone(&shape, origin, snapshot) {
-                Some(result) => return Some(result),
-                None => (ReplicaNo(self.map.next_no()), 0, What::Clone(Box::new(Cloned { shape: *shape, origin, snapshot }))),
+            Order::Clone { shape, members, origin, snapshot } => match self.may_clone(&shape, members.as_deref(), origin, snapshot) {
+                Err(result) => return Some(result),
+                Ok(on) => {
+                    self.map.held = on;
+                    let members = members.map(|members| *members);
+                    let clone = Cloned { shape: *shape, members, origin, snapshot, on };
+                    (ReplicaNo(self.map.next_no()), 0, What::Clone(Box::new(clone)))
+                }
             },
             Order::Delete { segment } => match self.map.by_segment(segment) {
                 None => return Some(Ok(())),
@@ -118,27 +128,43 @@ impl Store {
         full.then_some(Err(OrderError::NoSpace))
     }
 
-    /// The same of a clone.
-    fn may_clone(&self, shape: &ReplicaShape, origin: SegmentId, snapshot: SnapshotId) -> Option<Result<(), OrderError>> {
-        if let Some(answer) = self.may_create(shape, None) {
+    /// The same of a clone: what it will stand on.
+    fn may_clone(
+        &mut self,
+        shape: &ReplicaShape,
+        members: Option<&Members>,
+        origin: SegmentId,
+        snapshot: SnapshotId,
+    ) -> Result<Option<LayerKey>, Result<(), OrderError>> {
+        let me = members.and_then(|members| Some((members, self.own_number(shape, members)?)));
+        let has_content = me.is_none_or(|(members, me)| members.has_content(me));
+        if let Some(answer) = self.may_create(shape, members) {
             let stands = self.map.by_segment(shape.segment).and_then(|no| self.map.get(no));
-            let is_of = |clone: &Replica| {
-                let of = clone.origin.and_then(|of| self.map.get(of.replica).map(|replica| (replica, of.layer)));
-                let frozen = of.filter(|(replica, _)| replica.shape.segment == origin).and_then(|(replica, layer)| replica.kept(layer));
-                frozen.is_some_and(|frozen| frozen.snapshot.id == snapshot)
-            };
-            let other = stands.filter(|stands| answer.is_ok() && !is_of(stands));
-            return Some(other.map_or(answer, |stands| Err(OrderError::Conflict(Box::new(stands.shape.clone())))));
+            let other = stands.filter(|stands| has_content && answer.is_ok() && !self.map.stands_on(stands, origin, snapshot));
+            return Err(other.map_or(answer, |stands| Err(OrderError::Conflict(Box::new(stands.shape.clone())))));
         }
-        let Some(of) = self.map.by_segment(origin).and_then(|no| self.map.live(no)) else { return Some(Err(OrderError::NoSuchSegment)) };
-        if of.member.is_some() {
-            return Some(Err(OrderError::Invalid("clones are of volumes with one replica; this snapshot's volume has several")));
+        if !has_content {
+            return Ok(None);
         }
-        let Some(frozen) = of.snapshot(snapshot) else { return Some(Err(OrderError::NoSuchSnapshot)) };
+        let no = self.map.by_segment(origin).ok_or(Err(OrderError::NoSuchSegment))?;
+        let of = self.map.get(no).expect("a segment's replica stands");
+        let member = of.member.as_deref();
+        if member.is_some_and(|member| !member.has_content()) {
+            return Err(Err(OrderError::Invalid("what is here of the origin is a member that keeps the log alone")));
+        }
+        if member.is_some() && !self.may_feed(no) {
+            return Err(Err(OrderError::NotYet("the member of the origin that is here is not whole, or is not sure of it yet")));
+        }
+        let frozen = of.snapshot(snapshot).ok_or(Err(OrderError::NoSuchSnapshot))?;
         if shape.blocks < frozen.blocks || shape.logical_block != of.shape.logical_block {
-            return Some(Err(OrderError::Invalid("a clone has the logical block of its origin, and is at least as large as the snapshot")));
+            return Err(Err(OrderError::Invalid("a clone has the logical block of its origin, and is at least as large as the snapshot")));
         }
-        None
+        // After a restart the group says how much of its log is applied: a clone must not have to wait for that, or read less until then.
+        if member.is_some_and(|member| member.saved < frozen.at) {
+            (self.drain.unsaved, self.drain.for_clone) = (true, true);
+            return Err(Err(OrderError::NotYet("what the snapshot holds is in the log alone, and is being drained")));
+        }
+        Ok(Some(LayerKey { replica: no, layer: frozen.layer.no }))
     }
 
     /// Why a replica, or the snapshot that froze a layer of it, cannot go.
@@ -153,26 +179,37 @@ impl Store {
         members.list.iter().find(|member| member.replica == shape.replica && member.node == node).map(|member| member.no)
     }
 
-    /// A member begins, with nothing in its log.
-    pub(crate) fn apply_birth(&mut self, no: ReplicaNo, birth: &Birth, fx: &mut Effects) {
-        self.apply_create(no, birth.shape.clone(), fx);
-        let me = self.own_number(&birth.shape, &birth.members).expect("checked when it was ordered");
-        let members = birth.members.clone();
-        let recovered = Recovered {
-            ballot: Ballot::default(),
-            applied: RaftIndex(0),
-            applied_term: Term(0),
-            start: RaftIndex(0),
-            start_term: Term(0),
-            members: members.clone(),
-            entries: Vec::new(),
-            floor: None,
-        };
+    /// A member begins, with nothing in its log, which begins after an entry.
+    pub(crate) fn apply_birth(
+        &mut self,
+        no: ReplicaNo,
+        shape: &ReplicaShape,
+        members: &Members,
+        (start, start_term): (RaftIndex, Term),
+        fx: &mut Effects,
+    ) {
+        self.apply_create(no, shape.clone(), fx);
+        let me = self.own_number(shape, members).expect("checked when it was ordered");
+        let ballot = Ballot { term: start_term, ..Ballot::default() };
+        let (applied, applied_term, entries, floor) = (start, start_term, Vec::new(), None);
+        let recovered = Recovered { ballot, applied, applied_term, start, start_term, members: members.clone(), entries, floor };
         let stage = self.raise_group(no, me, recovered);
+        let mut member = Member::new(me, stage, members.clone());
+        (member.applied_term, member.ballot, member.start, member.start_term) = (start_term, ballot, start, start_term);
         let replica = self.map.get_mut(no).expect("just made");
-        (replica.term, replica.proposed, replica.applied) = (Term(0), RaftIndex(0), RaftIndex(0));
-        replica.member = Some(Box::new(Member::new(me, stage, members)));
+        (replica.term, replica.proposed, replica.applied) = (start_term, start, start);
+        replica.member = Some(Box::new(member));
         self.enlist(no);
+    }
+
+    /// A clone begins, over what was held for it.
+    pub(crate) fn apply_clone(&mut self, no: ReplicaNo, clone: &Cloned, fx: &mut Effects) {
+        match &clone.members {
+            None => self.apply_create(no, clone.shape.clone(), fx),
+            Some(members) => self.apply_birth(no, &clone.shape, members, SNAPSHOT_ITSELF, fx),
+        }
+        self.map.get_mut(no).expect("just made").origin = clone.on;
+        self.map.held = None;
     }
 
     pub(crate) fn apply_create(&mut self, no: ReplicaNo, shape: ReplicaShape, fx: &mut Effects) {

@@ -126,9 +126,11 @@ pub enum Order {
     /// Make an empty replica. Idempotent for the same ids and shape.
     Create(Box<penstock_wire::ReplicaShape>),
     /// Make a replica that begins as a snapshot of another on this store is, at no cost but that of what is written to it. The snapshot stands, and so does its
-    /// volume, as long as the clone does. Of volumes with one replica alone. Idempotent for the same ids and shape.
+    /// volume, as long as the clone does. With `members` it is the one of them that is on this node, and every first member is made like this: one that keeps the
+    /// log alone needs nothing to stand on. Idempotent for the same ids and shape.
     Clone {
         shape: Box<penstock_wire::ReplicaShape>,
+        members: Option<Box<Members>>,
         origin: SegmentId,
         snapshot: SnapshotId,
     },
@@ -196,6 +198,8 @@ pub enum OrderError {
     /// The same id stands for another: a snapshot's name says what.
     OtherSnapshot(String),
     NoSuchSnapshot,
+    /// Not now, and soon: says what it waits for.
+    NotYet(&'static str),
     /// A clone, of this name and volume, stands on it.
     CloneStands(String, VolumeId),
     Invalid(&'static str),

@@ -55,14 +55,18 @@ impl Store {
         self.place_in(layer, extent, at, group, self.map.known(layer, extent))
     }
 
-    /// Where a layer and the removed ones that are to be merged into it have a block.
-    pub(crate) fn place_in_fold(&self, layer: LayerKey, block: u64) -> Result<Place, PageKey> {
+    /// Where a layer and the removed ones that are to be merged into it have a block; `deep`: with what a clone's lowest stands on.
+    pub(crate) fn place_in_fold(&self, layer: LayerKey, deep: bool, block: u64) -> Result<Place, PageKey> {
         for layer in self.map.fold(layer) {
             if let Some(place) = self.place_in_layer(layer, block)? {
                 return Ok(place);
             }
         }
-        Ok(if self.map.beneath_fold(layer).is_some() { Place::Beneath } else { Place::Zero })
+        match self.map.beneath_fold(layer) {
+            None => Ok(Place::Zero),
+            Some(beneath) if deep && beneath.replica != layer.replica => self.place_of(beneath, block),
+            Some(_) => Ok(Place::Beneath),
+        }
     }
 
     /// Where a layer has a block; `None` where that is as the layer beneath says.

@@ -28,6 +28,7 @@ use crate::config::{Canary, Stage};
 use crate::doubt::Doubts;
 use crate::index::{Slot, Version};
 use crate::member::{Logged, Member, MemberStage, Payload};
+use crate::orders::SNAPSHOT_ITSELF;
 use crate::port::*;
 use crate::rebuild::Rebuild;
 use crate::recover::Recovery;
@@ -62,8 +63,12 @@ struct Placed {
 pub(crate) struct Walked {
     applied: Index,
     applied_term: Term,
+    /// What the directory says of that.
+    saved: Index,
     members: Members,
     ballot: Ballot,
+    /// It began as a snapshot of another volume, in this log.
+    stands: bool,
     /// By index: what was found of the log as it stands.
     list: BTreeMap<Index, Placed>,
     /// In doubt as far as this, or without a bound.
@@ -116,6 +121,8 @@ impl Walked {
             applied_term,
             members,
             ballot,
+            stands: false,
+            saved: Index(0),
             list,
             doubt,
             stopped,
@@ -131,6 +138,12 @@ impl Walked {
         }
     }
 
+    /// A clone's member begins with an entry that no log has.
+    fn born_over(members: Members) -> Self {
+        let (applied, applied_term) = SNAPSHOT_ITSELF;
+        Self { applied, applied_term, ballot: Ballot { term: applied_term, ..Ballot::default() }, stands: true, ..Self::born(members) }
+    }
+
     pub fn of_row(row: &ReplicaRow) -> Option<Self> {
         let member = row.member.as_ref()?;
         Some(Self {
@@ -140,6 +153,7 @@ impl Walked {
             doubt: member.doubt.map(|(index, term)| Some(LogEnd { term, index })),
             stopped: member.stopped.then(|| "it was stopped in an earlier life, for good: replace this replica".to_owned()),
             rebuild: member.rebuild,
+            saved: row.applied,
             past: member.past,
             seen: member.seen.clone(),
             ..Self::born(member.members.clone())
@@ -296,10 +310,11 @@ impl Recovery {
             all.for_each(|walked| entry.ops.iter().for_each(|op| walked.own_word(op, seq)));
             return true;
         }
-        if let (Index(0), [Op::Create(_), Op::Members(members)]) = (entry.index, &entry.ops[..])
+        if let (Index(0), [Op::Create(_), Op::Members(members), over @ ..]) = (entry.index, &entry.ops[..])
             && counts
         {
-            self.walked.entry(entry.replica).or_insert_with(|| Walked::born((**members).clone()));
+            let born = if over.is_empty() { Walked::born } else { Walked::born_over };
+            self.walked.entry(entry.replica).or_insert_with(|| born((**members).clone()));
             return false; // the replica itself is made as any other
         }
         let Some(walked) = self.walked.get_mut(&entry.replica) else { return false };
@@ -417,6 +432,9 @@ impl Store {
             walked.stopped.get_or_insert("it is no member of its group any more".to_owned());
         }
         let me = me.unwrap_or_default();
+        if walked.stands && walked.members.has_content(me) && self.map.get(no).is_none_or(|replica| replica.origin.is_none()) {
+            walked.stopped.get_or_insert("the snapshot that it is a clone of is not on this drive".to_owned());
+        }
         let (start, start_term, applied) = (recovered.start, recovered.start_term, recovered.applied);
         let last = start.0 + recovered.entries.len() as u64;
         let stage = match walked.stopped {
@@ -432,6 +450,7 @@ impl Store {
             .map(|entry| entry.index)
             .collect();
         (member.start, member.start_term, member.log, member.recovered) = (start, start_term, logged.into(), Index(last));
+        member.saved = walked.saved;
         member.admission = Admission::new(walked.past);
         member.known = walked.seen.into_iter().map(Known::recovered).collect();
         member.doubts = member.group().and_then(|group| group.floor()).map(|_| Box::new(Doubts::new(walked.ballot.term)));

@@ -240,11 +240,15 @@ impl Store {
 
     /// Puts a block back to where it was bad, by way of the log, if that is still where it belongs and the log has room.
     fn put_back(&mut self, fetch: &Fetch, buf: BufId) {
-        let (no, extent, at) = (fetch.no, (fetch.block / EXTENT_BLOCKS) as u32, (fetch.block % EXTENT_BLOCKS) as usize);
-        let layer = self.versions_of(no, fetch.block).ok().and_then(|all| all.into_iter().find(|(_, at)| *at == (fetch.place, fetch.crc)));
-        // A copy of newer content may be on its way to a member that is rebuilt.
-        let rebuilt = self.member(no).is_none_or(|member| member.rebuild.is_some());
-        let Some((layer, _)) = layer.filter(|_| !rebuilt && self.ring_takes(2)) else { return };
+        let (extent, at) = ((fetch.block / EXTENT_BLOCKS) as u32, (fetch.block % EXTENT_BLOCKS) as usize);
+        let layer =
+            self.versions_of(fetch.no, fetch.block).ok().and_then(|all| all.into_iter().find(|(_, at)| *at == (fetch.place, fetch.crc)));
+        let Some((layer, _)) = layer.filter(|_| self.ring_takes(2)) else { return };
+        // It may be the origin's, which a clone reads through. A copy of newer content may be on its way to a member that is rebuilt.
+        let no = layer.replica;
+        if self.member(no).is_none_or(|member| member.rebuild.is_some() || member.group().is_none()) {
+            return;
+        }
         let key = GroupKey { layer, extent };
         let of_map = if let crate::map::Known::Entry(entry) = self.map.known(key.layer, extent) { entry.changed } else { 0 };
         let changed = self.index.find(key).map_or(0, |id| self.index.group(id).changed).max(of_map);

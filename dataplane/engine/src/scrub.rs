@@ -73,9 +73,10 @@ impl Store {
             }
             let from = (self.scrub.layer, self.scrub.page);
             let next_of = |layer: &Layer| layer.pages.keys().map(|page| (layer.no, *page)).filter(|next| *next >= from).min();
-            let Some((layer, page_no)) =
-                self.map.live(no).and_then(|replica| replica.layers().filter(|layer| !replica.is_removed(layer.no)).find_map(next_of))
-            else {
+            let Some((layer, page_no)) = self.map.live(no).and_then(|replica| {
+                let mut layers = replica.layers().filter(|layer| !self.map.is_loose(LayerKey { replica: no, layer: layer.no }));
+                layers.find_map(next_of)
+            }) else {
                 self.scrub.replica += 1;
                 (self.scrub.layer, self.scrub.page, self.scrub.at) = (LayerNo(0), 0, 0);
                 continue;
@@ -157,7 +158,7 @@ impl Store {
         let seen = (0..BLOCKS).filter(data).count() as u64;
         let (layer, extent, entry) = (item.layer, item.extent, item.entry);
         // The drain may have been at it: only what still stands, with nothing newer above, is held against the media.
-        let kept = self.map.live(layer.replica).is_some_and(|replica| !replica.is_removed(layer.layer));
+        let kept = self.map.live(layer.replica).is_some() && !self.map.is_loose(layer);
         let still = kept
             && self.has_caught_up(layer.replica)
             && self.map.known(layer, extent) == Known::Entry(&entry)

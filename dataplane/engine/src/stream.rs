@@ -8,6 +8,7 @@ use crate::epoch::{Epoch, Epochs};
 use crate::host::{Proposed, Source, What};
 use crate::index::{GroupId, GroupKey, Slot, Version};
 use crate::map::LayerKey;
+use crate::orders::NOTHING;
 use crate::port::*;
 use crate::store::{Owner, Store};
 use penstock_wire::batch::{
@@ -359,6 +360,7 @@ impl Store {
                 }
                 What::Clone(clone) => {
                     self.stream.section.create(&clone.shape);
+                    clone.members.iter().for_each(|members| self.stream.section.members(members));
                     self.stream.section.origin(clone.origin, clone.snapshot);
                 }
                 What::Delete => self.stream.section.delete(),
@@ -385,7 +387,7 @@ impl Store {
         match self.map.get_mut(op.replica) {
             // The store's own word on a member: in no group's log.
             Some(replica) if replica.member.is_some() => (penstock_wire::Term(0), RaftIndex(0)),
-            None if matches!(op.what, What::CreateMember(_)) => (penstock_wire::Term(0), RaftIndex(0)),
+            None if op.what.begins_member() => (penstock_wire::Term(0), RaftIndex(0)),
             Some(replica) => {
                 replica.proposed = RaftIndex(replica.proposed.0 + 1);
                 (replica.term, replica.proposed)
@@ -668,11 +670,8 @@ impl Store {
             What::Write { .. } => self.apply_write(op.replica, op.block, op.index.0, seq, at, crcs, &mut promises),
             What::Zero => self.apply_zero(op.replica, op.block, op.blocks, seq, op.index.0, &mut promises),
             What::Create(shape) => self.apply_create(op.replica, (**shape).clone(), fx),
-            What::CreateMember(birth) => self.apply_birth(op.replica, birth, fx),
-            What::Clone(clone) => {
-                self.apply_create(op.replica, clone.shape.clone(), fx);
-                self.map.stand_on(op.replica, clone.origin, clone.snapshot);
-            }
+            What::CreateMember(birth) => self.apply_birth(op.replica, &birth.shape, &birth.members, NOTHING, fx),
+            What::Clone(clone) => self.apply_clone(op.replica, clone, fx),
             What::Delete => {
                 self.drop_member(op.replica, mem, fx);
                 self.apply_delete(op.replica, fx);

@@ -196,7 +196,10 @@ impl World {
         let order = match pending {
             Pending::Create { .. } => match v.origin {
                 None => Order::Create(shape),
-                Some(no) => Order::Clone { shape, origin: segment_of(self.snapshots[&no].of), snapshot: crate::snapshots::id_of(no) },
+                Some(no) => {
+                    let (origin, snapshot) = (segment_of(self.snapshots[&no].of), crate::snapshots::id_of(no));
+                    Order::Clone { shape, members: None, origin, snapshot }
+                }
             },
             Pending::Resize { blocks, .. } => Order::Resize { segment, blocks },
             Pending::Delete { .. } => Order::Delete { segment },

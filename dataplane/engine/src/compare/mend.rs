@@ -91,7 +91,9 @@ impl Store {
         let (me, to) = (self.member(no)?.me, *mend.from.get(mend.tries / 2 % mend.from.len().max(1))?);
         let (id, first) = (self.number_word(), u64::from(mend.extent));
         let layer = mend.layer.layer.0;
-        let ask = CopyAsk { id, segment, from: me, to, layer, first, until: first + 1, room: 1, changed: vec![CopyAsk::ANY] };
+        // What a clone stands on may be what is wrong: then its own layer has it from here on.
+        let ask =
+            CopyAsk { id, segment, from: me, to, layer, stands: false, first, until: first + 1, room: 1, changed: vec![CopyAsk::ANY] };
         mend.ask = Some((id, to, Millis(now.0 + AGAIN_MS)));
         asking.push(no);
         self.send_word(no, to, PeerWord::CopyAsk(ask), fx);

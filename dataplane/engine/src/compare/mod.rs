@@ -264,7 +264,8 @@ impl Store {
         for (at, own) in all.iter_mut().enumerate() {
             let extent = u64::from(key.page_no) * EXTENTS_PER_PAGE as u64 + at as u64;
             let mut since = Index(0);
-            for layer in &stack {
+            // What a clone stands on was so before its first entry.
+            for layer in stack.iter().filter(|layer| layer.replica == key.layer.replica) {
                 since = since.max(Index(self.changed_in(*layer, extent, mem, fx)?.0));
             }
             let mut crcs = [None; EXTENT_BLOCKS as usize];

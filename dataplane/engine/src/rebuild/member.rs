@@ -198,7 +198,8 @@ impl Store {
             Some(extent) => (u64::from(extent), u64::from(extent) + 1, vec![CopyAsk::ANY]),
             None => self.next_range(no, mem, fx)?,
         };
-        let segment = self.map.get(no)?.shape.segment;
+        let replica = self.map.get(no)?;
+        let (segment, stands) = (replica.shape.segment, replica.origin.is_some());
         let layer = self.member(no)?.rebuild.as_ref()?.layer?.0;
         let id = self.number_word();
         let rebuild = self.member_mut(no)?.rebuild.as_mut()?;
@@ -206,7 +207,7 @@ impl Store {
             rebuild.again.remove(&extent);
         }
         rebuild.ask = Some(Out { id, to, first, until, single, sent: now, answered: Vec::new() });
-        let ask = CopyAsk { id, segment, from: me, to, layer, first, until, room: room as u32, changed };
+        let ask = CopyAsk { id, segment, from: me, to, layer, stands, first, until, room: room as u32, changed };
         self.send_word(no, to, PeerWord::CopyAsk(ask), fx);
         Some(())
     }
@@ -215,7 +216,7 @@ impl Store {
     fn next_range<M: Memory>(&mut self, no: ReplicaNo, mem: &mut M, fx: &mut Effects) -> Option<(u64, u64, Vec<u64>)> {
         let layer = LayerKey { replica: no, layer: self.member(no)?.rebuild.as_ref()?.layer? };
         if self.member(no)?.rebuild.as_ref()?.pages.is_none() {
-            let pages = self.pages_with_something(layer);
+            let pages = self.pages_with_something(layer, false);
             self.member_mut(no)?.rebuild.as_mut()?.pages = Some(pages);
         }
         let rebuild = self.member(no)?.rebuild.as_ref()?;
@@ -229,7 +230,7 @@ impl Store {
         let mut changed = Vec::with_capacity((listed_end - first) as usize);
         let mut loaded = true;
         for extent in first..listed_end {
-            match self.changed_of(layer, extent, mem, fx) {
+            match self.changed_of(layer, false, extent, mem, fx) {
                 Some((of, damaged)) => changed.push(if damaged || of > as_of.0 { CopyAsk::ANY } else { of }),
                 None => loaded = false,
             }

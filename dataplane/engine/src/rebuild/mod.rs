@@ -308,7 +308,8 @@ impl Store {
         match op {
             Op::Copy(copy) => {
                 self.apply_copy(no, copy, seq, at);
-                let takes = |(_, state, _)| state == BlockState::Data || copy.layer > 0;
+                let over = copy.layer > 0 || self.map.beneath(key_of(no, copy).layer).is_some();
+                let takes = |(_, state, _)| state == BlockState::Data || over;
                 if copy.blocks().any(takes)
                     && let Some(id) = self.index.find(key_of(no, copy))
                     && !std::mem::replace(&mut self.index.group_mut(id).promised, true)

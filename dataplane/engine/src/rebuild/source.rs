@@ -8,6 +8,7 @@ use crate::epoch::Epoch;
 use crate::index::GroupKey;
 use crate::map::{Known, LayerKey, PageKey};
 use crate::member::Member;
+use crate::orders::SNAPSHOT_ITSELF;
 use crate::port::*;
 use crate::read::Place;
 use crate::repair::{Fetched, Waiter};
@@ -72,6 +73,11 @@ enum Stage {
 impl Asked {
     fn layer(&self) -> LayerKey {
         LayerKey { replica: self.no, layer: LayerNo(self.ask.layer) }
+    }
+
+    /// What is told of an extent whose last change is `of`: who stands on the origin has what is there.
+    fn norm(&self, of: u64) -> u64 {
+        if self.ask.stands && of <= SNAPSHOT_ITSELF.0.0 { 0 } else { of }
     }
 }
 
@@ -168,7 +174,7 @@ impl Store {
         for mut reading in std::mem::take(&mut source.reading) {
             let asked = source.asks.iter_mut().find(|asked| asked.key == reading.asked);
             if let (Stage::Wanted, Some(asked)) = (reading.stage, &asked) {
-                self.read_extent(asked.layer(), &mut reading, mem, fx);
+                self.read_extent(asked.layer(), !asked.ask.stands, &mut reading, mem, fx);
             }
             match (reading.stage, asked) {
                 (Stage::Out, _) | (Stage::Wanted, Some(_)) => {
@@ -201,7 +207,7 @@ impl Store {
     /// Goes on through the extents of an ask until one must be waited for.
     fn walk_ask<M: Memory>(&mut self, source: &mut Source, asked: &mut Asked, mem: &mut M, fx: &mut Effects) {
         let out_max = self.config.limits.copies_out as usize;
-        let layer = asked.layer();
+        let (layer, deep) = (asked.layer(), !asked.ask.stands);
         if self.is_gone(layer) {
             // Who asked will know of it when it has applied as much, and finds in the layer above what was here.
             asked.at = asked.ask.until;
@@ -209,7 +215,7 @@ impl Store {
         let listed = asked.ask.first + asked.ask.changed.len() as u64;
         while asked.at < asked.ask.until && asked.started < asked.ask.room && source.reading.len() < out_max {
             if asked.at >= listed {
-                let pages = asked.beyond.take().unwrap_or_else(|| self.pages_with_something(layer));
+                let pages = asked.beyond.take().unwrap_or_else(|| self.pages_with_something(layer, deep));
                 let page = pages[pages.partition_point(|page| (page + 1) * PAGE <= asked.at)..].first().copied();
                 asked.beyond = Some(pages);
                 match page {
@@ -225,10 +231,10 @@ impl Store {
                 }
             }
             let extent = asked.at;
-            let Some((changed, damaged)) = self.changed_of(layer, extent, mem, fx) else { return };
+            let Some((changed, damaged)) = self.changed_of(layer, deep, extent, mem, fx) else { return };
             asked.at += 1;
             // An extent of a page that was lost does not tell who changed it.
-            if changed == asked.ask.has(extent) && !(damaged && changed == 0) {
+            if asked.norm(changed) == asked.norm(asked.ask.has(extent)) && !(damaged && changed == 0) {
                 continue;
             }
             asked.started += 1;
@@ -258,9 +264,9 @@ impl Store {
         layer > live || layer < live && self.map.get(layer.replica).is_none_or(|replica| replica.kept(layer.layer).is_none())
     }
 
-    /// Pages of a layer, with what is to be merged into it, that there is anything on, in order.
-    pub(super) fn pages_with_something(&self, layer: LayerKey) -> Vec<u64> {
-        let fold: Vec<LayerKey> = self.fold_to_send(layer).collect();
+    /// Pages of a layer, with what is to be merged into it, that there is anything on, in order. `deep`: with what a clone's lowest stands on.
+    pub(super) fn pages_with_something(&self, layer: LayerKey, deep: bool) -> Vec<u64> {
+        let fold = self.fold_to_send(layer, deep);
         let grouped = self.index.iter().filter(|group| fold.contains(&group.key.layer)).map(|group| u64::from(group.key.extent) / PAGE);
         let on_pages = fold.iter().filter_map(|layer| self.map.layer(*layer)).flat_map(|layer| layer.pages.keys());
         let mut pages: Vec<u64> = on_pages.map(|page| u64::from(*page)).chain(grouped).collect();
@@ -269,18 +275,28 @@ impl Store {
         pages
     }
 
-    fn fold_to_send(&self, layer: LayerKey) -> impl Iterator<Item = LayerKey> {
+    fn fold_to_send(&self, layer: LayerKey, deep: bool) -> Vec<LayerKey> {
         let most = if self.canary(Canary::CopyUnmerged) { 1 } else { usize::MAX };
-        self.map.fold(layer).take(most)
+        let beneath = if deep { self.map.beneath_fold(layer).filter(|beneath| beneath.replica != layer.replica) } else { None };
+        let origin = beneath.into_iter().flat_map(|beneath| self.map.stack(beneath));
+        self.map.fold(layer).take(most).chain(origin).collect()
     }
 
     /// Entry that changed an extent of a layer last, 0 where there is nothing, and whether blocks of it are lost; `None` until its pages are loaded.
-    pub(super) fn changed_of<M: Memory>(&mut self, layer: LayerKey, extent: u64, mem: &mut M, fx: &mut Effects) -> Option<(u64, bool)> {
-        let fold: Vec<LayerKey> = self.fold_to_send(layer).collect();
+    pub(super) fn changed_of<M: Memory>(
+        &mut self,
+        layer: LayerKey,
+        deep: bool,
+        extent: u64,
+        mem: &mut M,
+        fx: &mut Effects,
+    ) -> Option<(u64, bool)> {
         let (mut changed, mut damaged) = (0, false);
-        for layer in fold {
-            let (of, bad) = self.changed_in(layer, extent, mem, fx)?;
-            (changed, damaged) = (changed.max(of), damaged || bad);
+        for of in self.fold_to_send(layer, deep) {
+            let (by, bad) = self.changed_in(of, extent, mem, fx)?;
+            // The origin's entries are of another log.
+            let by = if of.replica == layer.replica { by } else { by.min(SNAPSHOT_ITSELF.0.0) };
+            (changed, damaged) = (changed.max(by), damaged || bad);
         }
         Some((changed, damaged))
     }
@@ -303,15 +319,15 @@ impl Store {
     }
 
     /// Looks an extent up and reads it. Stays wanted while memory or its page is missing.
-    fn read_extent<M: Memory>(&mut self, layer: LayerKey, reading: &mut Reading, mem: &mut M, fx: &mut Effects) {
+    fn read_extent<M: Memory>(&mut self, layer: LayerKey, deep: bool, reading: &mut Reading, mem: &mut M, fx: &mut Effects) {
         if self.is_gone(layer) {
             return;
         }
-        let Some((changed, _)) = self.changed_of(layer, reading.extent, mem, fx) else { return };
+        let Some((changed, _)) = self.changed_of(layer, deep, reading.extent, mem, fx) else { return };
         let first = reading.extent * EXTENT_BLOCKS;
         let mut places = [Place::Zero; BLOCKS];
         for (at, place) in places.iter_mut().enumerate() {
-            match self.place_in_fold(layer, first + at as u64) {
+            match self.place_in_fold(layer, deep, first + at as u64) {
                 Ok(found) => *place = found,
                 Err(_) => return,
             }
@@ -365,17 +381,17 @@ impl Store {
         let is_bad = |at: usize| matches!(places[at], Place::At(_, crc) if penstock_wire::crc32c(&bytes[at * BLOCK..][..BLOCK]) != crc);
         let bad: Vec<usize> = (0..BLOCKS).filter(|at| is_bad(*at)).collect();
         let asked = self.reading(id).asked;
-        let layer = self.groups.source.asks.iter().find(|other| other.key == asked).map(Asked::layer);
+        let of = self.groups.source.asks.iter().find(|other| other.key == asked).map(|asked| (asked.layer(), !asked.ask.stands));
         let reading = self.reading(id);
         if bad.is_empty() {
             settle_states(reading);
             return;
         }
         reading.stage = Stage::Wanted;
-        let Some(layer) = layer else { return };
+        let Some((layer, deep)) = of else { return };
         // The drain may have overwritten it in place meanwhile: look again.
         let moving = self.is_moving(layer, extent);
-        let stands = |at: &usize| self.place_in_fold(layer, extent * EXTENT_BLOCKS + *at as u64) == Ok(places[*at]);
+        let stands = |at: &usize| self.place_in_fold(layer, deep, extent * EXTENT_BLOCKS + *at as u64) == Ok(places[*at]);
         if moving && !failed || !bad.iter().all(stands) {
             return;
         }

@@ -19,8 +19,9 @@ pub struct Bench {
     pub fx: Effects,
     now: u64,
     pub next_io: u32,
-    /// Who begins the commands.
+    /// Who begins the commands, and of which volume.
     pub host: HostId,
+    pub segment: SegmentId,
     pub replies: HashMap<u32, Status>,
     pub orders: HashMap<u64, Result<(), OrderError>>,
     pub notices: Vec<Notice>,
@@ -84,6 +85,7 @@ impl Bench {
             now: 0,
             next_io: 0,
             host: HostId::default(),
+            segment: SEGMENT,
             replies: HashMap::new(),
             orders: HashMap::new(),
             notices: Vec::new(),
@@ -232,7 +234,7 @@ impl Bench {
         let io = self.next_io;
         self.next_io += 1;
         self.mem.host.insert(io, payload);
-        let replica = self.store.replica_of(SEGMENT).unwrap();
+        let replica = self.store.replica_of(self.segment).unwrap();
         self.store.apply(Event::Host { io: IoId(io), replica, host: self.host, op }, &mut self.mem, &mut self.fx);
         io
     }

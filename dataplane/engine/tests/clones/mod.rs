@@ -46,7 +46,7 @@ impl Bench {
 
     fn clone_of(&mut self, volume: u8, blocks: u64, origin: u8, snapshot: u8) -> Result<(), OrderError> {
         let (shape, origin, snapshot) = (shape(volume, blocks), segment(origin), snapshot_shape(snapshot).id);
-        self.settle(Order::Clone { shape, origin, snapshot })
+        self.settle(Order::Clone { shape, members: None, origin, snapshot })
     }
 
     fn keep(&mut self, volume: u8, no: u8) -> Result<(), OrderError> {
@@ -177,7 +177,7 @@ fn clone_of_what_is_not_there_or_does_not_fit_is_refused() {
     assert_eq!(bench.clone_of(1, SIZE, 7, 1), Err(OrderError::NoSuchSegment));
     assert!(matches!(bench.clone_of(1, SIZE - 1, 0, 1), Err(OrderError::Invalid(_))));
     let other = Box::new(ReplicaShape { logical_block: 4096, ..*shape(1, SIZE) });
-    let order = Order::Clone { shape: other, origin: SEGMENT, snapshot: snapshot_shape(1).id };
+    let order = Order::Clone { shape: other, members: None, origin: SEGMENT, snapshot: snapshot_shape(1).id };
     assert!(matches!(bench.order(order), Err(OrderError::Invalid(_))));
     bench.clone_of(1, SIZE, 0, 1).unwrap();
     bench.keep(0, 2).unwrap();

@@ -74,6 +74,16 @@ impl Cluster {
         usize::from(node.0[0]) - 1
     }
 
+    /// What follows is about another volume of these nodes.
+    pub fn about(&mut self, segment: SegmentId) {
+        self.nodes.iter_mut().for_each(|node| node.segment = segment);
+    }
+
+    /// Whether a node runs and has a member.
+    fn has_member(&self, at: usize) -> bool {
+        self.up[at] && self.nodes[at].store.replica_of(self.nodes[at].segment).is_some()
+    }
+
     /// Lets every node rest and hands over what was said until nobody says anything.
     pub fn run(&mut self) {
         for _ in 0..1000 {
@@ -123,7 +133,7 @@ impl Cluster {
 
     pub fn view(&self, at: usize) -> MemberView {
         let node = &self.nodes[at];
-        node.store.member_view(node.store.replica_of(SEGMENT).unwrap()).unwrap()
+        node.store.member_view(node.store.replica_of(node.segment).unwrap()).unwrap()
     }
 
     /// What a member's blocks are.
@@ -131,7 +141,7 @@ impl Cluster {
         let node = &self.nodes[at];
         let start = node.label.stores[0].start.0;
         let read = |block: BlockAddr| node.media[(start + block.0) as usize * BLOCK..][..BLOCK].try_into().unwrap();
-        node.store.contents(node.store.replica_of(SEGMENT).unwrap(), read).unwrap()
+        node.store.contents(node.store.replica_of(node.segment).unwrap(), read).unwrap()
     }
 
     /// The word is in the node's next turn.
@@ -165,18 +175,18 @@ impl Cluster {
 
     pub fn standing(&self, at: usize) -> Standing {
         let node = &self.nodes[at];
-        let no = node.store.replica_of(SEGMENT).unwrap();
+        let no = node.store.replica_of(node.segment).unwrap();
         node.store.member_view(no).unwrap().standing.unwrap()
     }
 
     /// Who leads and serves, once somebody does.
     pub fn leader(&mut self) -> usize {
         for _ in 0..300 {
-            let serving = (0..self.nodes.len()).filter(|at| self.up[*at] && self.standing(*at).serves);
+            let serving = (0..self.nodes.len()).filter(|at| self.has_member(*at) && self.standing(*at).serves);
             // An old leader may still think that it leads; the newest term is the one that counts.
             if let Some(at) = serving.max_by_key(|at| self.standing(*at).term) {
                 let known = (0..self.nodes.len()).all(|other| {
-                    !self.up[other]
+                    !self.has_member(other)
                         || self.cut.iter().any(|cut| cut.0 == other || cut.1 == other)
                         || self.standing(other).term == self.standing(at).term
                 });
@@ -187,7 +197,10 @@ impl Cluster {
             }
             self.pass(10);
         }
-        panic!("nobody leads: {:?}", (0..self.nodes.len()).map(|at| self.standing(at)).collect::<Vec<_>>());
+        panic!(
+            "nobody leads: {:?}",
+            (0..self.nodes.len()).filter(|at| self.has_member(*at)).map(|at| self.standing(at)).collect::<Vec<_>>()
+        );
     }
 
     pub fn begin(&mut self, at: usize, op: HostOp, payload: Vec<u8>) -> u32 {
@@ -264,12 +277,12 @@ impl Cluster {
 
     pub fn applied(&self, at: usize) -> u64 {
         let node = &self.nodes[at];
-        node.store.member_view(node.store.replica_of(SEGMENT).unwrap()).unwrap().applied.0
+        node.store.member_view(node.store.replica_of(node.segment).unwrap()).unwrap().applied.0
     }
 
     /// Every member has applied the same.
     pub fn agree(&mut self) {
-        let up: Vec<usize> = (0..self.nodes.len()).filter(|at| self.up[*at]).collect();
+        let up: Vec<usize> = (0..self.nodes.len()).filter(|at| self.has_member(*at)).collect();
         self.agree_among(&up);
     }
 

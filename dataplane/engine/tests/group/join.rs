@@ -9,7 +9,7 @@ use penstock_wire::*;
 pub fn change(cluster: &mut Cluster, leader: usize, step: impl Fn(&mut Members)) -> Members {
     let mut members = cluster.view(leader).members;
     step(&mut members);
-    assert_eq!(cluster.order(leader, Order::Change { segment: SEGMENT, members: Box::new(members.clone()) }), Ok(()));
+    assert_eq!(cluster.order(leader, Order::Change { segment: cluster.nodes[leader].segment, members: Box::new(members.clone()) }), Ok(()));
     members
 }
 

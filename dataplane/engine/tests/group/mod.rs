@@ -1,6 +1,7 @@
 //! Three stores of one group over well-behaved drives: each behaviour in a few lines. Faults of drives and order belong to the simulator.
 
 mod admit;
+mod clones;
 pub mod cluster;
 mod compare;
 mod force;

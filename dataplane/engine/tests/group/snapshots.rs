@@ -9,19 +9,22 @@ use penstock_wire::*;
 
 const BLOCKS: u64 = 400;
 
-fn id(no: u8) -> SnapshotId {
+pub fn id(no: u8) -> SnapshotId {
     SnapshotId([no; 16])
 }
 
-fn take(cluster: &mut Cluster, at: usize, no: u8) -> Result<(), OrderError> {
-    cluster.order(at, Order::Snapshot { segment: SEGMENT, snapshot: Box::new(SnapshotShape { id: id(no), name: format!("s{no}") }) })
+pub fn take(cluster: &mut Cluster, at: usize, no: u8) -> Result<(), OrderError> {
+    cluster.order(
+        at,
+        Order::Snapshot { segment: cluster.nodes[at].segment, snapshot: Box::new(SnapshotShape { id: id(no), name: format!("s{no}") }) },
+    )
 }
 
-fn remove(cluster: &mut Cluster, at: usize, no: u8) -> Result<(), OrderError> {
-    cluster.order(at, Order::Unsnapshot { segment: SEGMENT, snapshot: id(no) })
+pub fn remove(cluster: &mut Cluster, at: usize, no: u8) -> Result<(), OrderError> {
+    cluster.order(at, Order::Unsnapshot { segment: cluster.nodes[at].segment, snapshot: id(no) })
 }
 
-fn fill(cluster: &mut Cluster, at: usize, seed: u8, first: u64, blocks: u64) {
+pub fn fill(cluster: &mut Cluster, at: usize, seed: u8, first: u64, blocks: u64) {
     assert_eq!(cluster.write(at, first * B, &pattern(seed, (blocks * B) as usize)), Status::Ok);
 }
 

@@ -126,6 +126,7 @@ pub(super) fn order_error(doing: &str, error: OrderError) -> RpcError {
             format!("{doing}: the volume has no such snapshot here"),
             "check the id against the volume's snapshots",
         ),
+        OrderError::NotYet(why) => fail(ErrorCode::NotReady, format!("{doing}: {why}"), "try again in a moment"),
         OrderError::CloneStands(name, volume) => {
             fail(ErrorCode::Conflict, format!("{doing}: volume {name} ({volume}) is a clone that stands on it"), "delete the clone first")
         }

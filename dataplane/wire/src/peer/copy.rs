@@ -6,7 +6,7 @@
 use super::members::MemberNo;
 use super::{Grow, check_payload, limit, take_pair, zeros};
 use crate::codec::Take;
-use crate::layer::take_upper;
+use crate::layer::LAYER_NO_LIMIT;
 use crate::page::BlockState;
 use crate::{DecodeError, EXTENT_BLOCKS, Index, SegmentId, VOLUME_BLOCKS_MAX};
 
@@ -25,6 +25,8 @@ pub struct CopyAsk {
     pub to: MemberNo,
     /// Of which layer: each says what changed over those beneath that snapshots hold.
     pub layer: u32,
+    /// Of a clone: the asker stands on the origin's layer. Who does not is sent what is there with the lowest layer.
+    pub stands: bool,
     pub first: u64,
     pub until: u64,
     /// Extents that may be answered with.
@@ -43,7 +45,12 @@ impl CopyAsk {
     }
 
     pub fn encoded_len(&self) -> usize {
-        8 + 16 + 8 + 8 + 8 + 8 + 4 + 4 + 8 * self.changed.len() + if self.layer > 0 { 8 } else { 0 }
+        8 + 16 + 8 + 8 + 8 + 8 + 4 + 4 + 8 * self.changed.len() + if self.has_tail() { 8 } else { 0 }
+    }
+
+    /// Whether it says anything that version 1 has no place for.
+    fn has_tail(&self) -> bool {
+        self.layer > 0 || self.stands
     }
 
     pub(super) fn put(&self, w: &mut Grow) {
@@ -58,9 +65,9 @@ impl CopyAsk {
         for changed in &self.changed {
             w.u64(*changed);
         }
-        if self.layer > 0 {
+        if self.has_tail() {
             w.u32(self.layer);
-            w.zeros(4);
+            w.u32(self.stands.into());
         }
     }
 
@@ -81,12 +88,14 @@ impl CopyAsk {
             }
             changed.push(of);
         }
-        let mut layer = 0;
+        let (mut layer, mut stands) = (0, false);
         if r.left() > 0 {
-            layer = take_upper(r)?;
-            zeros(r, 4)?;
+            (layer, stands) = match (r.u32()?, r.u32()?) {
+                (layer, flag @ 0..=1) if layer < LAYER_NO_LIMIT && (layer > 0 || flag > 0) => (layer, flag > 0),
+                (layer, _) => return Err(DecodeError::Value { what: "layer of a copy, or its flag", found: layer.into() }),
+            };
         }
-        Ok(Self { id, segment, from, to, layer, first, until, room, changed })
+        Ok(Self { id, segment, from, to, layer, stands, first, until, room, changed })
     }
 }
 

@@ -177,12 +177,14 @@ pub fn bodies() -> Vec<(&'static str, Body, Vec<u8>)> {
         from: MemberNo(2),
         to: MemberNo(3),
         layer: 0,
+        stands: false,
         first: 0x1718,
         until: 0x191a1b,
         room: 0x1c,
         changed: vec![7, CopyAsk::ANY, 0],
     };
     let layered = CopyAsk { layer: 0x2a2b, ..copy.clone() };
+    let standing = CopyAsk { stands: true, ..copy.clone() };
     let copied = |copied| CopyAnswer { id: copy.id, segment: copy.segment, from: copy.to, to: copy.from, applied: Index(0x1d1e), copied };
     let mut states = States::default();
     for (at, state) in [(1, page::BlockState::Data), (4, page::BlockState::Lost), (15, page::BlockState::Data)] {
@@ -239,6 +241,7 @@ pub fn bodies() -> Vec<(&'static str, Body, Vec<u8>)> {
         ("peer-copy-answer-v1.bin", Body::CopyAnswer(extent), payload(5, 2)),
         bare("peer-copy-answer-done-v1.bin", Body::CopyAnswer(done)),
         bare("peer-copy-ask-layer-v2.bin", Body::CopyAsk(layered)),
+        bare("peer-copy-ask-stands-v2.bin", Body::CopyAsk(standing)),
         ("peer-copy-answer-layer-v2.bin", Body::CopyAnswer(delta), payload(5, 2)),
         bare("peer-groups-layered-v2.bin", Body::Groups(layered_messages())),
         bare("peer-groups-reserved-v2.bin", Body::Groups(reserved_messages())),
