@@ -457,12 +457,15 @@ impl Live {
     }
 
     fn cannot_send(&mut self, index: Index) {
-        if self.leads() && index.0 > self.raw.raft.raft_log.committed {
-            self.unsent = index.0;
+        if index.0 <= self.raw.raft.raft_log.committed {
+            self.raw.mut_store().cannot_send(index);
+            return;
+        }
+        // No install stands for it. Whoever leads no more by the time that its words fail leads again some day.
+        self.unsent = self.unsent.max(index.0);
+        if self.leads() {
             let term = self.raw.raft.term;
             self.raw.raft.become_follower(term, raft::INVALID_ID);
-        } else {
-            self.raw.mut_store().cannot_send(index);
         }
     }
 

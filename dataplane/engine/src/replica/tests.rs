@@ -2,6 +2,7 @@
 //! cluster simulator's.
 
 mod doubt;
+mod unsent;
 
 use super::*;
 use penstock_wire::batch::{ENTRY_HEAD, Section};
