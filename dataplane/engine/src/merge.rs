@@ -68,28 +68,31 @@ fn runs(mask: u16, whole: bool) -> impl Iterator<Item = (u32, u32)> {
 
 impl Store {
     /// A layer that is to be merged, once the log is drained up to there. Not while copies of other members' layers may still go to it or a clone stands on it, nor
-    /// what entries bring that the log had when the store was opened: the index does not know of those, and extents may hold them already.
-    fn may_merge(&self, replica: &Replica, frozen: &Frozen) -> Option<Seq> {
+    /// what entries bring that the log had when the store was opened: the index does not know of those, and extents may hold them already. Nor into one that is to be
+    /// merged itself: what is covered there may be overwritten by a merge that a crash has undone. One that a clone stands on was never begun with.
+    fn may_merge(&self, replica: &Replica, at: usize) -> Option<Seq> {
+        let frozen = &replica.frozen[at];
         let as_of = replica.member.as_deref().and_then(Member::rebuilt_from);
-        let key = LayerKey { replica: replica.no, layer: frozen.layer.no };
-        let may = replica.has_caught_up() && as_of.is_none_or(|as_of| frozen.at <= as_of);
-        frozen.removed.filter(|_| may && self.map.is_loose(key))
+        let is_loose = |of: &Frozen| self.map.is_loose(LayerKey { replica: replica.no, layer: of.layer.no });
+        let stays = !replica.frozen.get(at + 1).is_some_and(is_loose);
+        let may = is_loose(frozen) && stays && replica.has_caught_up() && as_of.is_none_or(|as_of| frozen.at <= as_of);
+        frozen.removed.filter(|_| may)
     }
 
     /// Removed layers that can be merged.
     pub(crate) fn count_merges(&mut self) {
         let replicas = self.map.iter().filter(|replica| !replica.deleting);
-        let count = |replica: &Replica| replica.frozen.iter().filter(|frozen| self.may_merge(replica, frozen).is_some()).count() as u32;
+        let count = |replica: &Replica| (0..replica.frozen.len()).filter(|at| self.may_merge(replica, *at).is_some()).count() as u32;
         self.drain.merges = replicas.map(count).sum();
     }
 
-    /// Goes on with the lowest removed layer of some replica that nothing in the log needs any more.
+    /// Goes on with a removed layer of some replica that nothing in the log needs any more.
     pub(crate) fn begin_merge<M: Memory>(&mut self, mem: &mut M, fx: &mut Effects) {
         let drained = self.drained_to();
         for _ in 0..STEPS_MAX {
             let replicas = self.map.iter().filter(|replica| !replica.deleting);
             let next = replicas.flat_map(|replica| (0..replica.frozen.len()).map(move |at| (replica, at))).find_map(|(replica, at)| {
-                let ready = self.may_merge(replica, &replica.frozen[at]).is_some_and(|by| by <= drained);
+                let ready = self.may_merge(replica, at).is_some_and(|by| by <= drained);
                 let above = replica.frozen.get(at + 1).map_or(&replica.live, |frozen| &frozen.layer).no;
                 ready.then(|| (replica.no, replica.frozen[at].layer.no, above, replica.frozen[at].layer.pages.keys().min().copied()))
             });

@@ -317,6 +317,48 @@ fn removed_snapshots_leave_the_others_what_they_hold_in_any_order_and_give_all_b
 }
 
 #[test]
+fn merge_that_a_crash_undid_leaves_nothing_bad_for_the_merge_of_the_layer_beneath() {
+    let mut undone = 0;
+    for turns in 0..24 {
+        let mut bench = Bench::new();
+        bench.create(100);
+        bench.write(0, &pattern(1, 16 * BLOCK));
+        bench.snapshot(1);
+        bench.write(0, &pattern(2, 4 * BLOCK));
+        bench.snapshot(2);
+        bench.write(0, &pattern(3, BLOCK));
+        bench.order(Order::Drain).unwrap();
+        let covered = bench.media.chunks(BLOCK).rposition(|block| block == &pattern(2, BLOCK)).expect("it is in an extent");
+        bench.unsnapshot(2);
+        // The live layer's block covers one of four: it goes to where they lie, and the drive dies before or after the map says so.
+        let order = |bench: &mut Bench, id: u64, order: Order| {
+            bench.store.apply(Event::Order { id: OrderId(id), order }, &mut bench.mem, &mut bench.fx);
+        };
+        order(&mut bench, 99, Order::Drain);
+        bench.turns(turns);
+        undone += u32::from(bench.media[covered * BLOCK..][..BLOCK] != pattern(2, BLOCK) && !bench.orders.contains_key(&99));
+        order(&mut bench, 98, Order::Unsnapshot { segment: SEGMENT, snapshot: shape(1).id });
+        while !bench.orders.contains_key(&98) {
+            assert!(!bench.turns(1), "the order is not done");
+        }
+        bench.orders.clear();
+        for _ in 0..2 {
+            bench.reopen();
+            bench.order(Order::Drain).unwrap();
+            bench.audit();
+            let mut live = pattern(1, 16 * BLOCK);
+            live[..4 * BLOCK].copy_from_slice(&pattern(2, 4 * BLOCK));
+            live[..BLOCK].copy_from_slice(&pattern(3, BLOCK));
+            assert_eq!(bench.read(0, 16 * B), live, "after {turns} turns");
+            assert_eq!(bench.store.view().counters.corrupt_blocks, 0, "after {turns} turns");
+        }
+        let usage = bench.store.usage(bench.store.replica_of(SEGMENT).unwrap());
+        assert_eq!((usage.allocated_extents, usage.snapshot_extents), (1, 0), "after {turns} turns");
+    }
+    assert!(undone > 0);
+}
+
+#[test]
 fn removal_is_idempotent_and_a_removed_snapshot_is_not_read() {
     let mut bench = Bench::new();
     bench.create(100);
