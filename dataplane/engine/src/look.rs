@@ -91,19 +91,19 @@ impl Store {
     }
 
     /// Makes the map name another checksum for a block of the live layer, or call it zeros: with such bytes where it says it is a state that is silently wrong, and
-    /// has all checksums right. For those who check that it is found. `None`: the block does not rest in an extent.
-    pub fn falsify(&mut self, no: ReplicaNo, block: u64, crc: Option<u32>) -> Option<BlockAddr> {
+    /// has all checksums right. For those who check that it is found. False: the block does not rest at this place.
+    pub fn falsify(&mut self, no: ReplicaNo, block: u64, place: BlockAddr, crc: Option<u32>) -> bool {
         let (layer, extent, at) = (self.map.live_layer(no), (block / EXTENT_BLOCKS) as u32, (block % EXTENT_BLOCKS) as usize);
-        let Known::Entry(entry) = self.map.known(layer, extent) else { return None };
-        let place = entry.place;
+        let Known::Entry(entry) = self.map.known(layer, extent) else { return false };
+        let is_there = entry.state(at) == BlockState::Data && self.extent_block(entry.place, at as u64) == place;
         let moves = !self.drain.is_idle() || !self.checkpoint.is_idle() || self.index.find(GroupKey { layer, extent }).is_some();
-        if entry.state(at) != BlockState::Data || moves {
-            return None;
+        if !is_there || moves {
+            return false;
         }
         let state = if crc.is_some() { BlockState::Data } else { BlockState::Inherit };
         self.map.entry_mut(layer, extent).set(at, state, crc.unwrap_or(0));
         self.drain.unsaved = true;
-        Some(self.extent_block(place, at as u64))
+        true
     }
 
     fn contents_of(&self, layer: LayerKey, mut read: impl FnMut(BlockAddr) -> [u8; BLOCK]) -> Result<Contents, AuditError> {

@@ -6,8 +6,9 @@
 //! ```
 //! So each member decides about itself alone, and one member's scrub is enough for all. A digest is of what an extent of a layer reads as, with all that
 //! the layer lies over: how members came to it, and what they have merged of it, makes no difference. It is told with the entries between which it
-//! stands, from the last that changed the extent to the last that is applied; two that have an entry in common must be equal. So nobody waits for the
-//! drain, or for an entry. A member that is being rebuilt, or has not applied again what its log had, tells nothing.
+//! stands, from the last that changed the extent to the last that is applied (that one alone where the map has forgotten the extent); two that have an
+//! entry in common must be equal. So nobody waits for the drain, or for an entry. A member that is being rebuilt, or has not applied again what its log
+//! had, tells nothing.
 //!
 //! Where no majority has one thing, nothing is guessed: it is told ([`Notice::Differs`]) and left. Not here: bytes that are not what their checksum says
 //! (`scrub`, `repair`).
@@ -267,6 +268,10 @@ impl Store {
             // What a clone stands on was so before its first entry.
             for layer in stack.iter().filter(|layer| layer.replica == key.layer.replica) {
                 since = since.max(Index(self.changed_in(*layer, extent, mem, fx)?.0));
+            }
+            // Nothing is there, and since when nobody knows: a page that says nothing any more goes, with what it knew of changes.
+            if since.0 == 0 {
+                since = as_of;
             }
             let mut crcs = [None; EXTENT_BLOCKS as usize];
             let mut lost = false;
