@@ -9,6 +9,7 @@ use std::rc::Rc;
 
 use penstock_engine::replica::Part as GroupPart;
 use penstock_engine::{MemberLook, PeerWord, ReplicaNo, Standing, StoreConfig};
+use penstock_wire::batch::{HEADER_BLOCKS_MAX, PAYLOAD_BLOCKS_MAX};
 use penstock_wire::peer::{Entry, EntryState, FetchResult, MemberNo, Message, MessageBody, Verified};
 use penstock_wire::{Index, NodeId, Term, crc32c};
 
@@ -336,8 +337,11 @@ impl World {
         let needed = data.map(applied).min().unwrap_or_default();
         let view = it.store.as_ref().expect("alive").view();
         if look.start > before && look.start > needed && !look.rebuilding {
+            // A quarter of what hosts may fill stays, less the batch that does not fit into it any more and what a wrap pads.
+            let batch = u64::from(PAYLOAD_BLOCKS_MAX + HEADER_BLOCKS_MAX);
+            let quarter = (view.ring_blocks - 2 * batch - 64) / 4;
             assert!(
-                view.ring_used * 6 >= view.ring_blocks,
+                view.ring_used + 2 * batch >= quarter,
                 "node {node} lets go of the log of volume {volume} to {:?}, a member has applied {needed:?}, and {} of {} blocks are in use",
                 look.start,
                 view.ring_used,
