@@ -42,6 +42,8 @@ struct Told {
     room: u64,
     /// What it had taken in when it said so counts in its room: entries up to here at least.
     as_of: Index,
+    /// What it knew committed.
+    commit: Index,
     at: Millis,
     /// Since when newer news are waited for.
     asked: Option<Millis>,
@@ -69,10 +71,15 @@ pub(crate) enum Verdict {
 }
 
 impl Rooms {
-    fn hear(&mut self, no: MemberNo, room: u64, index: Option<Index>, now: Millis) {
-        let before = self.told.iter().find(|told| told.no == no).map(|told| told.as_of);
+    /// `index`: of the last entry that it acknowledges, if it does. What is older than what it said before is a late copy.
+    fn hear(&mut self, no: MemberNo, room: u64, index: Option<Index>, commit: Index, now: Millis) {
+        let before = self.told.iter().find(|told| told.no == no).map(|told| (told.as_of, told.commit));
+        let (as_of, known) = before.unwrap_or_default();
+        if index.is_some_and(|index| index < as_of) || commit < known {
+            return;
+        }
         self.told.retain(|told| told.no != no);
-        self.told.push(Told { no, room, as_of: before.max(index).unwrap_or_default(), at: now, asked: None });
+        self.told.push(Told { no, room, as_of: index.unwrap_or(as_of), commit, at: now, asked: None });
     }
 
     /// An entry was proposed that takes these extents.
@@ -158,14 +165,14 @@ impl Store {
 
     /// A member answered, and said how much room it has.
     pub(crate) fn hear_room(&mut self, no: ReplicaNo, from: MemberNo, body: &MessageBody) {
-        let (room, index) = match body {
-            MessageBody::Appended { room: Some(room), index, .. } => (*room, Some(*index)),
-            MessageBody::HeartbeatDone { room: Some(room), .. } => (*room, None),
+        let (room, index, commit) = match body {
+            MessageBody::Appended { room: Some(room), index, commit } => (*room, Some(*index), *commit),
+            MessageBody::HeartbeatDone { room: Some(room), commit, .. } => (*room, None, *commit),
             _ => return,
         };
         let now = self.now;
         if let Some(member) = self.member_mut(no).filter(|member| member.serving.is_some() && member.members.get(from).is_some()) {
-            member.rooms.hear(from, room, index, now);
+            member.rooms.hear(from, room, index, commit, now);
         }
     }
 
@@ -226,53 +233,65 @@ mod tests {
     #[test]
     fn extents_proposed_since_are_taken_off_until_they_are_acknowledged() {
         let mut rooms = Rooms::default();
-        rooms.hear(A, 10, Some(Index(4)), Millis(0));
-        rooms.hear(B, 5000, Some(Index(9)), Millis(0));
+        rooms.hear(A, 10, Some(Index(4)), Index(0), Millis(0));
+        rooms.hear(B, 5000, Some(Index(9)), Index(0), Millis(0));
         rooms.spend(Index(5), &[0, 1, 2, 3, 4, 5].map(extent));
         assert_eq!(rooms.judge(4, Millis(1), all), Verdict::Room);
         assert_eq!(rooms.judge(5, Millis(1), all), Verdict::Wait);
         assert_eq!(rooms.judge(5, Millis(1), |no| no == B), Verdict::Room, "a learner is not counted on");
         // It has taken them in, and says what is left.
-        rooms.hear(A, 6, Some(Index(5)), Millis(2));
+        rooms.hear(A, 6, Some(Index(5)), Index(0), Millis(2));
         assert_eq!(rooms.judge(6, Millis(3), all), Verdict::Room);
     }
 
     #[test]
     fn extent_that_many_entries_write_is_taken_off_once_while_a_member_lags() {
         let mut rooms = Rooms::default();
-        rooms.hear(A, 10, Some(Index(4)), Millis(0));
+        rooms.hear(A, 10, Some(Index(4)), Index(0), Millis(0));
         for index in 5..100 {
             rooms.spend(Index(index), &[7, 8].map(extent));
         }
         assert_eq!(rooms.judge(8, Millis(1), all), Verdict::Room);
-        rooms.hear(A, 9, Some(Index(98)), Millis(2));
+        rooms.hear(A, 9, Some(Index(98)), Index(0), Millis(2));
         assert_eq!(rooms.judge(8, Millis(2), all), Verdict::Wait, "the newest entry that writes them may find them given back");
-        rooms.hear(A, 8, Some(Index(99)), Millis(3));
+        rooms.hear(A, 8, Some(Index(99)), Index(0), Millis(3));
         assert_eq!(rooms.judge(8, Millis(3), all), Verdict::Room);
+    }
+
+    #[test]
+    fn late_copy_of_what_a_member_said_is_not_believed() {
+        let mut rooms = Rooms::default();
+        rooms.hear(A, 2, Some(Index(138)), Index(137), Millis(0));
+        rooms.hear(A, 90, Some(Index(106)), Index(137), Millis(1));
+        assert_eq!(rooms.judge(3, Millis(1), all), Verdict::Wait, "an older acknowledgement");
+        rooms.hear(A, 90, None, Index(120), Millis(1));
+        assert_eq!(rooms.judge(3, Millis(1), all), Verdict::Wait, "an older answer to a heartbeat");
+        rooms.hear(A, 4, None, Index(137), Millis(2));
+        assert_eq!(rooms.judge(3, Millis(2), all), Verdict::Room);
     }
 
     #[test]
     fn member_that_stays_short_is_told_of_after_a_while_and_room_is_seen_at_once() {
         let mut rooms = Rooms::default();
         for at in (0..=PATIENCE_MS).step_by(50) {
-            rooms.hear(A, 3, None, Millis(at));
+            rooms.hear(A, 3, None, Index(0), Millis(at));
             let verdict = rooms.judge(4, Millis(at), all);
             assert_eq!(verdict, if at < PATIENCE_MS { Verdict::Wait } else { Verdict::Full }, "at {at}");
         }
         assert_eq!(rooms.judge(3, Millis(PATIENCE_MS), all), Verdict::Room, "a write that fits");
-        rooms.hear(A, 4, None, Millis(PATIENCE_MS + 1));
+        rooms.hear(A, 4, None, Index(0), Millis(PATIENCE_MS + 1));
         assert_eq!(rooms.judge(4, Millis(PATIENCE_MS + 1), all), Verdict::Room);
     }
 
     #[test]
     fn old_news_of_little_are_asked_for_and_not_waited_for_without_end() {
         let mut rooms = Rooms::default();
-        rooms.hear(A, 50, None, Millis(0));
-        rooms.hear(B, 5000, None, Millis(0));
+        rooms.hear(A, 50, None, Index(0), Millis(0));
+        rooms.hear(B, 5000, None, Index(0), Millis(0));
         let late = FRESH_MS + 1;
         assert_eq!(rooms.judge(1, Millis(late), all), Verdict::Wait);
         assert_eq!(rooms.judge(1, Millis(late + PATIENCE_MS), all), Verdict::Room, "it says nothing");
-        rooms.hear(A, 0, None, Millis(late + PATIENCE_MS));
+        rooms.hear(A, 0, None, Index(0), Millis(late + PATIENCE_MS));
         assert_eq!(rooms.judge(1, Millis(late + PATIENCE_MS), all), Verdict::Wait);
         assert_eq!(rooms.judge(1, Millis(late + PATIENCE_MS), |no| no == B), Verdict::Room, "it was removed");
     }
@@ -280,14 +299,14 @@ mod tests {
     #[test]
     fn what_every_member_took_is_swept_and_what_a_laggard_did_not_is_kept() {
         let mut rooms = Rooms::default();
-        rooms.hear(A, 9000, Some(Index(0)), Millis(0));
-        rooms.hear(B, 9000, Some(Index(2000)), Millis(0));
+        rooms.hear(A, 9000, Some(Index(0)), Index(0), Millis(0));
+        rooms.hear(B, 9000, Some(Index(2000)), Index(0), Millis(0));
         for index in 1..=1500 {
             rooms.spend(Index(index), &[extent(index as u32)]);
         }
         assert_eq!(rooms.judge(1, Millis(0), all), Verdict::Room);
         assert_eq!(rooms.spent.len(), 1500);
-        rooms.hear(A, 1500, Some(Index(700)), Millis(0));
+        rooms.hear(A, 1500, Some(Index(700)), Index(0), Millis(0));
         assert_eq!(rooms.judge(700, Millis(0), all), Verdict::Room);
         assert_eq!(rooms.judge(701, Millis(0), all), Verdict::Wait);
         for index in 1501..=3000 {
