@@ -328,7 +328,7 @@ fn merge_that_a_crash_undid_leaves_nothing_bad_for_the_merge_of_the_layer_beneat
         bench.snapshot(2);
         bench.write(0, &pattern(3, BLOCK));
         bench.order(Order::Drain).unwrap();
-        let covered = bench.media.chunks(BLOCK).rposition(|block| block == &pattern(2, BLOCK)).expect("it is in an extent");
+        let covered = bench.media.chunks(BLOCK).rposition(|block| *block == pattern(2, BLOCK)).expect("it is in an extent");
         bench.unsnapshot(2);
         // The live layer's block covers one of four: it goes to where they lie, and the drive dies before or after the map says so.
         let order = |bench: &mut Bench, id: u64, order: Order| {
