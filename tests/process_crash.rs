@@ -70,7 +70,7 @@ fn deep_queues_killed_while_the_oplog_wraps_lose_nothing() {
     for round in 0..2 {
         let seed = dice.roll();
         let again = if round == 0 { "" } else { "--resume" };
-        let load = format!("--mix 10:80:10 --block-size 32KiB --depth 24 {LASTING} --dead-after 5s --reconnect 2 --seed {seed} {again}");
+        let load = format!("--mix 10:80:10 --block-size 32KiB --depth 24 {LASTING} --dead-after 5s --reconnect 20 --seed {seed} {again}");
         let before = house.volume("v").unwrap().counters.write_bytes;
         let running = perf::start_run(&door.perf_target(), &journal, &load).unwrap();
         wait_for("three oplogs full of writes", LIMIT, || Ok((house.volume("v")?.counters.write_bytes > before + 24 * MIB).then_some(())))
@@ -123,7 +123,7 @@ fn recovery_killed_over_and_over_ends_with_everything_there() {
     house.add_drive("d0", "768MiB", "--oplog 256MiB");
     let door = house.add_volume("v", "256MiB", 4096);
     let journal = house.path("journal");
-    let load = format!("--mix write --block-size 128KiB --depth 32 {LASTING} --dead-after 5s --reconnect 2 --seed {}", dice.roll());
+    let load = format!("--mix write --block-size 128KiB --depth 32 {LASTING} --dead-after 5s --reconnect 20 --seed {}", dice.roll());
     let running = perf::start_run(&door.perf_target(), &journal, &load).unwrap();
     // As long as it goes on it may take its time.
     for written in (50..=400).step_by(50) {

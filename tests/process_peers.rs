@@ -15,13 +15,15 @@ use penstock_wire::peer::{Beat, Body, Header, Hello, Kind, PROTOCOL};
 use penstock_wire::{ClusterId, Incarnation, NodeId};
 use std::time::Duration;
 
-/// More than a connection has to come to stand, and a moment.
-const PATIENCE: Duration = Duration::from_secs(4);
-
 /// What a node says of its peer on another.
 fn peer(fleet: &Fleet, at: usize, of: usize) -> PeerInfo {
     let info = fleet.rpc::<NodeGet>(at, &Empty {}).unwrap();
     info.peers.into_iter().find(|peer| peer.node_id == fleet.node_id(of)).expect("it was named")
+}
+
+/// The same while it is heard: on a busy machine peers are silent now and then.
+fn heard(fleet: &Fleet, at: usize, of: usize) -> PeerInfo {
+    wait_for("a peer that is heard", LIMIT, || Ok(Some(peer(fleet, at, of)).filter(|seen| seen.connected))).unwrap()
 }
 
 fn pairs(fleet: &Fleet) -> Vec<(usize, usize)> {
@@ -40,21 +42,22 @@ fn peers_find_each_other_and_notice_who_goes_and_comes_back() {
     let mut fleet = Fleet::new(Plan::default()).unwrap();
     wait_until_connected(&fleet);
     for (at, of) in pairs(&fleet) {
-        let seen = peer(&fleet, at, of);
+        let seen = heard(&fleet, at, of);
         assert_eq!((seen.connections, seen.reason.as_deref()), (1, None), "one core each");
         assert_eq!(seen.incarnation, Some(fleet.rpc::<NodeGet>(of, &Empty {}).unwrap().incarnation));
     }
-    let before = peer(&fleet, 0, 2).incarnation;
+    let before = heard(&fleet, 0, 2).incarnation;
+    let others = [0, 1].map(|at| peer(&fleet, at, 1 - at).counters.disconnects);
     fleet.kill(2).unwrap();
     for at in [0, 1] {
         let gone =
             wait_for("the killed node to be missed", LIMIT, || Ok(Some(peer(&fleet, at, 2)).filter(|seen| !seen.connected))).unwrap();
         assert!(gone.reason.is_some(), "{gone:?}");
-        assert!(peer(&fleet, at, 1 - at).connected, "the others go on");
+        assert_eq!(peer(&fleet, at, 1 - at).counters.disconnects, others[at], "the others go on");
     }
     fleet.start(2).unwrap();
     wait_until_connected(&fleet);
-    let after = peer(&fleet, 0, 2);
+    let after = heard(&fleet, 0, 2);
     assert_ne!(after.incarnation, before, "another life of its process");
     assert!(after.counters.connects >= 2 && after.counters.disconnects >= 1, "{after:?}");
 
@@ -64,7 +67,7 @@ fn peers_find_each_other_and_notice_who_goes_and_comes_back() {
     }
     fleet.pause(2, false).unwrap();
     wait_until_connected(&fleet);
-    assert_eq!(peer(&fleet, 0, 2).incarnation, after.incarnation, "it is the same life that went on");
+    assert_eq!(heard(&fleet, 0, 2).incarnation, after.incarnation, "it is the same life that went on");
 
     let metrics = fleet.rpc::<MetricsGet>(0, &Empty {}).unwrap();
     let received = metrics.families.iter().find(|family| family.name == "penstock_peer_frames_received").expect("peers are measured");
@@ -87,7 +90,7 @@ fn node_that_is_named_no_peer_any_more_is_let_go_and_taken_up_again() {
         "itself is no peer, and the third is none now"
     );
     wait_for("the third to be cut off", LIMIT, || Ok((!peer(&fleet, 2, 0).connected).then_some(()))).unwrap();
-    assert!(peer(&fleet, 2, 1).connected);
+    heard(&fleet, 2, 1);
     fleet.rpc::<PeersSet>(0, &list(&[0, 1, 2])).unwrap();
     wait_until_connected(&fleet);
     let twice = fleet.rpc::<PeersSet>(0, &list(&[1, 1])).unwrap_err();
@@ -143,7 +146,7 @@ fn strangers_at_the_port_for_peers_are_refused_and_harm_nothing() {
         ("a sequence from 2", frame(good.clone(), 2)),
     ];
     for (what, bytes) in silent {
-        let echo = hostile::say(place, &bytes, false, PATIENCE).unwrap();
+        let echo = hostile::say(place, &bytes, false, LIMIT).unwrap();
         assert!(echo.is_closed && echo.heard.is_empty(), "{what}: {echo:?}");
     }
     // A hello that is right is answered, and a proof that is not ends it.
@@ -154,7 +157,7 @@ fn strangers_at_the_port_for_peers_are_refused_and_harm_nothing() {
         ("a beat instead of the proof", beat.encode(PROTOCOL, 2)),
         ("nothing", Vec::new()),
     ] {
-        let echo = hostile::say(place, &[frame(good.clone(), 1), second].concat(), false, PATIENCE).unwrap();
+        let echo = hostile::say(place, &[frame(good.clone(), 1), second].concat(), false, LIMIT).unwrap();
         assert!(echo.is_closed, "{what}: {echo:?}");
         // What came after it may have ended the connection before the answer was on its way.
         if what == "nothing" || !echo.heard.is_empty() {
@@ -165,14 +168,14 @@ fn strangers_at_the_port_for_peers_are_refused_and_harm_nothing() {
     let right = [frame(good.clone(), 1), frame(Hello { proof: Some([3; 32]), ..good }, 2), beat.encode(PROTOCOL, 3)].concat();
     for _ in 0..60 {
         let bytes = hostile::mutate(&right, &mut dice);
-        hostile::say(place, &bytes, true, PATIENCE).unwrap();
+        hostile::say(place, &bytes, true, LIMIT).unwrap();
     }
     let idle = hostile::idlers(place, 200, b"PENS").unwrap();
     wait_until_connected(&fleet);
     drop(idle);
     let after = fleet.rpc::<NodeGet>(1, &Empty {}).unwrap();
     assert_eq!(after.incarnation, incarnation, "the process lives");
-    assert!(after.peers.iter().all(|peer| peer.connected && peer.counters.disconnects == 0), "no peer was disturbed: {:?}", after.peers);
+    assert!(after.peers.iter().all(|peer| peer.counters.disconnects == 0), "no peer was disturbed: {:?}", after.peers);
 }
 
 /// What a host is told on a path that does not serve: to try another (path related, asymmetric access inaccessible).

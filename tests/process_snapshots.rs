@@ -1,6 +1,6 @@
 //! Snapshots by the command penstock, of volumes that hosts write to, of one replica and of three: what they keep takes space, removing them gives it
-//! back, they last through kills and changes of leader, and drives tell of them. Not here: what a snapshot holds, which no host can read yet: the
-//! engine's tests and the simulator do.
+//! back, they last through kills and changes of leader, and drives tell of them. Not here: what a snapshot holds, which hosts read by
+//! clones (process_clones).
 
 use penstock::guest::wait::wait_for;
 use penstock::process::cluster::{Cluster, VOLUME as GROUP};

@@ -254,23 +254,44 @@ pub struct NodeRemovedView {
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 pub struct VolumeCreateBody {
     pub name: VolumeName,
-    /// Bytes, or text such as `10GiB`. A multiple of 4096.
-    pub size: ByteSize,
-    #[serde(default)]
-    pub block_size: BlockSize,
-    /// With data: 1, 3 or 5, each on another node; or 2 beside one that keeps the log alone.
-    #[serde(default = "one_replica")]
-    pub replicas: u8,
+    /// Bytes, or text such as `10GiB`. A multiple of 4096. Only a clone needs none: it has the snapshot's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub size: Option<ByteSize>,
+    /// 4096 if absent; a clone has its origin's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub block_size: Option<BlockSize>,
+    /// With data: 1, 3 or 5, each on another node; or 2 beside one that keeps the log alone. One if absent; for a clone as its origin has.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replicas: Option<u8>,
     /// Beside these, replicas that keep the log alone: they count in majorities, take no space, and serve no host. 0, or 1 with `replicas` 2.
     #[serde(default)]
     pub log_only: u8,
     /// One for each replica, of distinct nodes, last of all for those that keep the log alone; those with the most free space if none is named.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub drive_ids: Vec<DriveId>,
+    /// It is to be a clone: to begin as this snapshot, where that volume's replicas are, and to share what neither overwrites.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from: Option<SnapshotName>,
 }
 
-fn one_replica() -> u8 {
-    1
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct SnapshotName {
+    /// Name or id.
+    pub volume: String,
+    pub snapshot: String,
+}
+
+/// The snapshot that a clone began as.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct OriginView {
+    pub volume_id: VolumeId,
+    /// Names, or ids of what has none here.
+    pub volume: String,
+    pub snapshot_id: SnapshotId,
+    pub snapshot: String,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -282,6 +303,9 @@ pub struct VolumeView {
     /// Desired.
     pub size: ByteSize,
     pub block_size: BlockSize,
+    /// Of a clone. It goes before that snapshot and that volume do.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub origin: Option<OriginView>,
     pub progress: Progress,
     pub replicas: Vec<ReplicaView>,
     /// How many more replicas may be lost, whichever they are, and the volume goes on; absent for a volume with one, or while nobody leads.
@@ -429,6 +453,9 @@ pub struct SnapshotCreateBody {
 pub struct SnapshotView {
     pub snapshot_id: SnapshotId,
     pub name: VolumeName,
+    /// Volumes that are clones of it: it stays as long as they do.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub clones: Vec<VolumeName>,
     pub progress: Progress,
     /// As last observed where the volume is served.
     #[serde(default)]

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 
 use clap::{Args as ClapArgs, Parser, Subcommand};
+use penstock_api::http::SnapshotName;
 use penstock_api::rpc::{Door, ScrubAction};
 use penstock_api::{ByteSize, DriveSpec, Nqn, VolumeName};
 
@@ -186,6 +187,15 @@ pub struct Replicas {
     pub log_only: u8,
 }
 
+fn snapshot_name(text: &str) -> Result<SnapshotName, String> {
+    match text.split_once('@') {
+        Some((volume, snapshot)) if !volume.is_empty() && !snapshot.is_empty() => {
+            Ok(SnapshotName { volume: volume.to_owned(), snapshot: snapshot.to_owned() })
+        }
+        _ => Err(format!("\"{text}\" is not VOLUME@SNAPSHOT, such as db-0@monday")),
+    }
+}
+
 fn replicas(text: &str) -> Result<Replicas, String> {
     let (count, log_only) = text.strip_suffix("+log").map_or((text, 0), |count| (count, 1));
     let with_data = count.parse().map_err(|_| format!("\"{text}\" is neither a number such as 3 nor one such as 2+log"))?;
@@ -200,21 +210,27 @@ Examples:
   penstock volume create db-0 4GiB
   penstock volume create db-1 --size 4GiB --replicas 3
   penstock volume create db-2 --size 4GiB --replicas 2+log
-  penstock volume create old 100GB --block-size 512")]
+  penstock volume create old 100GB --block-size 512
+  penstock volume create db-test --from db-1@monday
+  penstock volume create db-test --from db-1@monday --size 8GiB")]
     Create {
         name: VolumeName,
-        #[arg(required_unless_present = "sized", value_name = "SIZE")]
+        #[arg(required_unless_present_any = ["sized", "from"], value_name = "SIZE")]
         size: Option<ByteSize>,
         /// As the size without a flag
         #[arg(long = "size", id = "sized", value_name = "SIZE", conflicts_with = "size")]
         sized: Option<ByteSize>,
         /// Copies, each on another node: 1, 3 or 5; or 2+log, two and one that keeps the log alone, which takes hardly any space. Writes are durable on a
-        /// majority before they are acknowledged
-        #[arg(long, value_name = "N", default_value = "1", value_parser = replicas)]
-        replicas: Replicas,
-        /// Logical block that hosts see: 512 or 4096
-        #[arg(long, default_value = "4096", value_parser = ["512", "4096"])]
-        block_size: String,
+        /// majority before they are acknowledged. One if absent; a clone has as many as its origin
+        #[arg(long, value_name = "N", value_parser = replicas)]
+        replicas: Option<Replicas>,
+        /// Logical block that hosts see: 512 or 4096. 4096 if absent; a clone has its origin's
+        #[arg(long, value_parser = ["512", "4096"])]
+        block_size: Option<String>,
+        /// Make a clone: a volume that begins as this snapshot, at once and without a copy, on the drives where its volume is. The snapshot stays as long
+        /// as the clone does
+        #[arg(long, value_name = "VOLUME@SNAPSHOT", value_parser = snapshot_name)]
+        from: Option<SnapshotName>,
         /// Drive's id, or its spec; repeat for each replica, last for the one that keeps the log. Those with the most room if absent
         #[arg(long)]
         drive: Vec<String>,

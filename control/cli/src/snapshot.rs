@@ -66,10 +66,11 @@ fn list(client: &Client, form: Form, volume: Option<String>) -> Result<(), Failu
                 row.snapshot.name.to_string(),
                 output::or_dash(seen.map(|seen| seen.size_bytes.rounded())),
                 output::or_dash(seen.map(|seen| seen.allocated_bytes.rounded())),
+                row.snapshot.clones.iter().map(ToString::to_string).collect::<Vec<_>>().join(","),
                 row.snapshot.snapshot_id.to_string(),
                 output::progress(&row.snapshot.progress),
             ]
         };
-        output::table(&["VOLUME", "NAME", "SIZE", "ALLOCATED", "ID", "STATE"], &[2, 3], rows.iter().map(line).collect())
+        output::table(&["VOLUME", "NAME", "SIZE", "ALLOCATED", "CLONES", "ID", "STATE"], &[2, 3], rows.iter().map(line).collect())
     })
 }

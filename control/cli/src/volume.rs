@@ -52,17 +52,19 @@ fn settle_door(client: &Client, volume: &str, at: &ExportView, wait: Wait) -> Re
 
 pub fn run(client: &Client, form: Form, command: Volume) -> Result<(), Failure> {
     match command {
-        Volume::Create { name, size, sized, replicas, block_size, drive, wait } => {
-            let size = size.or(sized).expect("one of the two is required");
-            let block_size = if block_size == "512" { BlockSize::B512 } else { BlockSize::B4096 };
+        Volume::Create { name, size, sized, replicas, block_size, from, drive, wait } => {
+            let size = size.or(sized);
+            let block_size = block_size.map(|bytes| if bytes == "512" { BlockSize::B512 } else { BlockSize::B4096 });
             let drive_ids = drive.iter().map(|drive| pool::resolve(client, drive)).collect::<Result<_, _>>()?;
-            let Replicas { with_data, log_only } = replicas;
-            let body = VolumeCreateBody { name, size, block_size, replicas: with_data, log_only, drive_ids };
+            let log_only = replicas.map_or(0, |replicas| replicas.log_only);
+            let replicas = replicas.map(|Replicas { with_data, .. }| with_data);
+            let body = VolumeCreateBody { name, size, block_size, replicas, log_only, drive_ids, from };
             let made: VolumeView = client.send("POST", path::VOLUMES, &body)?.json()?;
             let view = settle(client, &made.volume_id.to_string(), wait)?;
             let on: Vec<&str> = made.replicas.iter().map(|replica| replica.node.as_str()).collect();
             let on = if on.len() > 1 { format!(" on {}", on.join(", ")) } else { String::new() };
-            output::show(form, &view, |_| format!("created volume {} of {}{on}, id {}", made.name, made.size, made.volume_id))
+            let as_what = made.origin.as_ref().map(|origin| format!(" as {}@{}", origin.volume, origin.snapshot)).unwrap_or_default();
+            output::show(form, &view, |_| format!("created volume {}{as_what} of {}{on}, id {}", made.name, made.size, made.volume_id))
         }
         Volume::Ls => {
             let volumes: Vec<VolumeView> = client.get(path::VOLUMES)?;
@@ -279,6 +281,9 @@ fn facts(volume: &VolumeView) -> String {
         });
         let on = if are_several { format!("{}: ", export.node) } else { String::new() };
         rows.push(("export", format!("{on}{}{} ({})", export.door, at.unwrap_or_default(), output::progress(&export.progress))));
+    }
+    if let Some(origin) = &volume.origin {
+        rows.push(("clone of", format!("{}@{}", origin.volume, origin.snapshot)));
     }
     if !volume.snapshots.is_empty() {
         rows.push(("snapshots", volume.snapshots.len().to_string()));

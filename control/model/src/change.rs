@@ -4,10 +4,11 @@
 use core::net::{Ipv4Addr, SocketAddr};
 use std::collections::{BTreeMap, BTreeSet};
 
-use penstock_api::http::{ApiError, DriveAddBody, VolumeCreateBody};
+use penstock_api::http::{ApiError, DriveAddBody};
 use penstock_api::rpc::{Door, DriveState, ErrorCode};
 use penstock_api::{ByteSize, DriveId, NodeId, ReplicaId, SegmentId, VolumeId, VolumeName};
 
+use crate::clones::{self, Shape};
 use crate::desired::{Desired, DesiredDoor, DesiredDrive, DesiredGroup, DesiredReplica, DesiredVolume, Phase, Record};
 use crate::observed::Observed;
 
@@ -111,10 +112,12 @@ pub fn place(
     desired: &Desired,
     observed: &BTreeMap<NodeId, &Observed>,
     asked: &[DriveId],
-    (replicas, log_only): (u8, u8),
+    shape: &Shape,
 ) -> Result<Vec<(NodeId, DriveId)>, ApiError> {
-    check_replicas(replicas, log_only)?;
-    let replicas = replicas + log_only;
+    if let Some(origin) = shape.origin {
+        return clones::place(desired, observed, origin, asked, shape);
+    }
+    let replicas = shape.replicas + shape.log_only;
     let chosen = if asked.is_empty() { emptiest(desired, observed, usize::from(replicas))? } else { named(desired, asked, replicas)? };
     let unreachable = chosen.iter().find(|(node_id, _)| desired.nodes.get(node_id).is_none_or(|node| node.peer.is_none()));
     if let (2.., Some((node_id, _))) = (replicas, unreachable) {
@@ -217,26 +220,27 @@ pub fn check_name_free(desired: &Desired, name: &VolumeName) -> Result<(), ApiEr
 }
 
 /// `places`: a node and a drive of it for each replica.
-pub fn create_volume(desired: &Desired, ids: &VolumeIds, body: &VolumeCreateBody, places: &[(NodeId, DriveId)]) -> Judged {
-    check_name_free(desired, &body.name)?;
-    check_size(body.size)?;
+pub fn create_volume(desired: &Desired, ids: &VolumeIds, name: &VolumeName, shape: &Shape, places: &[(NodeId, DriveId)]) -> Judged {
+    check_name_free(desired, name)?;
+    check_size(shape.size)?;
     assert_eq!(ids.replicas.len(), places.len(), "an id for each replica");
     let replica = |((member, &replica_id), &(node_id, drive_id))| {
-        let log_only = member > u64::from(body.replicas);
+        let log_only = member > u64::from(shape.replicas);
         DesiredReplica { log_only, ..DesiredReplica::first(member, replica_id, node_id, drive_id) }
     };
     let replicas: Vec<DesiredReplica> = (1..).zip(&ids.replicas).zip(places).map(replica).collect();
     let volume = DesiredVolume {
-        name: body.name.clone(),
+        name: name.clone(),
         segment_id: ids.segment,
-        size: body.size,
+        size: shape.size,
         allow_shrink: false,
-        block_size: body.block_size,
-        group: (replicas.len() > 1).then(|| DesiredGroup::of(&replicas, body.size)),
+        block_size: shape.block_size,
+        group: (replicas.len() > 1).then(|| DesiredGroup::of(&replicas, shape.size)),
         replicas,
         change: None,
         phase: Phase::Present,
         doors: vec![],
+        origin: shape.origin.map(Box::new),
         snapshots: vec![],
     };
     Ok(vec![Record::PutVolume(ids.volume, volume)])
@@ -274,6 +278,7 @@ pub fn withdraw_resize(desired: &Desired, id: VolumeId, observed: ByteSize) -> V
 
 pub fn remove_volume(desired: &Desired, observed: &BTreeMap<NodeId, &Observed>, name_or_id: &str, force: bool) -> Judged {
     let (id, volume) = volume(desired, name_or_id)?;
+    clones::refuse_under_clones(desired, id, None, || format!("volume {}", volume.name))?;
     let connections: u32 = observed.values().filter_map(|observed| observed.volumes.get(&id)).map(|seen| seen.connections).sum();
     let doors: Vec<String> = volume.doors.iter().map(|desired| desired.door.to_string()).collect();
     if !force && connections > 0 {

@@ -7,7 +7,7 @@
 use core::net::SocketAddr;
 use std::collections::BTreeMap;
 
-use penstock_api::rpc::{BlockSize, ControllerRange, Door, GroupMember, GroupMembers, MemberRole, PeerAddress};
+use penstock_api::rpc::{BlockSize, ControllerRange, Door, GroupMember, GroupMembers, MemberRole, Origin, PeerAddress};
 use penstock_api::{ByteSize, DriveId, DriveSpec, NodeId, NodeName, ReplicaId, SegmentId, SnapshotId, VolumeId, VolumeName};
 use serde::{Deserialize, Serialize};
 
@@ -80,6 +80,9 @@ pub struct DesiredVolume {
     pub change: Option<Box<DesiredChange>>,
     pub phase: Phase,
     pub doors: Vec<DesiredDoor>,
+    /// It was made as a clone of this snapshot.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub origin: Option<Box<Origin>>,
     /// In the order in which they were asked for, each of another name.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub snapshots: Vec<DesiredSnapshot>,

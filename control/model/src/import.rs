@@ -134,6 +134,7 @@ fn volume_as_found(name: VolumeName, seen: &ObservedVolume) -> DesiredVolume {
         group: seen.group.as_ref().map(|group| DesiredGroup { first: group.members.clone(), first_size: seen.size }),
         phase: Phase::Present,
         doors: vec![],
+        origin: None,
         snapshots: vec![],
     }
 }
@@ -154,6 +155,8 @@ fn with_replica(
     volume.replicas.push(replica);
     volume.replicas.sort_by_key(|replica| replica.member);
     snapshots::take_up(&mut volume, seen);
+    // Replicas that were replaced stand on nothing, and do not tell.
+    volume.origin = volume.origin.or(seen.origin.map(Box::new));
     if with_exports {
         report.exports += seen.doors.len() as u32;
         volume.doors.extend(seen.doors.iter().map(|door| DesiredDoor { node_id, door: door.clone(), phase: Phase::Present }));

@@ -10,6 +10,7 @@
 #![forbid(unsafe_code)]
 
 pub mod change;
+pub mod clones;
 pub mod desired;
 pub mod enroll;
 pub mod import;

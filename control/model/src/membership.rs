@@ -14,7 +14,7 @@
 use penstock_api::rpc::{GroupChangeParams, GroupInfo, GroupMember, GroupMembers, GroupPart, GroupTransferParams, MemberRole};
 use penstock_api::{NodeId, VolumeId};
 
-use crate::desired::{ChangeReason, DesiredChange, DesiredReplica, DesiredVolume, Reach};
+use crate::desired::{ChangeReason, Desired, DesiredReplica, DesiredVolume, Reach};
 use crate::observed::{Observed, ObservedVolume};
 use crate::reconcile::{LocalStep, NodeStep, Step};
 
@@ -123,15 +123,16 @@ fn promoted(members: &GroupMembers, member: u64) -> GroupMembers {
     members
 }
 
-/// Whom a leader that is to go makes way for: a voter whose node it hears, the one that comes last, since hosts may not have found its door yet.
-fn heir(change: &DesiredChange, group: &GroupInfo, observed: &Observed) -> Option<NodeId> {
-    let others = group.members.list.iter().filter(|other| other.role == MemberRole::Voter && other.member != group.member);
-    let heard = others.filter(|other| observed.connected.contains(&other.node_id));
-    heard.min_by_key(|other| (other.member == change.to, other.member)).map(|other| other.node_id)
+/// Whether the leader's node hears the node of a voter, or is it, and the drive of that stays: of those it can be sure.
+fn is_sure(desired: &Desired, volume: &DesiredVolume, group: &GroupInfo, observed: &Observed, voter: &GroupMember) -> bool {
+    let drive = volume.member(voter.member).map(|replica| desired.drives.get(&replica.drive_id));
+    let stays = drive.is_none_or(|drive| drive.is_some_and(|drive| drive.phase.is_present()));
+    stays && (voter.member == group.member || observed.connected.contains(&voter.node_id))
 }
 
 /// The steps at the node of a replica that is there: the leader's about the group, and the joining one's about itself.
 pub(crate) fn plan(
+    desired: &Desired,
     observed: &Observed,
     (id, volume): (VolumeId, &DesiredVolume),
     replica: &DesiredReplica,
@@ -140,14 +141,27 @@ pub(crate) fn plan(
 ) {
     let (Some(change), Some(group)) = (&volume.change, &seen.group) else { return };
     if group.serves {
+        let voters = |but: u64| group.members.list.iter().filter(move |voter| voter.role != MemberRole::Learner && voter.member != but);
+        let is_sure = |voter: &&GroupMember| is_sure(desired, volume, group, observed, voter);
+        // More may have been lost since the wish was judged: then the one that goes is needed.
+        let is_spared = |member: u64| voters(member).filter(is_sure).count() > voters(member).count() / 2;
         match next(id, volume, group) {
             None | Some(Next::Wait) => {}
             Some(Next::Record(step)) => steps.push(Step::Local(step)),
-            Some(Next::Members(members)) => steps.push(Step::Node(NodeStep::ChangeMembers(GroupChangeParams { volume_id: id, members }))),
-            Some(Next::StepAside) => {
-                let aside = heir(change, group, observed).map(|to| NodeStep::StepAside(GroupTransferParams { volume_id: id, to }));
+            Some(Next::Members(members)) => {
+                let leaves = voters(0).find(|voter| members.list.iter().all(|stays| stays.member != voter.member));
+                if leaves.is_none_or(|voter| is_spared(voter.member)) {
+                    steps.push(Step::Node(NodeStep::ChangeMembers(GroupChangeParams { volume_id: id, members })));
+                }
+            }
+            // To the one that comes last, since hosts may not have found its door yet.
+            Some(Next::StepAside) if is_spared(group.member) => {
+                let others = voters(group.member).filter(|other| other.role == MemberRole::Voter).filter(is_sure);
+                let heir = others.min_by_key(|other| (other.member == change.to, other.member));
+                let aside = heir.map(|heir| NodeStep::StepAside(GroupTransferParams { volume_id: id, to: heir.node_id }));
                 steps.extend(aside.map(Step::Node));
             }
+            Some(Next::StepAside) => {}
         }
     }
     if let Some(Reach { index, is_reached: false }) = change.reach.filter(|_| change.to == replica.member)

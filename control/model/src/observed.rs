@@ -3,7 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use penstock_api::id::Id;
-use penstock_api::rpc::{BlockSize, Door, DriveInfo, DriveState, GroupInfo, NodeInfo, PeerAddress, VolumeInfo, VolumeState};
+use penstock_api::rpc::{
+    BlockSize, Door, DriveInfo, DriveState, GroupInfo, NodeInfo, Origin, PeerAddress, SnapshotInfo, VolumeInfo, VolumeState,
+};
 use penstock_api::{ByteSize, ClusterId, DriveId, DriveSpec, NodeId, ReplicaId, SegmentId, SnapshotId, VolumeId, VolumeName};
 
 /// One look at a node. The lists are of one moment: the node answers them without serving a change between.
@@ -41,15 +43,25 @@ pub struct ObservedVolume {
     pub state: VolumeState,
     pub reason: Option<String>,
     pub doors: BTreeSet<Door>,
-    /// Ids, in order of age, and names.
-    pub snapshots: Vec<(SnapshotId, VolumeName)>,
+    /// Oldest first.
+    pub snapshots: Vec<ObservedSnapshot>,
+    /// What it was made as a clone of.
+    pub origin: Option<Origin>,
     pub connections: u32,
     pub group: Option<GroupInfo>,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ObservedSnapshot {
+    pub snapshot_id: SnapshotId,
+    pub name: VolumeName,
+    /// Of the volume, as of then.
+    pub size: ByteSize,
+}
+
 impl ObservedVolume {
     pub fn has_snapshot(&self, id: SnapshotId) -> bool {
-        self.snapshots.iter().any(|(there, _)| *there == id)
+        self.snapshots.iter().any(|there| there.snapshot_id == id)
     }
 
     /// Whether what only a leader takes is taken here.
@@ -85,7 +97,7 @@ impl Observed {
     pub fn ids(&self) -> impl Iterator<Item = Id> + '_ {
         let drives = self.drives.keys().map(|id| id.0);
         let volumes = self.volumes.iter().flat_map(|(id, volume)| [id.0, volume.segment_id.0, volume.replica_id.0]);
-        let snapshots = self.volumes.values().flat_map(|volume| volume.snapshots.iter().map(|(id, _)| id.0));
+        let snapshots = self.volumes.values().flat_map(|volume| volume.snapshots.iter().map(|seen| seen.snapshot_id.0));
         drives.chain(volumes).chain(snapshots)
     }
 }
@@ -103,6 +115,12 @@ impl From<&DriveInfo> for ObservedDrive {
     }
 }
 
+impl From<&SnapshotInfo> for ObservedSnapshot {
+    fn from(snapshot: &SnapshotInfo) -> Self {
+        Self { snapshot_id: snapshot.snapshot_id, name: snapshot.name.clone(), size: snapshot.size_bytes }
+    }
+}
+
 impl From<&VolumeInfo> for ObservedVolume {
     fn from(volume: &VolumeInfo) -> Self {
         Self {
@@ -116,7 +134,8 @@ impl From<&VolumeInfo> for ObservedVolume {
             state: volume.state,
             reason: volume.reason.clone(),
             doors: volume.exports.iter().map(|export| export.door.clone()).collect(),
-            snapshots: volume.snapshots.iter().map(|snapshot| (snapshot.snapshot_id, snapshot.name.clone())).collect(),
+            snapshots: volume.snapshots.iter().map(ObservedSnapshot::from).collect(),
+            origin: volume.origin,
             connections: volume.connections,
             group: volume.group.clone(),
         }

@@ -402,7 +402,8 @@ impl<'a> Look<'a> {
                 for snapshot in &volume.snapshots {
                     note(format!("snapshot {} of volume {}", snapshot.name, volume.name), self.snapshot(*id, volume, snapshot));
                 }
-                for (_, name) in crate::snapshots::strays(volume, seen) {
+                for stray in crate::snapshots::strays(volume, seen) {
+                    let name = &stray.name;
                     note(format!("snapshot {name} of volume {}", volume.name), pending("unknown here: `penstock pool import` takes it up"));
                 }
             }

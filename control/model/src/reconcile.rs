@@ -285,7 +285,7 @@ fn plan_replica(
         }
         return;
     }
-    membership::plan(observed, (volume_id, volume), replica, seen, &mut plan.steps);
+    membership::plan(desired, observed, (volume_id, volume), replica, seen, &mut plan.steps);
     snapshots::plan((volume_id, volume), seen, &mut plan.steps);
     if seen.is_served() {
         let nowhere = volume.replicas.iter().filter(|other| other.left && desired.is_gone(other.node_id));
@@ -343,6 +343,8 @@ fn plan_absent_replica(desired: &Desired, (volume_id, volume): (VolumeId, &Desir
         },
         block_size: volume.block_size,
         drive_id: replica.drive_id,
+        // One that joins has the content copied.
+        origin: volume.origin.as_deref().copied().filter(|_| replica.joins.is_none()),
     };
     plan.steps.push(Step::Node(match &volume.group {
         None => NodeStep::CreateVolume(shape),

@@ -8,8 +8,9 @@ use penstock_api::rpc::{ErrorCode, SnapshotCreateParams, SnapshotDeleteParams, V
 use penstock_api::{SnapshotId, VolumeId, VolumeName};
 
 use crate::change::{Judged, present_volume};
+use crate::clones;
 use crate::desired::{Desired, DesiredSnapshot, DesiredVolume, Phase, Record};
-use crate::observed::ObservedVolume;
+use crate::observed::{ObservedSnapshot, ObservedVolume};
 use crate::reconcile::{LocalStep, NodeStep, Step};
 
 /// Snapshots of one volume at most, those that are being removed among them.
@@ -65,6 +66,8 @@ pub fn remove(desired: &Desired, volume: &str, name_or_id: &str) -> Judged {
         return Err(ApiError::new(ErrorCode::NotFound, message).with_hint(format!("see `penstock snapshot ls {}`", volume.name)));
     };
     let id = snapshot.snapshot_id;
+    let what = || format!("snapshot {} of volume {}", snapshot.name, volume.name);
+    clones::refuse_under_clones(desired, volume_id, Some(id), what)?;
     Ok(removing(desired, volume_id, |snapshot| snapshot.snapshot_id == id))
 }
 
@@ -75,16 +78,16 @@ fn removing(desired: &Desired, volume_id: VolumeId, is_meant: impl Fn(&DesiredSn
 }
 
 /// Those that a replica shows and nobody knows of here.
-pub(crate) fn strays<'a>(volume: &DesiredVolume, seen: &'a ObservedVolume) -> impl Iterator<Item = &'a (SnapshotId, VolumeName)> {
-    seen.snapshots.iter().filter(|(id, _)| volume.snapshots.iter().all(|known| known.snapshot_id != *id))
+pub(crate) fn strays<'a>(volume: &DesiredVolume, seen: &'a ObservedVolume) -> impl Iterator<Item = &'a ObservedSnapshot> {
+    seen.snapshots.iter().filter(|seen| volume.snapshots.iter().all(|known| known.snapshot_id != seen.snapshot_id))
 }
 
 /// As an import does; whether there were any.
 pub(crate) fn take_up(volume: &mut DesiredVolume, seen: &ObservedVolume) -> bool {
     let strays: Vec<_> = strays(volume, seen).cloned().collect();
-    for (snapshot_id, name) in &strays {
-        let name = crate::import::free_name(volume.snapshots.iter().map(|known| &known.name), name);
-        volume.snapshots.push(DesiredSnapshot { snapshot_id: *snapshot_id, name, phase: Phase::Present, made: true });
+    for seen in &strays {
+        let name = crate::import::free_name(volume.snapshots.iter().map(|known| &known.name), &seen.name);
+        volume.snapshots.push(DesiredSnapshot { snapshot_id: seen.snapshot_id, name, phase: Phase::Present, made: true });
     }
     !strays.is_empty()
 }

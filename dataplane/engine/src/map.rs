@@ -181,7 +181,7 @@ impl Replica {
         Some(&self.frozen(no)?.layer)
     }
 
-    fn frozen(&self, no: LayerNo) -> Option<&Frozen> {
+    pub fn frozen(&self, no: LayerNo) -> Option<&Frozen> {
         let at = self.frozen.binary_search_by_key(&no, |frozen| frozen.layer.no).ok()?;
         Some(&self.frozen[at])
     }

@@ -7,7 +7,7 @@ use crate::map::{LayerKey, Replica};
 use crate::port::*;
 use crate::store::Store;
 use penstock_wire::layer::{LAYER_NO_LIMIT, SNAPSHOTS_MAX, SnapshotShape};
-use penstock_wire::{Index as RaftIndex, SegmentId, Seq, SnapshotId};
+use penstock_wire::{Index as RaftIndex, SegmentId, Seq, SnapshotId, VolumeId};
 
 impl Store {
     /// The replica that a snapshot may be taken of. Otherwise the order's answer.
@@ -44,6 +44,13 @@ impl Store {
     pub(crate) fn apply_unsnapshot(&mut self, no: ReplicaNo, snapshot: SnapshotId, seq: Seq) {
         self.map.unsnapshot(no, snapshot, seq);
         self.count_merges();
+    }
+
+    /// What a clone stands on: the volume, its segment, and the snapshot of it.
+    pub fn origin(&self, no: ReplicaNo) -> Option<(VolumeId, SegmentId, SnapshotId)> {
+        let of = self.map.live(no)?.origin?;
+        let origin = self.map.get(of.replica)?;
+        Some((origin.shape.volume, origin.shape.segment, origin.frozen(of.layer)?.snapshot.id))
     }
 
     /// A replica's snapshots, oldest first.

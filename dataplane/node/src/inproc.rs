@@ -118,6 +118,7 @@ pub fn run(options: Options, ready: impl FnOnce(Result<Volume, String>) + Send +
                 size_bytes: ByteSize(volume_bytes),
                 block_size,
                 drive_id,
+                origin: None,
             };
             let node_again = node.clone();
             let added = move |result: Result<DriveInfo, RpcError>| match result {

@@ -8,13 +8,17 @@ use super::proto::PORT;
 use super::target::dying_with_us;
 use super::wait::{Deadline, wait_for};
 use super::{At, GuestError, Result, cache_dir};
-use std::os::unix::net::UnixListener;
+use std::io::{Read, Write};
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 use std::time::Duration;
 
 /// A cold boot takes 3 to 6 s when the cores are free; they may be shared.
 const BOOT_LIMIT: Duration = Duration::from_secs(120);
+
+/// Where QEMU's monitor listens.
+const MONITOR: &str = "monitor.sock";
 
 /// What to boot and with which devices.
 #[derive(Debug)]
@@ -45,7 +49,7 @@ pub struct Machine {
     qemu: Child,
     channel: Channel,
     logs: PathBuf,
-    _scratch: tempfile::TempDir,
+    scratch: tempfile::TempDir,
 }
 
 impl Machine {
@@ -65,6 +69,7 @@ impl Machine {
         let errors = std::fs::File::create(&complaints).at("create", &complaints)?;
         let mut qemu = dying_with_us(&program("qemu-system-x86_64")?)
             .args(arguments(spec, &initrd, &line, &logs))
+            .args(["-monitor", &format!("unix:{},server=on,wait=off", scratch.path().join(MONITOR).display())])
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(errors)
@@ -93,7 +98,7 @@ impl Machine {
                 return Err(error);
             }
         };
-        let machine = Machine { qemu, channel, logs, _scratch: scratch };
+        let machine = Machine { qemu, channel, logs, scratch };
         machine.channel.hello(deadline).map_err(|e| machine.with_serial(e))?;
         Ok(machine)
     }
@@ -186,8 +191,29 @@ impl Machine {
         let lines: Vec<&str> = serial.lines().collect();
         let tail = lines[lines.len().saturating_sub(25)..].join("\n");
         let complaints = std::fs::read_to_string(self.logs.join("qemu.err")).unwrap_or_default();
-        let place = self.logs.display();
-        GuestError::failed(error.to_string(), format!("\n--- end of {place}/serial.log ---\n{tail}\n--- QEMU said ---\n{complaints}"))
+        let (place, network) = (self.logs.display(), self.network());
+        GuestError::failed(
+            error.to_string(),
+            format!("\n--- end of {place}/serial.log ---\n{tail}\n--- QEMU said ---\n{complaints}{network}"),
+        )
+    }
+
+    /// What QEMU says of the guest's network and of each connection that goes through it; nothing where it does not answer.
+    fn network(&self) -> String {
+        let ask = || -> std::io::Result<String> {
+            let mut line = UnixStream::connect(self.scratch.path().join(MONITOR))?;
+            line.set_read_timeout(Some(Duration::from_secs(1)))?;
+            line.write_all(b"info network\ninfo usernet\n")?;
+            let (mut said, mut part) = (Vec::new(), [0; 4096]);
+            while said.len() < 1 << 16 {
+                match line.read(&mut part) {
+                    Ok(got @ 1..) => said.extend(&part[..got]),
+                    Ok(0) | Err(_) => break, // it says no more
+                }
+            }
+            Ok(String::from_utf8_lossy(&said).into_owned())
+        };
+        ask().unwrap_or_default()
     }
 }
 

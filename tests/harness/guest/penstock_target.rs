@@ -121,6 +121,7 @@ pub fn create_volume(line: &mut dyn Line, size: u64) -> Result<()> {
         size_bytes: ByteSize(size),
         block_size: BlockSize::B4096,
         drive_id: ids.drive,
+        origin: None,
     };
     call::<VolumeCreate>(line, &params).map(drop)
 }

@@ -143,6 +143,7 @@ impl Fleet {
                 size_bytes: self.plan.volume,
                 block_size: self.plan.block,
                 drive_id,
+                origin: None,
                 members: members.clone(),
             };
             self.call::<MemberCreate>(at, &replica)?;

@@ -58,6 +58,11 @@ pub struct Echo {
 /// Sends `bytes` and listens for at most `patience`. Not being able to connect is an error; a connection that is closed in
 /// the middle is not. With `end`, writing is ended, as a client does that has died.
 pub fn say(place: Place<'_>, bytes: &[u8], end: bool, patience: Duration) -> Result<Echo> {
+    say_until(place, bytes, end, patience, |_| false)
+}
+
+/// The same, and listens no longer than until `is_enough` of what was heard.
+pub fn say_until(place: Place<'_>, bytes: &[u8], end: bool, patience: Duration, is_enough: impl Fn(&[u8]) -> bool) -> Result<Echo> {
     let mut line = open(place)?;
     let wrong = |e: std::io::Error| failed(format!("{place:?}"), e.to_string());
     line.bound(patience).map_err(wrong)?;
@@ -75,7 +80,7 @@ pub fn say(place: Place<'_>, bytes: &[u8], end: bool, patience: Duration) -> Res
             Err(e) if e.kind() == ErrorKind::Interrupted => {}
             Err(_) => return Ok(Echo { heard, is_closed: true }),
         }
-        if Instant::now() >= deadline {
+        if is_enough(&heard) || Instant::now() >= deadline {
             return Ok(Echo { heard, is_closed: false });
         }
     }

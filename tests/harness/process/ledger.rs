@@ -278,6 +278,16 @@ impl Ledger {
         Ledger { seed, sectors, workers: (0..WORKERS).map(worker).collect() }
     }
 
+    /// Of a clone of the volume as it is now. What either writes from here on can be told from what the other does.
+    pub fn branch(&self, seed: u64) -> Self {
+        let mut branch = self.clone();
+        for worker in &mut branch.workers {
+            worker.dice = Dice::new(seed ^ (worker.number as u64 + 1) << 48);
+            worker.sequence += 1 << 32;
+        }
+        branch
+    }
+
     /// Connects all workers and lets them work until `meanwhile` has returned; then gathers how each ended, and how many
     /// commands were acknowledged.
     pub fn work_while<T>(&mut self, address: SocketAddr, nqn: &str, meanwhile: impl FnOnce(&Progress) -> T) -> Result<(T, Vec<End>, u64)> {

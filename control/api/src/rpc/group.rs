@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
 
-use super::{BlockSize, VolumeCreateParams};
+use super::{BlockSize, Origin, VolumeCreateParams};
 use crate::id::{DriveId, NodeId, ReplicaId, SegmentId, VolumeId};
 use crate::name::VolumeName;
 use crate::size::ByteSize;
@@ -58,14 +58,17 @@ pub struct MemberCreateParams {
     pub size_bytes: ByteSize,
     pub block_size: BlockSize,
     pub drive_id: DriveId,
+    /// As in [`VolumeCreateParams`]; one that keeps the log alone needs no replica of the origin beside it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub origin: Option<Origin>,
     /// The same for all first members.
     pub members: GroupMembers,
 }
 
 impl MemberCreateParams {
     pub fn new(volume: VolumeCreateParams, members: GroupMembers) -> Self {
-        let VolumeCreateParams { volume_id, segment_id, replica_id, name, size_bytes, block_size, drive_id } = volume;
-        Self { volume_id, segment_id, replica_id, name, size_bytes, block_size, drive_id, members }
+        let VolumeCreateParams { volume_id, segment_id, replica_id, name, size_bytes, block_size, drive_id, origin } = volume;
+        Self { volume_id, segment_id, replica_id, name, size_bytes, block_size, drive_id, origin, members }
     }
 
     /// All but the members.
@@ -78,6 +81,7 @@ impl MemberCreateParams {
             size_bytes: self.size_bytes,
             block_size: self.block_size,
             drive_id: self.drive_id,
+            origin: self.origin,
         }
     }
 

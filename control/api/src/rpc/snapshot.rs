@@ -5,7 +5,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::id::{SnapshotId, VolumeId};
+use crate::id::{SegmentId, SnapshotId, VolumeId};
 use crate::name::VolumeName;
 use crate::size::ByteSize;
 
@@ -22,6 +22,16 @@ pub struct SnapshotCreateParams {
 #[serde(deny_unknown_fields)]
 pub struct SnapshotDeleteParams {
     pub volume_id: VolumeId,
+    pub snapshot_id: SnapshotId,
+}
+
+/// The snapshot that a clone began as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct Origin {
+    pub volume_id: VolumeId,
+    pub segment_id: SegmentId,
     pub snapshot_id: SnapshotId,
 }
 

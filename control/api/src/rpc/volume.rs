@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
-use super::{GroupInfo, SnapshotInfo};
+use super::{GroupInfo, Origin, SnapshotInfo};
 use crate::id::{DriveId, ReplicaId, SegmentId, VolumeId};
 use crate::name::{Nqn, VolumeName};
 use crate::size::ByteSize;
@@ -62,6 +62,9 @@ pub struct VolumeCreateParams {
     pub size_bytes: ByteSize,
     pub block_size: BlockSize,
     pub drive_id: DriveId,
+    /// It is a clone: it begins as this snapshot, whose volume has a replica on that drive, is of that block size and no smaller.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub origin: Option<Origin>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -93,6 +96,9 @@ pub struct VolumeInfo {
     pub size_bytes: ByteSize,
     pub block_size: BlockSize,
     pub drive_id: DriveId,
+    /// Of a clone: what the replica on this node stands on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub origin: Option<Origin>,
     pub core: u32,
     pub state: VolumeState,
     /// Why, in every state but `serving`.

@@ -181,6 +181,22 @@ impl<'a> Scene<'a> {
         Err(ApiError::new(ErrorCode::Busy, message).with_hint(hint))
     }
 
+    /// The one that goes is deleted before another comes on its node, and is not while a clone stands on it there.
+    fn refuse_under_clones(&self, node_id: NodeId) -> Result<(), ApiError> {
+        let shown = |id: &VolumeId| self.observed.get(&node_id).is_some_and(|seen| seen.volumes.contains_key(id));
+        let stands = |(id, clone): &(&VolumeId, &DesiredVolume)| {
+            clone.origin.as_ref().is_some_and(|origin| origin.volume_id == self.id)
+                && clone.replica_on(node_id).is_some_and(|replica| replica.joins.is_none())
+                && shown(id)
+        };
+        let Some((_, clone)) = self.desired.volumes.iter().find(stands).filter(|_| shown(&self.id)) else { return Ok(()) };
+        let (name, own, clone) = (self.name(node_id), &self.volume.name, &clone.name);
+        let message =
+            format!("the replica of volume {own} on node {name} cannot be made anew there: that of its clone {clone} stands on it");
+        let hint = format!("name another node with --on, or move that one away first: penstock replica move {clone} {name} NODE");
+        Err(ApiError::new(ErrorCode::Busy, message).with_hint(hint))
+    }
+
     fn begin(&self, why: ChangeReason, id: ReplicaId, from: &Going, (node_id, drive_id): (NodeId, DriveId)) -> Judged {
         let group = self.leading()?;
         self.refuse_too_few(why, group, from)?;
@@ -192,6 +208,9 @@ impl<'a> Scene<'a> {
         to.joins = Some(joined_by(&group.members, &to));
         let mut volume = self.volume.clone();
         let is_there = self.volume.replica_on(node_id).is_some();
+        if is_there {
+            self.refuse_under_clones(node_id)?;
+        }
         volume.change = Some(Box::new(DesiredChange {
             why,
             from: from.member,

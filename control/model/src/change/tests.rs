@@ -1,12 +1,14 @@
 //! Wishes checked against what stands.
 
+use penstock_api::SnapshotId;
+use penstock_api::http::{SnapshotName, VolumeCreateBody};
 use penstock_api::id::Id;
-use penstock_api::rpc::{BlockSize, GroupInfo, GroupPart, MemberRole};
+use penstock_api::rpc::{BlockSize, GroupInfo, GroupPart, MemberRole, Origin};
 use proptest::prelude::*;
 
 use super::*;
 use crate::desired::DesiredNode;
-use crate::observed::{ObservedDrive, ObservedVolume};
+use crate::observed::{ObservedDrive, ObservedSnapshot, ObservedVolume};
 use crate::reconcile::LocalStep;
 use penstock_api::id::{ClusterTag, NodeNumber};
 
@@ -45,9 +47,8 @@ fn with_nodes(n: u16) -> Desired {
     desired
 }
 
-fn body(name: &str, replicas: u8) -> VolumeCreateBody {
-    let (name, size) = (name.parse().unwrap(), ByteSize::mib(8));
-    VolumeCreateBody { name, size, block_size: BlockSize::B4096, replicas, log_only: 0, drive_ids: vec![] }
+fn plain(replicas: u8, log_only: u8) -> Shape {
+    Shape { size: ByteSize::mib(8), block_size: BlockSize::B4096, replicas, log_only, origin: None }
 }
 
 fn create(desired: &mut Desired, n: u64, name: &str, drive: u64) -> VolumeId {
@@ -57,7 +58,7 @@ fn create(desired: &mut Desired, n: u64, name: &str, drive: u64) -> VolumeId {
 fn create_on(desired: &mut Desired, n: u64, name: &str, places: &[(NodeId, DriveId)]) -> VolumeId {
     let replicas: Vec<ReplicaId> = (0..places.len() as u64).map(|at| ReplicaId(id(n + 2 + at))).collect();
     let ids = VolumeIds { volume: VolumeId(id(n)), segment: SegmentId(id(n + 1)), replicas };
-    let records = create_volume(desired, &ids, &body(name, places.len() as u8), places).unwrap();
+    let records = create_volume(desired, &ids, &name.parse().unwrap(), &plain(places.len() as u8, 0), places).unwrap();
     desired.apply(&records);
     ids.volume
 }
@@ -138,6 +139,7 @@ fn remove_volume_in_use_refused_unless_told_so() {
         reason: None,
         doors: [].into(),
         snapshots: vec![],
+        origin: None,
         connections: 2,
         group: None,
     };
@@ -198,7 +200,8 @@ fn place_prefers_the_serving_drive_with_the_most_unpromised_room() {
         let drive = ObservedDrive { spec, state, reason: None, volatile: false, free: ByteSize::mib(free) };
         observed.drives.insert(DriveId(id(n)), drive);
     }
-    let one = |desired: &Desired, observed: &BTreeMap<NodeId, &Observed>| place(desired, observed, &[], (1, 0)).map(|places| places[0].1);
+    let one =
+        |desired: &Desired, observed: &BTreeMap<NodeId, &Observed>| place(desired, observed, &[], &plain(1, 0)).map(|places| places[0].1);
     let there = [(node(1), &observed)].into();
     assert_eq!(one(&desired, &there), Ok(DriveId(id(2))));
     create(&mut desired, 10, "a", 2);
@@ -221,21 +224,20 @@ fn place_puts_replicas_on_distinct_nodes_the_emptiest_first() {
         })
         .collect();
     let there: BTreeMap<NodeId, &Observed> = observed.iter().filter(|(id, _)| **id != node(3)).map(|(id, seen)| (*id, seen)).collect();
-    let placed: Vec<NodeId> = place(&desired, &there, &[], (3, 0)).unwrap().into_iter().map(|(id, _)| id).collect();
+    let placed: Vec<NodeId> = place(&desired, &there, &[], &plain(3, 0)).unwrap().into_iter().map(|(id, _)| id).collect();
     assert_eq!(placed, [node(4), node(2), node(1)], "node 3 is away");
 
     let refused = |desired: &Desired, asked: &[u64], replicas: u8| {
         let asked: Vec<DriveId> = asked.iter().map(|n| DriveId(id(*n))).collect();
-        place(desired, &there, &asked, (replicas, 0)).unwrap_err()
+        place(desired, &there, &asked, &plain(replicas, 0)).unwrap_err()
     };
-    assert!(refused(&desired, &[], 2).hint.unwrap().contains("1, 3, 5"));
     assert!(refused(&desired, &[], 5).message.contains("4 of the pool's nodes"));
     assert!(refused(&desired, &[1, 2], 3).message.contains("2 drives are named for 3"));
     assert!(refused(&desired, &[1, 2, 2], 3).message.contains("two of the drives are of node n2"));
     let mut unreachable = desired.clone();
     unreachable.nodes.get_mut(&node(4)).unwrap().peer = None;
     assert!(refused(&unreachable, &[], 3).message.contains("where to reach node n4"));
-    assert!(place(&unreachable, &there, &[], (1, 0)).is_ok(), "alone, nobody has to reach it");
+    assert!(place(&unreachable, &there, &[], &plain(1, 0)).is_ok(), "alone, nobody has to reach it");
 }
 
 #[test]
@@ -289,6 +291,7 @@ fn seen_member(desired: &Desired, id: VolumeId, at: u16, part: GroupPart, (last_
         reason: None,
         doors: [].into(),
         snapshots: vec![],
+        origin: None,
         connections: 0,
         group: Some(group),
     };
@@ -368,11 +371,11 @@ fn replacement_that_a_recovery_by_force_overtook_ends_and_can_be_asked_for_again
 #[test]
 fn volume_with_a_log_places_it_last_promises_no_space_for_it_and_opens_no_door_there() {
     assert!(check_replicas(3, 1).unwrap_err().hint.unwrap().contains("2+log"));
+    assert!(check_replicas(2, 0).unwrap_err().hint.unwrap().contains("1, 3, 5"));
     let mut desired = with_nodes(3);
     let ids = VolumeIds { volume: VolumeId(id(10)), segment: SegmentId(id(11)), replicas: [12, 13, 14].map(|n| ReplicaId(id(n))).to_vec() };
     let places = [1, 2, 3].map(|at| (node(at), DriveId(id(at.into()))));
-    let body = VolumeCreateBody { log_only: 1, ..body("a", 2) };
-    desired.apply(&create_volume(&desired, &ids, &body, &places).unwrap());
+    desired.apply(&create_volume(&desired, &ids, &"a".parse().unwrap(), &plain(2, 1), &places).unwrap());
     let volume = &desired.volumes[&ids.volume];
     let roles: Vec<_> = volume.group.as_ref().unwrap().first.list.iter().map(|member| member.role).collect();
     assert_eq!(roles, [MemberRole::Voter, MemberRole::Voter, MemberRole::LogOnly]);
@@ -389,8 +392,7 @@ fn log_that_is_replaced_leaves_before_the_next_one_joins_which_counts_at_once() 
     let mut desired = with_nodes(4);
     let ids = VolumeIds { volume: VolumeId(id(10)), segment: SegmentId(id(11)), replicas: [12, 13, 14].map(|n| ReplicaId(id(n))).to_vec() };
     let places = [1, 2, 3].map(|at| (node(at), DriveId(id(at.into()))));
-    let body = VolumeCreateBody { log_only: 1, ..body("a", 2) };
-    desired.apply(&create_volume(&desired, &ids, &body, &places).unwrap());
+    desired.apply(&create_volume(&desired, &ids, &"a".parse().unwrap(), &plain(2, 1), &places).unwrap());
     let mut one = seen_member(&desired, ids.volume, 1, GroupPart::Leader, (1, 10));
     let two = seen_member(&desired, ids.volume, 2, GroupPart::Follower, (1, 10));
     // No room at all: it takes none.
@@ -489,4 +491,127 @@ proptest! {
         let _ = remove_volume(&desired, &nobody(), &text, force);
         let _ = unexport(&desired, &text, &Door::Vhost { name: None }, None, force);
     }
+}
+
+/// Volume "a" on nodes 1 to 3 with a snapshot "monday" of 4 MiB, which all of them show, and those nodes.
+fn with_snapshot() -> (Desired, VolumeId, SnapshotId, Vec<Observed>) {
+    let mut desired = with_nodes(4);
+    let volume_id = create_on(&mut desired, 10, "a", &[1, 2, 3].map(|at| (node(at), DriveId(self::id(at.into())))));
+    let snapshot_id = SnapshotId(self::id(20));
+    desired.apply(&crate::snapshots::take(&desired, snapshot_id, "a", &"monday".parse().unwrap()).unwrap());
+    desired.apply(&LocalStep::SnapshotMade(volume_id, snapshot_id).records(&desired));
+    let seen = |at| {
+        let part = if at == 2 { GroupPart::Leader } else { GroupPart::Follower };
+        let mut seen = seen_member(&desired, volume_id, at, part, (1, 10));
+        let snapshot = ObservedSnapshot { snapshot_id, name: "monday".parse().unwrap(), size: ByteSize::mib(4) };
+        seen.volumes.get_mut(&volume_id).unwrap().snapshots.push(snapshot);
+        seen
+    };
+    let seen = [1, 2, 3].map(seen).to_vec();
+    (desired, volume_id, snapshot_id, seen)
+}
+
+fn from(volume: &str, snapshot: &str) -> VolumeCreateBody {
+    let from = SnapshotName { volume: volume.to_owned(), snapshot: snapshot.to_owned() };
+    let name = "c".parse().unwrap();
+    VolumeCreateBody { name, size: None, block_size: None, replicas: None, log_only: 0, drive_ids: vec![], from: Some(from) }
+}
+
+fn at_nodes(seen: &[Observed]) -> BTreeMap<NodeId, &Observed> {
+    (1..).zip(seen).map(|(at, seen)| (node(at), seen)).collect()
+}
+
+#[test]
+fn clone_is_as_its_snapshot_is_and_lies_where_its_origin_does() {
+    let (desired, volume_id, snapshot_id, mut seen) = with_snapshot();
+    let shape = |body: &VolumeCreateBody| clones::shape(&desired, &at_nodes(&seen), body);
+    let whole = shape(&from("a", "monday")).unwrap();
+    let origin = Some(Origin { volume_id, segment_id: desired.volumes[&volume_id].segment_id, snapshot_id });
+    assert_eq!(whole, Shape { size: ByteSize::mib(4), block_size: BlockSize::B4096, replicas: 3, log_only: 0, origin });
+    let larger = VolumeCreateBody { size: Some(ByteSize::mib(6)), replicas: Some(1), ..from("a", "monday") };
+    let alone = shape(&larger).unwrap();
+    assert_eq!((alone.size, alone.replicas), (ByteSize::mib(6), 1));
+    let smaller = VolumeCreateBody { size: Some(ByteSize::mib(3)), ..from("a", "monday") };
+    assert!(shape(&smaller).unwrap_err().message.contains("would cut it off"));
+    let other_blocks = VolumeCreateBody { block_size: Some(BlockSize::B512), ..from("a", "monday") };
+    assert!(shape(&other_blocks).unwrap_err().message.contains("blocks of 4096"));
+    assert_eq!(shape(&from("a", "tuesday")).unwrap_err().code, ErrorCode::NotFound);
+    assert_eq!(shape(&VolumeCreateBody { from: None, ..from("a", "monday") }).unwrap_err().code, ErrorCode::Invalid);
+
+    let placed = |seen: &[Observed], asked: &[u64], shape: &Shape| {
+        let asked: Vec<DriveId> = asked.iter().map(|n| DriveId(id(*n))).collect();
+        let placed = place(&desired, &at_nodes(seen), &asked, shape);
+        placed.map(|places| places.into_iter().map(|(at, _)| at).collect::<Vec<_>>())
+    };
+    assert_eq!(placed(&seen, &[], &whole), Ok([1, 2, 3].map(node).to_vec()));
+    assert_eq!(placed(&seen, &[3], &alone), Ok(vec![node(3)]));
+    assert!(placed(&seen, &[4], &alone).unwrap_err().message.contains("on n1, "), "node 4 has nothing of it");
+    assert!(placed(&seen, &[], &Shape { replicas: 5, ..whole }).is_err());
+    // Whoever does not show the snapshot comes last.
+    seen[0].volumes.get_mut(&volume_id).unwrap().snapshots.clear();
+    assert_eq!(placed(&seen, &[], &alone), Ok(vec![node(2)]));
+    assert_eq!(placed(&seen, &[], &whole), Ok([1, 2, 3].map(node).to_vec()));
+}
+
+#[test]
+fn what_a_clone_stands_on_is_not_removed_before_it() {
+    let (mut desired, volume_id, snapshot_id, seen) = with_snapshot();
+    let shape = clones::shape(&desired, &at_nodes(&seen), &from("a", "monday")).unwrap();
+    let places = place(&desired, &at_nodes(&seen), &[], &shape).unwrap();
+    let ids = VolumeIds { volume: VolumeId(id(30)), segment: SegmentId(id(31)), replicas: [32, 33, 34].map(|n| ReplicaId(id(n))).to_vec() };
+    desired.apply(&create_volume(&desired, &ids, &"c".parse().unwrap(), &shape, &places).unwrap());
+    // The nodes are told what it stands on, but not who joins later, whose content is copied.
+    let mut drives = Observed { cluster_id: None, drives: [(DriveId(id(1)), serving_drive())].into(), ..Observed::default() };
+    let identity = crate::issuer::Identity {
+        cluster: ClusterTag::new(7).unwrap(),
+        node: NodeNumber::new(1).unwrap(),
+        incarnation: penstock_api::id::Incarnation::FIRST,
+    };
+    desired.apply(&[Record::Identity(identity)]);
+    (drives.cluster_id, drives.node_id) = (Some(identity.cluster_id()), Some(node(1)));
+    let told = |desired: &Desired| {
+        let steps = crate::reconcile::reconcile(desired, node(1), &drives).steps;
+        let made = steps.into_iter().find_map(|step| match step {
+            crate::Step::Node(crate::NodeStep::CreateMember(params)) if params.volume_id == ids.volume => Some(params.origin),
+            _ => None,
+        });
+        made.expect("it is made")
+    };
+    assert_eq!(told(&desired), Some(Origin { volume_id, segment_id: desired.volumes[&volume_id].segment_id, snapshot_id }));
+    let mut joins = desired.clone();
+    let volume = joins.volumes.get_mut(&ids.volume).unwrap();
+    volume.replicas[0].joins = Some(volume.group.as_ref().unwrap().first.clone());
+    assert_eq!(told(&joins), None);
+
+    let refused = crate::snapshots::remove(&desired, "a", "monday").unwrap_err();
+    assert!(refused.code == ErrorCode::Busy && refused.message.contains("c is a clone that stands on it"), "{refused}");
+    assert!(refused.hint.unwrap().contains("penstock volume rm c"));
+    assert!(remove_volume(&desired, &nobody(), "a", true).unwrap_err().message.contains("c is a clone"), "forced or not");
+    desired.apply(&remove_volume(&desired, &nobody(), "c", false).unwrap());
+    assert!(crate::snapshots::remove(&desired, "a", "monday").unwrap_err().hint.unwrap().contains("wait for that"));
+    desired.apply(&[Record::DropVolume(ids.volume)]);
+    assert!(crate::snapshots::remove(&desired, "a", "monday").is_ok());
+    assert!(remove_volume(&desired, &nobody(), "a", true).is_ok());
+}
+
+#[test]
+fn replica_that_a_clone_stands_on_is_replaced_elsewhere_and_not_on_its_node() {
+    let (mut desired, volume_id, _, mut seen) = with_snapshot();
+    let shape = clones::shape(&desired, &at_nodes(&seen), &from("a", "monday")).unwrap();
+    let places = place(&desired, &at_nodes(&seen), &[], &shape).unwrap();
+    let ids = VolumeIds { volume: VolumeId(id(30)), segment: SegmentId(id(31)), replicas: [32, 33, 34].map(|n| ReplicaId(id(n))).to_vec() };
+    desired.apply(&create_volume(&desired, &ids, &"c".parse().unwrap(), &shape, &places).unwrap());
+    seen.push(Observed::default());
+    for (n, at) in (1..).zip(&mut seen) {
+        at.drives.insert(DriveId(id(n)), serving_drive());
+    }
+    let replace =
+        |seen: &[Observed], on: Option<&str>| replace_replica(&desired, &at_nodes(seen), ReplicaId(id(40)), "a", ("n1", on), None);
+    assert!(replace(&seen, None).is_ok(), "node 1 shows no clone: it was lost with the drive");
+    let clone = seen[0].volumes[&volume_id].clone();
+    seen[0].volumes.insert(ids.volume, clone);
+    let refused = replace(&seen, None).unwrap_err();
+    assert!(refused.code == ErrorCode::Busy && refused.message.contains("its clone c stands on it"), "{refused}");
+    assert!(refused.hint.unwrap().contains("--on"));
+    assert!(replace(&seen, Some("n4")).is_ok());
 }

@@ -1,6 +1,6 @@
 //! What happens in the world, at random: wishes of people, rounds that die in their middle, crashes.
 
-use penstock_api::http::{DriveAddBody, VolumeCreateBody};
+use penstock_api::http::{DriveAddBody, SnapshotName, VolumeCreateBody};
 use penstock_api::rpc::{BlockSize, Door};
 use penstock_api::{ByteSize, DriveId, NodeId, ReplicaId, SegmentId, SnapshotId, VolumeId};
 use proptest::prelude::*;
@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 
 use super::{NODES, World, loss, node_id};
 use crate::change::{self, VolumeIds};
+use crate::clones::{self, Shape};
 use crate::issuer::Issuer;
 use crate::observed::Observed;
 use crate::snapshots;
@@ -28,6 +29,11 @@ pub(super) enum Event {
         size: u64,
         pick: Option<usize>,
         replicas: u8,
+    },
+    Clone {
+        pick: usize,
+        snapshot: u8,
+        name: u8,
     },
     Resize {
         pick: usize,
@@ -93,6 +99,7 @@ pub(super) fn any_event() -> impl Strategy<Value = Event> {
         1 => (pick.clone(), any::<bool>()).prop_map(|(pick, force)| Event::RemoveDrive { pick, force }),
         2 => (0u8..6, 1u64..9, proptest::option::of(pick.clone())).prop_map(|(name, size, pick)| Event::Create { name, size, pick, replicas: 1 }),
         3 => (0u8..6, 1u64..9).prop_map(|(name, size)| Event::Create { name, size, pick: None, replicas: 3 }),
+        2 => (pick.clone(), 0u8..3, 0u8..3).prop_map(|(pick, snapshot, name)| Event::Clone { pick, snapshot, name }),
         2 => (pick.clone(), 1u64..9, any::<bool>()).prop_map(|(pick, size, shrink)| Event::Resize { pick, size, shrink }),
         2 => (pick.clone(), any::<bool>()).prop_map(|(pick, force)| Event::Remove { pick, force }),
         3 => (pick.clone(), 0u8..3).prop_map(|(pick, name)| Event::Snapshot { pick, name }),
@@ -114,7 +121,7 @@ pub(super) fn refs(observed: &BTreeMap<NodeId, Observed>) -> BTreeMap<NodeId, &O
     observed.iter().map(|(id, seen)| (*id, seen)).collect()
 }
 
-fn wish(world: &mut World, pick: usize, judge: impl FnOnce(&World, &str, ReplicaId) -> change::Judged) {
+fn wish(world: &mut World, pick: usize, judge: impl FnOnce(&mut World, &str, ReplicaId) -> change::Judged) {
     let Some(name) = world.name(pick) else { return };
     let id = ReplicaId(world.id());
     let judged = judge(world, &name, id);
@@ -154,12 +161,23 @@ pub(super) fn happen(world: &mut World, event: Event) {
             let ids = VolumeIds { volume, segment, replicas: (0..replicas).map(|_| ReplicaId(world.id())).collect() };
             let (name, size) = (format!("v{name}").parse().unwrap(), ByteSize::mib(size));
             let drive_ids: Vec<DriveId> = pick.and_then(|pick| world.drive(pick)).into_iter().collect();
-            let body = VolumeCreateBody { name, size, block_size: BlockSize::B4096, replicas, log_only: 0, drive_ids };
+            let shape = Shape { size, block_size: BlockSize::B4096, replicas, log_only: 0, origin: None };
             let observed = world.observe_all();
-            let judged = change::place(&world.desired, &refs(&observed), &body.drive_ids, (replicas, 0))
-                .and_then(|places| change::create_volume(&world.desired, &ids, &body, &places));
+            let judged = change::place(&world.desired, &refs(&observed), &drive_ids, &shape)
+                .and_then(|places| change::create_volume(&world.desired, &ids, &name, &shape, &places));
             world.commit(judged);
         }
+        Event::Clone { pick, snapshot, name } => wish(world, pick, |world, volume, id| {
+            let from = SnapshotName { volume: volume.to_owned(), snapshot: format!("s{snapshot}") };
+            let (name, drive_ids) = (format!("c{name}").parse().unwrap(), vec![]);
+            let body = VolumeCreateBody { name, size: None, block_size: None, replicas: None, log_only: 0, drive_ids, from: Some(from) };
+            let observed = world.observe_all();
+            let shape = clones::shape(&world.desired, &refs(&observed), &body)?;
+            let places = change::place(&world.desired, &refs(&observed), &[], &shape)?;
+            let replicas = places.iter().map(|_| ReplicaId(world.id())).collect();
+            let ids = VolumeIds { volume: VolumeId(id.0), segment: SegmentId(world.id()), replicas };
+            change::create_volume(&world.desired, &ids, &body.name, &shape, &places)
+        }),
         Event::Resize { pick, size, shrink } => {
             if let Some(name) = world.name(pick) {
                 let judged = change::resize_volume(&world.desired, &name, ByteSize::mib(size), shrink);

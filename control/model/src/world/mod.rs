@@ -16,9 +16,10 @@ use penstock_api::rpc::{DriveState, ErrorCode, GroupMember, MemberRole, RpcError
 use penstock_api::{DriveId, NodeId, VolumeId};
 
 use crate::change;
+use crate::clones::clones_of;
 use crate::desired::{Desired, DesiredNode, DesiredReplica, DesiredVolume};
 use crate::issuer::{Identity, Issuer, Mark, Take};
-use crate::observed::{Observed, ObservedVolume};
+use crate::observed::{Observed, ObservedSnapshot, ObservedVolume};
 use crate::reconcile::{NodeStep, Step, reconcile};
 use node::Node;
 
@@ -95,6 +96,18 @@ impl World {
         {
             return Err(RpcError::new(ErrorCode::NotReady, "it is not served here"));
         }
+        let stands_on = match step {
+            NodeStep::DeleteVolume(params)
+                if self.desired.volumes.get(&params.volume_id).is_some_and(|volume| !volume.phase.is_present()) =>
+            {
+                Some((params.volume_id, None))
+            }
+            NodeStep::RemoveSnapshot(params) => Some((params.volume_id, Some(params.snapshot_id))),
+            _ => None,
+        };
+        if let Some((id, snapshot)) = stands_on {
+            assert!(clones_of(&self.desired, id, snapshot).is_empty(), "{step:?} under a clone");
+        }
         let known = |world: &Self, id| {
             let there = world.nodes.values().flat_map(|node| node.media.values()).find_map(|m| m.volumes.get(&id));
             there.map(|volume| (volume.size, volume.snapshots.clone()))
@@ -107,13 +120,17 @@ impl World {
             NodeStep::TakeSnapshot(params) => {
                 self.everywhere(params.volume_id, |volume| {
                     if !volume.has_snapshot(params.snapshot_id) {
-                        volume.snapshots.push((params.snapshot_id, params.name.clone()));
+                        volume.snapshots.push(ObservedSnapshot {
+                            snapshot_id: params.snapshot_id,
+                            name: params.name.clone(),
+                            size: volume.size,
+                        });
                     }
                 });
                 return Ok(());
             }
             NodeStep::RemoveSnapshot(params) => {
-                self.everywhere(params.volume_id, |volume| volume.snapshots.retain(|(id, _)| *id != params.snapshot_id));
+                self.everywhere(params.volume_id, |volume| volume.snapshots.retain(|seen| seen.snapshot_id != params.snapshot_id));
                 return Ok(());
             }
             NodeStep::ChangeMembers(params) => return self.change_members(node_id, params.volume_id, &params.members),
@@ -245,7 +262,10 @@ impl World {
             // Its drive was taken away, or forgot it, or it was deleted there: the others go on.
             let is_gone = |replica: &DesiredReplica| {
                 let is_away = self.desired.drives.get(&replica.drive_id).is_none_or(|drive| drive.volatile);
-                volume.group.is_some() && (is_away || self.wiped.contains(&(*id, replica.node_id))) && !self.is_open(replica.node_id, *id)
+                let is_lost = volume.group.is_some() && (is_away || self.wiped.contains(&(*id, replica.node_id)));
+                // A clone that came after what it was to stand on had gone.
+                let is_late = volume.origin.is_some() && !replica.made;
+                (is_lost || is_late) && !self.is_open(replica.node_id, *id)
             };
             let has_majority = !self.groups.contains_key(id) || self.has_majority(*id);
             if has_majority && !volume.replicas.iter().any(is_gone) {
@@ -269,7 +289,7 @@ impl World {
             let Some(seen) = served.filter(|_| !is_forgetful) else { continue };
             assert!(volume.snapshots.iter().all(|known| known.made && known.phase.is_present()), "{volume:?}");
             assert!(
-                volume.snapshots.iter().map(|known| known.snapshot_id).eq(seen.snapshots.iter().map(|(id, _)| *id)),
+                volume.snapshots.iter().map(|known| known.snapshot_id).eq(seen.snapshots.iter().map(|seen| seen.snapshot_id)),
                 "{volume:?} {seen:?}"
             );
         }

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use penstock_api::rpc::{Door, DriveState, ErrorCode, GroupInfo, PeerAddress, RpcError, VolumeCreateParams, VolumeState};
+use penstock_api::rpc::{Door, DriveState, ErrorCode, GroupInfo, Origin, PeerAddress, RpcError, VolumeCreateParams, VolumeState};
 use penstock_api::{ByteSize, ClusterId, DriveId, NodeId, VolumeId};
 
 use crate::observed::{Observed, ObservedDrive, ObservedVolume};
@@ -66,6 +66,13 @@ impl Node {
     }
 
     fn make(&mut self, params: &VolumeCreateParams, group: Option<GroupInfo>) -> Result<(), RpcError> {
+        let has_origin = |medium: &Medium, origin: Origin| {
+            medium.volumes.get(&origin.volume_id).is_some_and(|volume| volume.has_snapshot(origin.snapshot_id))
+        };
+        let medium = self.medium_of(params.drive_id)?;
+        if params.origin.is_some_and(|origin| !has_origin(medium, origin)) {
+            return Err(RpcError::new(ErrorCode::NotReady, "no such snapshot on that drive"));
+        }
         let volume = ObservedVolume {
             segment_id: params.segment_id,
             replica_id: params.replica_id,
@@ -78,6 +85,7 @@ impl Node {
             reason: None,
             doors: BTreeSet::new(),
             snapshots: vec![],
+            origin: params.origin,
             connections: 0,
             group,
         };

@@ -224,6 +224,19 @@ fn world_replica_that_is_needed_is_not_given_up() {
 }
 
 #[test]
+fn world_leader_that_is_to_be_replaced_stays_where_another_was_lost_meanwhile() {
+    let mut world = wide();
+    world.converge();
+    let lost = world.desired.drives.iter().find(|(_, drive)| drive.node_id == node_id(1)).map(|(id, _)| *id).unwrap();
+    let gone = change::remove_drive(&world.desired, lost, true);
+    world.commit(gone);
+    assert_eq!(world.leads(*world.desired.volumes.keys().next().unwrap()), Some(node_id(0)));
+    happen(&mut world, Event::Replace { pick: 0, node: 0, on: None });
+    world.converge();
+    assert_eq!(members(&world), [1, 2, 3], "without it one of two would be left");
+}
+
+#[test]
 fn world_change_is_given_up_until_the_old_replica_has_left() {
     let mut world = movable();
     happen(&mut world, Event::Move { pick: 0, from: 1, to: 3 });

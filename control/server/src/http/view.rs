@@ -1,9 +1,9 @@
 //! What people see of a drive or volume: desired, observed and the progress between.
 
-use penstock_api::http::{ChangeView, DriveView, ExportView, Progress, ReplicaView, SnapshotView, VolumeView};
-use penstock_api::rpc::{Door, VolumeInfo};
+use penstock_api::http::{ChangeView, DriveView, ExportView, OriginView, Progress, ReplicaView, SnapshotView, VolumeView};
+use penstock_api::rpc::{Door, Origin, VolumeInfo};
 use penstock_api::{DriveId, NodeId, SnapshotId, VolumeId};
-use penstock_model::{DesiredReplica, DesiredVolume, membership};
+use penstock_model::{DesiredReplica, DesiredVolume, clones, membership};
 
 use crate::control::State;
 
@@ -46,6 +46,7 @@ pub fn volume(state: &State, id: VolumeId) -> Option<VolumeView> {
         name: desired.name.clone(),
         size: desired.size,
         block_size: desired.block_size,
+        origin: desired.origin.as_deref().map(|origin| self::origin(state, origin)),
         progress: state.look().volume(id),
         replicas: desired.replicas.iter().map(|replica| self::replica(state, (id, desired), replica)).collect(),
         spare: state.look().spare(id, desired),
@@ -54,6 +55,17 @@ pub fn volume(state: &State, id: VolumeId) -> Option<VolumeView> {
         snapshots: desired.snapshots.iter().filter_map(|known| snapshot(state, id, known.snapshot_id)).collect(),
         observed: leader.or_else(seen).cloned(),
     })
+}
+
+fn origin(state: &State, &Origin { volume_id, snapshot_id, .. }: &Origin) -> OriginView {
+    let volume = state.desired.volumes.get(&volume_id);
+    let snapshot = volume.and_then(|volume| volume.snapshots.iter().find(|known| known.snapshot_id == snapshot_id));
+    OriginView {
+        volume_id,
+        volume: volume.map_or_else(|| volume_id.to_string(), |volume| volume.name.to_string()),
+        snapshot_id,
+        snapshot: snapshot.map_or_else(|| snapshot_id.to_string(), |snapshot| snapshot.name.to_string()),
+    }
 }
 
 fn change(state: &State, id: VolumeId, volume: &DesiredVolume) -> Option<ChangeView> {
@@ -117,6 +129,7 @@ pub fn snapshot(state: &State, id: VolumeId, snapshot_id: SnapshotId) -> Option<
     Some(SnapshotView {
         snapshot_id,
         name: snapshot.name.clone(),
+        clones: clones::clones_of(&state.desired, id, Some(snapshot_id)).into_iter().map(|clone| clone.name.clone()).collect(),
         progress: look.snapshot(id, volume, snapshot),
         observed: seen.and_then(|info| info.snapshots.iter().find(|seen| seen.snapshot_id == snapshot_id)).cloned(),
     })

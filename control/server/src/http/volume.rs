@@ -10,7 +10,7 @@ use penstock_api::http::{
 use penstock_api::rpc::{self, Door, ErrorCode, GroupTransferParams};
 use penstock_api::{NodeId, ReplicaId, SegmentId, VolumeId};
 use penstock_model::change::{self, VolumeIds};
-use penstock_model::{Phase, Subject};
+use penstock_model::{Phase, Subject, clones};
 
 use super::Shared;
 use super::problem::{Body, Part, Problem, Query};
@@ -64,16 +64,23 @@ pub async fn show(AxumState(control): Shared, Part(volume): Part<String>) -> Res
     (status = "4XX", body = ApiError), (status = 507, body = ApiError)))]
 pub async fn create(AxumState(control): Shared, Body(body): Body<VolumeCreateBody>) -> Result<(StatusCode, Json<VolumeView>), Problem> {
     // Before ids are spent on it; judged again when it is committed.
-    change::check_name_free(&control.state().desired, &body.name)?;
-    change::check_replicas(body.replicas, body.log_only)?;
-    let ids = control.ids(2 + u32::from(body.replicas) + u32::from(body.log_only)).await?;
+    let replicas = {
+        let state = control.state();
+        change::check_name_free(&state.desired, &body.name)?;
+        clones::shape(&state.desired, &state.observed(), &body)?.replicas_in_all()
+    };
+    let ids = control.ids(2 + replicas as u32).await?;
     let replicas = ids[2..].iter().map(|id| ReplicaId(*id)).collect();
     let ids = VolumeIds { volume: VolumeId(ids[0]), segment: SegmentId(ids[1]), replicas };
     let subject = [Subject::Volume(ids.volume)];
     control
         .change(&subject, |state| {
-            let places = change::place(&state.desired, &state.observed(), &body.drive_ids, (body.replicas, body.log_only))?;
-            change::create_volume(&state.desired, &ids, &body, &places)
+            let shape = clones::shape(&state.desired, &state.observed(), &body)?;
+            let places = change::place(&state.desired, &state.observed(), &body.drive_ids, &shape)?;
+            if places.len() != ids.replicas.len() {
+                return Err(ApiError::new(ErrorCode::Busy, "the replicas of the volume that it is to be a clone of have just changed"));
+            }
+            change::create_volume(&state.desired, &ids, &body.name, &shape, &places)
         })
         .await?;
     let progress = settle(&control, ids.volume).await;

@@ -394,6 +394,7 @@ impl Inner {
             size_bytes: p.size_bytes,
             block_size: p.block_size,
             drive_id: p.drive_id,
+            origin: p.origin,
             core: 0,
             state: VolumeState::Serving,
             reason: None,

@@ -127,11 +127,15 @@ fn leader_is_shown_moved_by_transfer_and_by_death() {
 #[test]
 fn recovery_by_force_is_answered_once_it_is_served_and_asked_again_has_the_same_receipt() {
     let house = with_drives();
-    create(&house, "db");
+    let volume = create(&house, "db");
     away(&house, 2);
     away(&house, 3);
-    let lost = house.node(2).inner.lock().unwrap().claim.unwrap().1;
-    house.node(1).inner.lock().unwrap().groups.lock().unwrap().values_mut().for_each(|(leader, ..)| *leader = lost);
+    // As if the one that leads were a lost one, so that the one that is left does not take its place.
+    let (lost, groups) = {
+        let lost = house.node(2).inner.lock().unwrap();
+        (lost.claim.unwrap().1, std::sync::Arc::clone(&lost.groups))
+    };
+    groups.lock().unwrap().insert(volume.volume_id, (lost, 1, volume.size));
     eventually("nobody leads", || leader(&house.get("/v1/volumes/db")).is_none().then_some(()));
     let recover = || {
         let answer = house.request("POST", "/v1/volumes/db/replicas/recover", json!({"force": true}));

@@ -5,6 +5,7 @@ use penstock_api::rpc::{ErrorCode, RpcError};
 use serde_json::{Value, json};
 
 use crate::api::{add_drive, create};
+use crate::cli::{refused, said};
 use crate::harness::House;
 
 fn take(house: &House, name: &str) -> SnapshotView {
@@ -67,4 +68,39 @@ fn snapshot_that_was_there_and_is_gone_is_reported_not_taken_again() {
     let calls = house.node.inner.lock().unwrap().calls["penstock_snapshot_create"];
     assert_eq!(calls, 1);
     assert_eq!(house.request("DELETE", "/v1/volumes/db/snapshots/monday", Value::Null).status, 204);
+}
+
+#[test]
+fn clone_is_made_of_a_snapshot_which_stays_as_long_as_it_does() {
+    let house = House::new();
+    add_drive(&house, "file:/d0?size=1GiB");
+    create(&house, "db");
+    take(&house, "monday");
+    said(&house, "volume create test --from db@monday", "created volume test as db@monday of 64MiB");
+    let shown: VolumeView = house.get("/v1/volumes/test");
+    let origin = shown.origin.unwrap();
+    assert_eq!((origin.volume.as_str(), origin.snapshot.as_str(), shown.replicas.len()), ("db", "monday", 1));
+    assert_eq!(shown.observed.unwrap().origin.map(|seen| seen.snapshot_id), Some(origin.snapshot_id), "the node was told");
+    said(&house, "volume show test", "clone of");
+    said(&house, "snapshot ls db", "test");
+    refused(&house, "volume create other --from db@tuesday", 1, &["volume db has no snapshot tuesday", "penstock snapshot ls db"]);
+    refused(&house, "volume create other --from db@monday --size 4MiB", 1, &["would cut it off"]);
+    refused(&house, "volume create other --from db", 2, &["VOLUME@SNAPSHOT"]);
+    refused(
+        &house,
+        "snapshot rm db monday",
+        1,
+        &["test is a clone that stands on it", "hint: remove what stands on it first: penstock volume rm test"],
+    );
+    refused(&house, "volume rm db --force", 1, &["volume db cannot go: test is a clone"]);
+
+    // A control that lost its state learns it from the node.
+    house.kill_control();
+    std::fs::remove_dir_all(house.path("state")).unwrap();
+    house.start_control(&[]);
+    said(&house, "pool import", "2 volumes");
+    assert_eq!(house.get::<VolumeView>("/v1/volumes/test").origin, Some(origin));
+    said(&house, "volume rm test", "removed");
+    said(&house, "snapshot rm db monday", "removed");
+    said(&house, "volume rm db", "removed");
 }

@@ -47,6 +47,8 @@ pub struct VolumeView {
     pub write_buckets: (Vec<u64>, f64),
     /// Oldest first.
     pub snapshots: Vec<SnapshotView>,
+    /// What a clone stands on.
+    pub origin: Option<(penstock_wire::VolumeId, penstock_wire::SegmentId, penstock_wire::SnapshotId)>,
     /// Of a volume of several replicas.
     pub member: Option<MemberView>,
 }
@@ -97,6 +99,7 @@ impl Core {
             slot: VolumeSlot(at as u32),
             usage: self.shards[v.shard].as_ref().map(|shard| shard.store.usage(v.replica)).unwrap_or_default(),
             snapshots: self.shards[v.shard].as_ref().map(|shard| shard.store.snapshots(v.replica)).unwrap_or_default(),
+            origin: self.shards[v.shard].as_ref().and_then(|shard| shard.store.origin(v.replica)),
             counters: v.counters,
             latency: v.latency(),
             held: v.held,

@@ -2,8 +2,8 @@
 
 use std::rc::Rc;
 
-use penstock_api::rpc::{Empty, SnapshotCreateParams, SnapshotDeleteParams, SnapshotInfo};
-use penstock_api::{ByteSize, SnapshotId};
+use penstock_api::rpc::{Empty, Origin, SnapshotCreateParams, SnapshotDeleteParams, SnapshotInfo};
+use penstock_api::{ByteSize, SegmentId, SnapshotId, VolumeId};
 use penstock_engine::{Order, SnapshotView};
 use penstock_wire::layer::SnapshotShape;
 use penstock_wire::{BLOCK, EXTENT};
@@ -21,7 +21,18 @@ pub(super) fn info(view: &SnapshotView) -> Option<SnapshotInfo> {
     })
 }
 
-fn wire_id(id: SnapshotId) -> penstock_wire::SnapshotId {
+/// What a clone stands on, as above.
+pub(super) fn origin(
+    &(volume, segment, snapshot): &(penstock_wire::VolumeId, penstock_wire::SegmentId, penstock_wire::SnapshotId),
+) -> Option<Origin> {
+    Some(Origin {
+        volume_id: VolumeId::from_bytes(volume.0).ok()?,
+        segment_id: SegmentId::from_bytes(segment.0).ok()?,
+        snapshot_id: SnapshotId::from_bytes(snapshot.0).ok()?,
+    })
+}
+
+pub(super) fn wire_id(id: SnapshotId) -> penstock_wire::SnapshotId {
     penstock_wire::SnapshotId(id.to_bytes())
 }
 

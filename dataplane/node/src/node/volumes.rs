@@ -3,12 +3,12 @@
 use std::rc::Rc;
 
 use penstock_api::rpc::{
-    BlockSize, ControllerRange, DriveState, Empty, ErrorCode, RpcError, VolumeCreateParams, VolumeDeleteParams, VolumeInfo,
+    BlockSize, ControllerRange, DriveState, Empty, ErrorCode, Origin, RpcError, VolumeCreateParams, VolumeDeleteParams, VolumeInfo,
     VolumeResizeParams, VolumeState,
 };
 use penstock_api::{ByteSize, DriveId, ReplicaId, SegmentId, VolumeId};
 use penstock_engine::{Order, OrderError};
-use penstock_wire::peer::Members;
+use penstock_wire::peer::{Members, Role};
 use penstock_wire::{BLOCK, EXTENT, ReplicaShape, VOLUME_BLOCKS_MAX};
 
 use super::exports::OpenExport;
@@ -224,6 +224,15 @@ impl Node {
             }
             None => {}
         }
+        let own =
+            |members: &Members| members.list.iter().find(|member| member.replica.0 == params.replica_id.to_bytes()).map(|own| own.role);
+        let keeps_the_log_alone = members.as_deref().and_then(own) == Some(Role::LogOnly);
+        // What keeps the log alone stands over nothing.
+        let above = params.origin.filter(|_| !keeps_the_log_alone);
+        let above = match above.map(|origin| self.origin_store(origin, params.drive_id)).transpose() {
+            Ok(store) => store,
+            Err(error) => return answer(Err(error)),
+        };
         let drive = self.drives.borrow().get(&params.drive_id).map(|d| (d.key, d.state, d.stores.clone()));
         let (key, stores) = match drive {
             None => {
@@ -246,7 +255,8 @@ impl Node {
                 shards.filter(|s| s.drive == key && s.store_no == no as u32).map(|s| s.view.extents_free).sum::<u64>()
             };
             let living = |no: usize| node.volumes.borrow().values().filter(|v| v.key == key && v.store == no as u32).count() as u32;
-            let Some(store) = placement::place_volume((0..stores.len()).map(|no| (free(no), living(no)))) else {
+            let emptiest = || placement::place_volume((0..stores.len()).map(|no| (free(no), living(no))));
+            let Some(store) = above.map(|store| store as usize).or_else(emptiest) else {
                 return answer(Err(order_error("creating a volume", OrderError::NotServing)));
             };
             let shape = ReplicaShape {
@@ -259,16 +269,38 @@ impl Node {
                 name: params.name.as_str().to_owned(),
             };
             let shape = Box::new(shape);
-            let order = match members {
-                None => Order::Create(shape),
-                Some(members) => Order::CreateMember { shape, members },
+            let order = match (params.origin, members) {
+                (Some(of), members) => Order::Clone {
+                    shape,
+                    members,
+                    origin: penstock_wire::SegmentId(of.segment_id.to_bytes()),
+                    snapshot: snapshots::wire_id(of.snapshot_id),
+                },
+                (None, None) => Order::Create(shape),
+                (None, Some(members)) => Order::CreateMember { shape, members },
             };
             node.order(stores[store].core, key, store as u32, order, move |node, result| match result {
                 // The volume's notice came before its order's end, since a core reports in order.
                 Ok(()) => node.volume_info(id, answer),
+                // Of a clone. It was there when it was asked for, so a removal is on its way, or the marker is.
+                Err(OrderError::NoSuchSnapshot) => {
+                    let hint = "try again in a moment, or look at the volume's snapshots";
+                    answer(Err(fail(ErrorCode::NotReady, "creating a clone: its snapshot is not on this drive now", hint)));
+                }
                 Err(error) => answer(Err(order_error("creating a volume", error))),
             });
         });
+    }
+
+    /// The store of `drive` where the origin of a clone is.
+    fn origin_store(&self, origin: Origin, drive: DriveId) -> Result<u32, RpcError> {
+        let (id, volumes) = (origin.volume_id, self.volumes.borrow());
+        let Some(of) = volumes.get(&id).filter(|of| !of.deleting) else { return Err(no_volume(id)) };
+        if of.drive != drive {
+            let message = format!("a clone of volume {id} cannot be on drive {drive}: on this node that volume is on {}", of.drive);
+            return Err(fail(ErrorCode::Invalid, message, "make it where its origin is"));
+        }
+        Ok(of.store)
     }
 
     /// Makes a volume for use inside the process; `ready` runs on its home core.
@@ -410,6 +442,7 @@ impl Node {
             reason,
             allocated_bytes: ByteSize(usage.allocated_extents * EXTENT as u64),
             undrained_bytes: ByteSize(usage.undrained_blocks * BLOCK as u64),
+            origin: view.and_then(|view| view.origin.as_ref()).and_then(snapshots::origin),
             snapshots: view.map(|view| view.snapshots.iter().filter_map(snapshots::info).collect()).unwrap_or_default(),
             connections: exports.iter().map(|e| e.connected_hosts.len() as u32).sum(),
             exports,
