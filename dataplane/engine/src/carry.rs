@@ -7,12 +7,15 @@ use crate::config::{BATCHES_OUT_MAX, Canary};
 use crate::host::{Proposed, Source, What};
 use crate::member::{Marked, Member, Payload};
 use crate::port::*;
-use crate::replica::{Ballot, Mark, Persist};
+use crate::replica::{Ballot, LogEnd, Mark, Persist};
 use crate::store::Store;
 use crate::stream::{BATCH_BLOCKS_MAX, Load};
-use penstock_wire::batch::{BALLOT_LEN, BELIEVED_LEN, Kind, RESOLVED_LEN, SEEN_LEN, Section, logged_len};
+use penstock_wire::batch::{BALLOT_LEN, BELIEVED_LEN, COMMITTED_LEN, Kind, RESOLVED_LEN, SEEN_LEN, Section, logged_len};
 use penstock_wire::peer::{MemberNo, OpeningId};
 use penstock_wire::{Index, Seq, Term};
+
+/// Blocks of entries that are applied before the log is told.
+const COMMITTED_BLOCKS: u32 = 64;
 
 /// What an item puts into the log.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -37,6 +40,8 @@ pub(crate) enum Carries {
     Seen(MemberNo),
     /// The store's opening is believed.
     Believed(OpeningId),
+    /// The log is known to be committed so far.
+    Committed(LogEnd),
     /// An entry that was replaced before it got anywhere.
     Nothing,
 }
@@ -72,6 +77,7 @@ impl Item {
             Carries::Resolved => RESOLVED_LEN,
             Carries::Seen(_) => SEEN_LEN,
             Carries::Believed(_) => BELIEVED_LEN,
+            Carries::Committed(_) => COMMITTED_LEN,
             Carries::Nothing => 0,
         }
     }
@@ -101,6 +107,9 @@ impl Store {
         if let Some(install) = persist.install {
             self.begin_rebuild(no, install, mem, fx);
         }
+        if !persist.entries.is_empty() {
+            self.queue_committed(no);
+        }
         for entry in persist.entries {
             let bytes = logged_len(&entry) as u32;
             let carries = Carries::Entry { index: entry.index, term: entry.term, blocks: entry.payload_blocks, bytes };
@@ -109,6 +118,16 @@ impl Store {
         }
         let last = self.groups.queue.back_mut().expect("what is to be persisted is not empty");
         last.mark = Some((persist.mark, sealed));
+    }
+
+    /// With entries and not for itself, so that a restart knows but for some blocks what is committed. A member that comes back with a long log and knows nothing
+    /// of it can trim none of it before it has all that the next leader has, for which its log may have no room.
+    fn queue_committed(&mut self, no: ReplicaNo) {
+        let Some(index) = self.map.get(no).map(|replica| replica.applied) else { return };
+        let Some(member) = self.member_mut(no).filter(|member| member.untold_blocks >= COMMITTED_BLOCKS) else { return };
+        member.untold_blocks = 0;
+        let end = LogEnd { index, term: member.applied_term };
+        self.groups.queue.push_back(Item { replica: no, carries: Carries::Committed(end), mark: None });
     }
 
     /// The log is as far again as it may have been, or nothing of it is lost: the next life need not ask. Until it is durable that one may.
@@ -186,6 +205,10 @@ impl Store {
                 Carries::Believed(id) => {
                     section.entry(item.replica.0, Term(0), Index(0));
                     section.believed(id);
+                }
+                Carries::Committed(end) => {
+                    section.entry(item.replica.0, Term(0), Index(0));
+                    section.committed(end.index, end.term);
                 }
                 Carries::Own { id, .. } => self.describe_own(item.replica, id, section),
                 Carries::Nothing => {}

@@ -189,6 +189,7 @@ impl Store {
             applied_term: member.applied_term,
             members: member.members.clone(),
             entries: member.log.iter().map(|logged| logged.entry.clone()).collect(),
+            committed: replica.applied,
             floor: None,
         };
         let stage = self.raise_group(no, member.me, from);

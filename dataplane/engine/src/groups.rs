@@ -313,6 +313,7 @@ impl Store {
     fn apply_entry<M: Memory>(&mut self, no: ReplicaNo, entry: &Entry, mem: &mut M, fx: &mut Effects) {
         self.drain.unsaved = true;
         let member = self.member_mut(no).expect("a group that applies has its member");
+        member.untold_blocks = member.untold_blocks.saturating_add(entry.payload_blocks + 1);
         let logged = member.get_mut(entry.index).expect("what is applied is in the log");
         let seq = logged.seq.expect("what is applied is persisted");
         let promised = std::mem::take(&mut logged.promised);

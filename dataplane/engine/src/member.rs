@@ -132,6 +132,8 @@ pub(crate) struct Member {
     pub staged_markers: Vec<Index>,
     /// Payload blocks of hosts here that are ready or proposed, and not applied.
     pub out_blocks: u64,
+    /// Blocks of entries that were applied since the log was told last what is committed.
+    pub untold_blocks: u32,
     /// Jobs that go on once it is known that this member leads.
     pub asking: Vec<JobId>,
     /// The term in which hosts are served here.
@@ -174,6 +176,7 @@ impl Member {
             markers: Vec::new(),
             staged_markers: Vec::new(),
             out_blocks: 0,
+            untold_blocks: 0,
             asking: Vec::new(),
             serving: None,
             standing: None,

@@ -192,9 +192,10 @@ impl Store {
         let me = self.own_number(shape, members).expect("checked when it was ordered");
         let ballot = Ballot { term: start_term, ..Ballot::default() };
         let (applied, applied_term, entries, floor) = (start, start_term, Vec::new(), None);
-        let recovered = Recovered { ballot, applied, applied_term, start, start_term, members: members.clone(), entries, floor };
+        let (members, committed) = (members.clone(), applied);
+        let recovered = Recovered { ballot, applied, applied_term, start, start_term, members: members.clone(), entries, committed, floor };
         let stage = self.raise_group(no, me, recovered);
-        let mut member = Member::new(me, stage, members.clone());
+        let mut member = Member::new(me, stage, members);
         (member.applied_term, member.ballot, member.start, member.start_term) = (start_term, ballot, start, start_term);
         let replica = self.map.get_mut(no).expect("just made");
         (replica.term, replica.proposed, replica.applied) = (start_term, start, start);

@@ -67,6 +67,8 @@ pub(crate) struct Walked {
     saved: Index,
     members: Members,
     ballot: Ballot,
+    /// The last entry that the log said to be committed.
+    committed: Option<LogEnd>,
     /// It began as a snapshot of another volume, in this log.
     stands: bool,
     /// By index: what was found of the log as it stands.
@@ -121,6 +123,7 @@ impl Walked {
             applied_term,
             members,
             ballot,
+            committed: None,
             stands: false,
             saved: Index(0),
             list,
@@ -166,6 +169,7 @@ impl Walked {
             Op::Ballot { term, vote } => self.ballot = Ballot { term: *term, vote: *vote },
             Op::Doubt { floor } => self.lose(floor.map(|(index, term)| LogEnd { term, index })),
             Op::Resolved => self.doubt = None,
+            Op::Committed { index, term } => self.committed = Some(LogEnd { term: *term, index: *index }),
             Op::Install { as_of, index, index_term, members } => {
                 self.rebuild = Some(*as_of);
                 // A checkpoint may know more than that.
@@ -291,7 +295,9 @@ impl Walked {
         let floor = self.doubt.map(|floor| floor.unwrap_or_else(|| unknown_floor(self.ballot.term)));
         let entries = list.iter().map(|placed| placed.entry.clone()).collect();
         let (applied_term, members) = (self.applied_term, self.members.clone());
-        let recovered = Recovered { ballot: self.ballot, start, start_term, applied, applied_term, members, entries, floor };
+        let stands = |end: &LogEnd| list.iter().any(|placed| (placed.entry.index, placed.entry.term) == (end.index, end.term));
+        let committed = self.committed.filter(stands).map_or(applied, |end| end.index.max(applied));
+        let recovered = Recovered { ballot: self.ballot, start, start_term, applied, applied_term, members, entries, committed, floor };
         let logged = list.into_iter().map(|placed| {
             let payload = if placed.entry.payload_blocks == 0 { Payload::None } else { Payload::Ring { at: placed.at } };
             Logged { entry: placed.entry, seq: Some(placed.seq), payload, promised: Vec::new() }

@@ -13,7 +13,9 @@ use crate::{BLOCK, DecodeError, EXTENT_BLOCKS, Generation, Incarnation, Index, R
 mod lens;
 mod section;
 
-pub use lens::{BALLOT_LEN, BELIEVED_LEN, RESOLVED_LEN, SEEN_LEN, WHOLE_LEN, copy_len, forced_len, install_len, layers_len, logged_len};
+pub use lens::{
+    BALLOT_LEN, BELIEVED_LEN, COMMITTED_LEN, RESOLVED_LEN, SEEN_LEN, WHOLE_LEN, copy_len, forced_len, install_len, layers_len, logged_len,
+};
 pub use section::Section;
 
 const MAGIC: &[u8; 8] = b"PENSLOG1";
@@ -255,6 +257,7 @@ const OP_SEEN: u8 = 24;
 const OP_BELIEVED: u8 = 25;
 const OP_OPENED: u8 = 26;
 const OP_FORCED: u8 = 27;
+const OP_COMMITTED: u8 = 28;
 
 /// A doubt of this replica is one of every replica that is a member of a group: there were too many to name.
 pub const EVERY_MEMBER: u32 = u32::MAX;
@@ -329,6 +332,11 @@ pub enum Op {
     Opened {
         vouched: bool,
     },
+    /// The log is known to be committed up to this entry.
+    Committed {
+        index: Index,
+        term: Term,
+    },
     /// The group is these members from here on, by force: no entry is of an older term, and no membership before is newer.
     Forced {
         term: Term,
@@ -387,6 +395,7 @@ impl Op {
         match self {
             Self::Ballot { .. } | Self::Doubt { .. } | Self::Resolved | Self::Install { .. } | Self::Whole { .. } | Self::Copy(_) => true,
             Self::Layer(_) | Self::Stack(_) | Self::Seen(_) | Self::Believed(_) | Self::Opened { .. } | Self::Forced { .. } => true,
+            Self::Committed { .. } => true,
             Self::Create(_) | Self::Delete | Self::Members(_) | Self::Origin { .. } | Self::Reserve(_) => false,
             Self::Write { .. } | Self::Zero { .. } | Self::Resize { .. } | Self::Snapshot { .. } | Self::Unsnapshot(_) => false,
         }
@@ -531,7 +540,7 @@ impl Iterator for RawOps<'_> {
         let after = match kind {
             OP_WRITE => 4 * count as usize,
             OP_CREATE | OP_MEMBERS | OP_BALLOT | OP_DOUBT | OP_INSTALL | OP_COPY | OP_RESERVE | OP_SNAPSHOT | OP_UNSNAPSHOT | OP_ORIGIN
-            | OP_LAYER | OP_STACK | OP_SEEN | OP_BELIEVED | OP_FORCED => count as usize,
+            | OP_LAYER | OP_STACK | OP_SEEN | OP_BELIEVED | OP_FORCED | OP_COMMITTED => count as usize,
             _ => 0,
         };
         self.0 = rest.get(OP_HEAD - 4 + after..).unwrap_or(&[]);
@@ -680,6 +689,14 @@ fn take_op(r: &mut Take<'_>) -> Result<Op, DecodeError> {
                 return Err(DecodeError::Value { what: "term of a membership by force", found: block });
             }
             Op::Forced { term: Term(block), members: Box::new(Members::decode(r.bytes(count as usize)?)?) }
+        }
+        OP_COMMITTED => {
+            expect_len(count, 8)?;
+            let term = Term(r.count("term of an entry")?);
+            if block == 0 || block >= crate::COUNT_LIMIT || term.0 == 0 {
+                return Err(DecodeError::Value { what: "index or term of a committed entry, index", found: block });
+            }
+            Op::Committed { index: Index(block), term }
         }
         OP_OPENED => {
             zero_block(block)?;

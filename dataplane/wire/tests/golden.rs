@@ -136,6 +136,7 @@ fn batch_v3_of_each_kind_and_both_sizes() {
     assert_eq!(entries[2].ops, [Op::Believed(sample::peer::past().believed.unwrap())]);
     assert_eq!(entries[3].ops, [Op::Opened { vouched: true }]);
     assert_eq!(entries[4].ops, [Op::Forced { term: Term(0x2021), members: Box::new(sample::peer::members()) }]);
+    assert_eq!(entries[5].ops, [Op::Committed { index: Index(0x2223), term: Term(0x2021) }]);
 }
 
 #[test]

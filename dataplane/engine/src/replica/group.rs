@@ -110,14 +110,14 @@ fn check_log(from: &Recovered) -> Result<(), OpenError> {
     from.members.check().map_err(OpenError::Members)
 }
 
-/// What a restart knows committed: who proposed a change of members had applied the one before.
+/// What a restart knows committed: what its log says, and who proposed a change of members had applied the one before.
 fn committed_at_open(from: &Recovered) -> u64 {
     let changes = from.unapplied().iter().filter(|entry| entry.kind == EntryKind::Members);
     let mut last_two = (from.applied.0, from.applied.0);
     for change in changes {
         last_two = (last_two.1, change.index.0);
     }
-    last_two.0
+    last_two.0.max(from.committed.0)
 }
 
 impl Group {

@@ -96,6 +96,8 @@ pub struct Recovered {
     /// Of `applied`.
     pub members: Members,
     pub entries: Vec<Entry>,
+    /// Entries up to here are known to be committed; they are in `entries`, or applied.
+    pub committed: Index,
     /// The member may have acknowledged entries that are gone, none beyond the end of such a log: until its own is that far again it votes for
     /// nobody whose log is not, and does not campaign. See [`resolve`].
     pub floor: Option<LogEnd>,

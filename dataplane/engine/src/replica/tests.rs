@@ -26,7 +26,9 @@ fn members(count: u64) -> Members {
 
 fn fresh(count: u64) -> Recovered {
     let (ballot, members, none) = (Ballot::default(), members(count), (Index(0), Term(0)));
-    Recovered { ballot, start: none.0, start_term: none.1, applied: none.0, applied_term: none.1, members, entries: vec![], floor: None }
+    let (start, start_term) = none;
+    let (applied, applied_term, committed) = (start, start_term, start);
+    Recovered { ballot, start, start_term, applied, applied_term, members, entries: vec![], committed, floor: None }
 }
 
 fn config(me: u64) -> GroupConfig {

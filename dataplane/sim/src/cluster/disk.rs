@@ -239,8 +239,8 @@ impl Disk {
         }
         self.ballot = ballot;
         let Checkpoint { applied, term, members, .. } = checkpoint;
-        let recovered =
-            Recovered { ballot, start: applied, start_term: term, applied, applied_term: term, members, entries: log, floor: None };
+        let (start, start_term, applied_term, committed) = (applied, term, term, applied);
+        let recovered = Recovered { ballot, start, start_term, applied, applied_term, members, entries: log, committed, floor: None };
         (recovered, doubt)
     }
 

@@ -2,6 +2,8 @@
 //!
 //! Not here: what drives do by themselves (`drives`) and what the network does to each frame (`net`).
 
+use penstock_wire::Index;
+
 use super::node::Phase;
 use super::plan::Strike;
 use super::world::{Coming, World};
@@ -151,7 +153,8 @@ impl World {
         grown && it.phase == Phase::Serving && it.fence.is_none() && it.replicas.len() == groups && it.store.as_ref().is_some_and(believed)
     }
 
-    /// What a node has of volumes, others have: where a log-only member is all that is left beside one with content, what that one lacks is in the log.
+    /// What a node has of volumes, others have. Where a log-only member is all that is left beside one with content, what that one lacks is in the log; and where a
+    /// member is being rebuilt, one that is whole reaches up to where that one's log begins: with both gone a group has lost two.
     fn content_outlives(&self, node: usize) -> bool {
         let look = |volume: u32, at: usize| {
             let it = &self.nodes[at];
@@ -159,12 +162,13 @@ impl World {
         };
         self.volumes.values().filter(|v| v.replicated && !self.is_log_only(v.no, node)).all(|v| {
             let others: Vec<usize> = (0..self.nodes.len()).filter(|other| *other != node).collect();
-            let Some(log) = others.iter().find(|other| self.is_log_only(v.no, **other)) else { return true };
-            let begins = look(v.no, *log).map(|look| look.start);
-            let reaches = |at: &usize| {
-                look(v.no, *at).is_some_and(|look| !look.rebuilding && !look.stopped && begins.is_some_and(|from| from <= look.last))
+            let reaches = |at: usize, from: Index| look(v.no, at).map(|look| !look.rebuilding && !look.stopped && from <= look.last);
+            let Some(log) = others.iter().find(|other| self.is_log_only(v.no, **other)) else {
+                let mut rebuilt = others.iter().filter_map(|other| look(v.no, *other)).filter(|look| look.rebuilding);
+                return rebuilt.all(|look| others.iter().any(|other| reaches(*other, look.start).unwrap_or(true)));
             };
-            others.iter().filter(|other| *other != log).all(reaches)
+            let Some(begins) = look(v.no, *log).map(|look| look.start) else { return false };
+            others.iter().filter(|other| *other != log).all(|other| reaches(*other, begins).unwrap_or(false))
         })
     }
 

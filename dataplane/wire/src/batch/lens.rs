@@ -35,6 +35,9 @@ pub const RESOLVED_LEN: usize = ENTRY_HEAD + OP_HEAD;
 /// Bytes that an entry takes in a section which says what is known of one other member.
 pub const SEEN_LEN: usize = ENTRY_HEAD + OP_HEAD + Seen::BYTES;
 
+/// Bytes that an entry takes in a section which says how far the log is known to be committed.
+pub const COMMITTED_LEN: usize = ENTRY_HEAD + OP_HEAD + 8;
+
 /// Bytes that an entry takes in a section which says that an opening is believed.
 pub const BELIEVED_LEN: usize = ENTRY_HEAD + OP_HEAD + OpeningId::BYTES;
 

@@ -81,6 +81,7 @@ impl Section {
             Op::Believed(id) => self.believed(*id),
             Op::Opened { vouched } => self.opened(*vouched),
             Op::Forced { term, members } => self.forced(*term, members),
+            Op::Committed { index, term } => self.committed(*index, *term),
         }
     }
 
@@ -216,6 +217,12 @@ impl Section {
     pub fn believed(&mut self, id: OpeningId) {
         self.op(OP_BELIEVED, OpeningId::BYTES as u32, 0);
         self.bytes.extend_from_slice(&OpeningId::encode(Some(id)));
+    }
+
+    /// The log is known to be committed up to this entry.
+    pub fn committed(&mut self, index: Index, term: Term) {
+        self.op(OP_COMMITTED, 8, index.0);
+        self.bytes.extend_from_slice(&term.0.to_le_bytes());
     }
 
     /// The store is opened with this batch, and its node has written down the opening before, or not.

@@ -173,6 +173,8 @@ pub fn seen_batch() -> SampleBatch {
     own.opened(true);
     own.entry(7, Term(0), Index(0));
     own.forced(Term(0x2021), &peer::members());
+    own.entry(7, Term(0), Index(0));
+    own.committed(Index(0x2223), Term(0x2021));
     SampleBatch { header: header(Kind::Data, 0, before()), own, prev: section_before() }
 }
 
