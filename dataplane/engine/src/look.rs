@@ -27,6 +27,8 @@ pub struct MemberLook {
     pub stopped: bool,
     /// Its blocks are being copied from another: they are not what its applied index says.
     pub rebuilding: bool,
+    /// It is a clone's, over the origin's layer on this store.
+    pub stands: bool,
     pub applied: Index,
     pub applied_term: Term,
     /// Newest that went into the stream.
@@ -53,6 +55,7 @@ impl Store {
             admitted: member.admission.admitted,
             stopped: matches!(member.stage, MemberStage::Stopped(_)),
             rebuilding: member.rebuild.is_some(),
+            stands: replica.origin.is_some(),
             applied: replica.applied,
             applied_term: member.applied_term,
             ballot: member.ballot,

@@ -197,7 +197,7 @@ impl World {
     }
 
     /// Snapshots that are on their way come to stand, or to be gone.
-    fn settle_snapshots(&mut self, volume: u32) {
+    pub fn settle_snapshots(&mut self, volume: u32) {
         let end = self.now + PATIENCE_US;
         while !self.is_settled(volume) {
             if let Some(leader) = self.leader_of(volume) {
@@ -211,6 +211,7 @@ impl World {
 
     /// Snapshots go, and give back all that they held.
     fn remove_snapshots(&mut self) {
+        self.end_clones();
         for volume in self.groups() {
             if self.end_snapshots(volume) {
                 self.settle_snapshots(volume);
@@ -218,7 +219,8 @@ impl World {
         }
         self.until(PATIENCE_US, "all members have applied that snapshots are gone", World::all_applied);
         self.drain();
-        let bare: Vec<u32> = self.groups().into_iter().filter(|volume| self.standing(*volume).is_empty()).collect();
+        let bare = |volume: &u32| self.standing(*volume).is_empty() && !self.is_stood_on(*volume);
+        let bare: Vec<u32> = self.groups().into_iter().filter(bare).collect();
         for volume in bare {
             for it in self.nodes.iter().filter(|it| it.gone.is_none()) {
                 let store = it.store.as_ref().expect("alive");
@@ -229,6 +231,9 @@ impl World {
         }
         self.rest();
         self.compare();
+        if self.plan.habits.clones {
+            self.read_back();
+        }
     }
 
     /// Every block that was ever touched, at the leader.
@@ -395,7 +400,7 @@ impl World {
     fn rot_everywhere(&mut self) {
         let nodes = self.whole_nodes();
         // A block of several versions is not told from its others by its place.
-        if nodes.len() < self.nodes.len() || !self.snapshots.is_empty() {
+        if nodes.len() < self.nodes.len() || !self.snapshots.is_empty() || self.volumes.values().any(|v| v.origin.is_some()) {
             return;
         }
         let first = &self.nodes[nodes[0]];

@@ -24,6 +24,7 @@ pub struct Volume {
     pub no: u32,
     pub shape: ReplicaShape,
     pub replicated: bool,
+    pub origin: Option<super::clones::Origin>,
     /// The node of one that is not.
     pub home: usize,
     /// By node.
@@ -36,6 +37,13 @@ pub struct Volume {
     /// Who was last heard to lead.
     pub guess: usize,
     pub again: VecDeque<Command>,
+}
+
+impl Volume {
+    pub fn new(no: u32, shape: ReplicaShape, replicated: bool, home: usize, hot: Vec<u64>) -> Self {
+        let (made, again) = (Vec::new(), VecDeque::new());
+        Self { no, shape, replicated, origin: None, home, made, growing: None, grown: false, out: 0, hot, guess: home, again }
+    }
 }
 
 /// A command of which nobody knows what became.
@@ -76,7 +84,7 @@ impl World {
 
     /// A host gets its turn: sends some commands, or waits.
     pub fn think(&mut self, volume: u32) {
-        if self.hosts_rest() {
+        if self.hosts_rest() || !self.volumes.contains_key(&volume) {
             return;
         }
         let pause = self.rng.within(50, self.plan.habits.think_us);
@@ -253,7 +261,8 @@ impl World {
         if roll >= reads {
             command.op = if roll < reads + h.zero_percent {
                 HostOp::Zero(span)
-            } else if roll < reads + h.zero_percent + h.compare_percent && span.len <= 2 * BLOCK as u64 {
+            // What is there of a clone's origin is stamped as that one's.
+            } else if roll < reads + h.zero_percent + h.compare_percent && span.len <= 2 * BLOCK as u64 && v.origin.is_none() {
                 HostOp::CompareWrite(span)
             } else {
                 HostOp::Write(span)

@@ -7,6 +7,7 @@
 //! as many elections in the same time; and one store alone ([`crate::world`]), whose drives suffer more.
 
 mod calm;
+mod clones;
 mod drives;
 mod forsake;
 mod hosts;

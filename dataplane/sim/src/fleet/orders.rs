@@ -28,7 +28,9 @@ pub fn replica_id(volume: u32, no: MemberNo) -> ReplicaId {
 impl World {
     /// Whether a node's member of a volume's group keeps the log alone.
     pub fn is_log_only(&self, volume: u32, node: usize) -> bool {
-        self.plan.log_only && volume as usize % self.nodes.len() == node && self.volumes.get(&volume).is_none_or(|v| v.replicated)
+        self.plan.log_only
+            && self.root_of(volume) as usize % self.nodes.len() == node
+            && self.volumes.get(&volume).is_none_or(|v| v.replicated)
     }
 
     fn members_of(&self, volume: u32) -> Members {
@@ -68,22 +70,7 @@ impl World {
             }
             let made = (0..self.nodes.len()).map(|node| if replicated || node == home { Made::No } else { Made::Done }).collect();
             self.oracle.add_volume(no, blocks);
-            self.volumes.insert(
-                no,
-                Volume {
-                    no,
-                    shape,
-                    replicated,
-                    home,
-                    made,
-                    growing: None,
-                    grown: false,
-                    out: 0,
-                    hot,
-                    guess: home,
-                    again: std::collections::VecDeque::new(),
-                },
-            );
+            self.volumes.insert(no, Volume { made, ..Volume::new(no, shape, replicated, home, hot) });
             let first = self.rng.within(1_000, 30_000);
             self.after(first, Coming::Think { volume: no });
         }
@@ -110,8 +97,13 @@ impl World {
             }
             let mut shape = Box::new(v.shape.clone());
             shape.replica = replica_id(volume, member_no(node));
-            let order =
-                if v.replicated { Order::CreateMember { shape, members: Box::new(self.members_of(volume)) } } else { Order::Create(shape) };
+            // Where the drive is not what it was there is nothing that it could stand on.
+            let of_clone = self.clone_order(volume, node, self.members_of(volume)).filter(|_| self.nodes[node].gone.is_none());
+            let order = match of_clone {
+                Some(order) => order,
+                None if v.replicated => Order::CreateMember { shape, members: Box::new(self.members_of(volume)) },
+                None => Order::Create(shape),
+            };
             let id = self.order(node, order);
             self.volumes.get_mut(&volume).expect("there").made[node] = Made::Ordered(id);
         }
@@ -123,6 +115,7 @@ impl World {
         }
         self.grow(volume);
         self.choose_snapshot(volume);
+        self.choose_clone(volume);
         self.choose_scrub();
     }
 
@@ -152,6 +145,7 @@ impl World {
     pub fn ordered(&mut self, node: usize, id: OrderId, result: &Result<(), OrderError>) {
         let order = self.nodes[node].orders.remove(&id.0).unwrap_or_else(|| panic!("order {id:?} was answered twice or never given"));
         self.tally.check("orders answered");
+        self.answered = Some((id.0, result.clone()));
         let v = self.volumes.values_mut().find(|v| v.made[node] == Made::Ordered(id.0));
         match (v, result) {
             (Some(v), Ok(())) => {
@@ -160,11 +154,15 @@ impl World {
                 assert!(self.nodes[node].replica_of(no).is_some(), "node {node} made volume {no} and did not announce it");
             }
             (Some(v), Err(OrderError::NotServing | OrderError::Fenced | OrderError::Stopping)) => v.made[node] = Made::No,
+            (Some(v), Err(OrderError::NotYet(_) | OrderError::NoSuchSnapshot)) if v.origin.is_some() => v.made[node] = Made::No,
             (Some(v), Err(error)) => panic!("volume {} was not made on node {node}: {error:?}", v.no),
             (None, Ok(())) => match order {
                 Order::Resize { segment, blocks } => self.grown(volume_of(&segment), blocks),
                 order => self.snapshot_ordered(node, &order),
             },
+            (None, Err(OrderError::CloneStands(..))) => self.snapshot_kept(&order),
+            // A clone's member that joins waits for the origin's.
+            (None, Err(OrderError::NotYet(_) | OrderError::NoSuchSnapshot)) if matches!(order, Order::Clone { .. }) => {}
             // Its receiver may be on the way to being whole.
             // One before may be under way.
             (None, Err(OrderError::Invalid(_))) if matches!(order, Order::Transfer { .. } | Order::Change { .. }) => {}
@@ -204,6 +202,10 @@ impl World {
         let told = Notice::Replica { replica, shape: Box::new(shape.clone()), gone };
         let Some(v) = self.volumes.get(&no) else { panic!("node {node} tells of a volume that was never made: {told:?}") };
         if gone && self.nodes[node].gone.is_some() {
+            self.nodes[node].replicas.remove(&replica);
+            return;
+        }
+        if gone && self.resting && v.origin.is_some() {
             self.nodes[node].replicas.remove(&replica);
             return;
         }

@@ -113,6 +113,8 @@ pub struct Habits {
     pub resizes: bool,
     /// Snapshots come and go.
     pub snapshots: bool,
+    /// Clones are made of them.
+    pub clones: bool,
     /// Drives are scrubbed meanwhile, and what members have is compared.
     pub scrubs: bool,
 }
@@ -212,6 +214,7 @@ impl Plan {
             naps: sleep.is_some() && rng.percent(70),
             resizes: rng.percent(20),
             snapshots: layered,
+            clones: layered && Rng::new(seed ^ 0x63_6c_6f_6e_65).percent(60),
             scrubs: Rng::new(seed ^ 0x73_63_72_75_62).percent(30),
         };
         let mut alloc = some(rng, 25, &[5, 20, 200]);

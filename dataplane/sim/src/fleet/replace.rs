@@ -24,7 +24,10 @@ impl World {
             if self.nodes[node].gone.is_none() || self.plan.singles > 0 || self.plan.log_only || self.rng.one_in(3) {
                 continue;
             }
-            for volume in self.groups() {
+            // What stands on others goes before them.
+            let (clones, others): (Vec<u32>, Vec<u32>) =
+                self.groups().into_iter().partition(|volume| self.volumes[volume].origin.is_some());
+            for volume in clones.into_iter().rev().chain(others) {
                 let old = self.seat(volume, node);
                 self.change(volume, |members| members.list.retain(|member| member.no != old));
                 self.order_again(node, Order::Delete { segment: segment_of(volume) });
@@ -56,7 +59,9 @@ impl World {
         v.made[node] = Made::Done;
         let mut shape = Box::new(v.shape.clone());
         shape.replica = replica_id(volume, no);
-        self.order_again(node, Order::CreateMember { shape, members: Box::new(members) });
+        if !self.join_standing(volume, node, &members) {
+            self.order_again(node, Order::CreateMember { shape, members: Box::new(members) });
+        }
         self.until(PATIENCE_US, "a new member has what the leader has", |w| {
             let leader = w.leader_of(volume).and_then(|leader| w.member_of(volume, leader));
             let joined = w.member_of(volume, node);
@@ -67,6 +72,25 @@ impl World {
         self.change(volume, |members| {
             members.list.iter_mut().filter(|member| member.no == no).for_each(|member| member.role = Role::Voter);
         });
+    }
+
+    /// A clone's member may begin where the origin's has come to stand again.
+    fn join_standing(&mut self, volume: u32, node: usize, members: &Members) -> bool {
+        let Some(of) = self.volumes[&volume].origin else { return false };
+        if !self.snapshots.contains_key(&of.snapshot) || self.rng.one_in(2) {
+            return false;
+        }
+        for _ in 0..400 {
+            self.until(PATIENCE_US, "the node serves", |w| w.nodes[node].phase == super::node::Phase::Serving);
+            let order = self.clone_order(volume, node, members.clone()).expect("it is a clone");
+            if self.order_for(node, order) == Some(Ok(())) {
+                self.tally.did("members of clones that join where the origin is", 1);
+                return true;
+            }
+            let until = self.now + 20_000;
+            while self.now < until && self.step() {}
+        }
+        panic!("a clone's member does not come to stand: {}", self.describe());
     }
 
     fn member_of(&self, volume: u32, node: usize) -> Option<MemberView> {

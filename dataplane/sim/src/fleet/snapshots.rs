@@ -24,8 +24,8 @@ pub enum Stage {
     Coming,
     /// Of so many blocks.
     Stands(u64),
-    /// It is ordered away until somebody says that it is gone.
-    Going,
+    /// It is ordered away until somebody says that it is gone; it had so many blocks.
+    Going(u64),
 }
 
 /// A snapshot, under its number as the oracle's volume.
@@ -54,7 +54,10 @@ impl World {
             let stand = self.of(volume, |stage| matches!(stage, Stage::Stands(_)));
             if stand.len() >= SNAPSHOTS_MAX || !stand.is_empty() && self.rng.percent(35) {
                 let no = self.rng.pick(&stand);
-                self.snapshots.get_mut(&no).expect("it stands").stage = Stage::Going;
+                // Control keeps what clones stand on; the engine is asked all the same now and then.
+                if !self.is_cloned(no) || self.are_clones_made(no) && self.rng.one_in(4) {
+                    self.goes(no);
+                }
             } else {
                 let no = self.next_snapshot.max(FIRST);
                 self.next_snapshot = no + 1;
@@ -63,6 +66,25 @@ impl World {
             }
         }
         self.order_snapshots(volume);
+    }
+
+    pub fn goes(&mut self, no: u32) {
+        let snapshot = self.snapshots.get_mut(&no).expect("it stands");
+        if let Stage::Stands(blocks) = snapshot.stage {
+            snapshot.stage = Stage::Going(blocks);
+        }
+    }
+
+    /// Something stands on a snapshot that was ordered away.
+    pub fn snapshot_kept(&mut self, order: &Order) {
+        let Order::Unsnapshot { snapshot, .. } = order else { return };
+        let Some((no, kept)) = self.snapshots.iter_mut().find(|(no, _)| id_of(**no) == *snapshot) else { return };
+        if let Stage::Going(blocks) = kept.stage {
+            kept.stage = Stage::Stands(blocks);
+        }
+        let no = *no;
+        assert!(self.is_cloned(no), "snapshot {no} is kept for a clone, and has none");
+        self.tally.check("what a clone stands on is not removed");
     }
 
     /// Orders what is not settled from who leads.
@@ -106,7 +128,7 @@ impl World {
                 }
             }
             Order::Unsnapshot { snapshot, .. } => {
-                let gone = |(no, s): &(&u32, &Snapshot)| id_of(**no) == *snapshot && s.stage == Stage::Going;
+                let gone = |(no, s): &(&u32, &Snapshot)| id_of(**no) == *snapshot && matches!(s.stage, Stage::Going(_));
                 let Some(no) = self.snapshots.iter().find(gone).map(|(no, _)| *no) else { return };
                 self.snapshots.remove(&no);
                 self.oracle.drop_volume(no);
@@ -181,7 +203,9 @@ impl World {
         let stand = self.of(volume, |_| true);
         let goes = !stand.is_empty() && self.rng.percent(70);
         for no in stand.into_iter().filter(|_| goes) {
-            self.snapshots.get_mut(&no).expect("it stands").stage = Stage::Going;
+            if !self.is_cloned(no) {
+                self.goes(no);
+            }
         }
         goes
     }

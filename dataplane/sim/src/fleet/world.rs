@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use penstock_engine::replica::Part as GroupPart;
-use penstock_engine::{DiskId, Effect, Effects, Event, Notice, Stage};
+use penstock_engine::{DiskId, Effect, Effects, Event, Notice, Order, Stage};
 
 use super::hosts::{Linger, Volume};
 use super::judge::Judge;
@@ -109,6 +109,8 @@ pub struct World {
     pub next_serial: u64,
     pub next_write: u64,
     pub next_order: u64,
+    /// The order that was answered last, and how.
+    pub answered: Option<(u64, Result<(), penstock_engine::OrderError>)>,
     /// Hosts ask nothing until then.
     pub nap_until: u64,
     pub served: u64,
@@ -146,6 +148,7 @@ impl World {
             next_serial: 1,
             next_write: 1,
             next_order: 1,
+            answered: None,
             nap_until: 0,
             served: 0,
             resting: false,
@@ -388,6 +391,10 @@ impl World {
             Notice::SteppingAside { .. } => self.tally.did("leaders that stepped aside", 1),
             Notice::GroupStopped { replica, why } => {
                 let fenced = it.fence.is_some() || it.command_failed;
+                let of = it.replicas.get(replica).map(|volume| crate::orders::segment_of(*volume));
+                if it.orders.values().any(|order| matches!(order, Order::Delete { segment } if Some(*segment) == of)) {
+                    return;
+                }
                 assert!(fenced || it.gone.is_some(), "node {node}: the group of {replica:?} has stopped, and its drive is well: {why}");
                 self.tally.did(if fenced { "groups stopped by a fence" } else { "members stopped for their drive" }, 1);
             }
