@@ -31,6 +31,8 @@ struct Shown {
     term: Term,
     committed: Index,
     start: Index,
+    /// Where its log ended when the life began.
+    opened: Index,
 }
 
 impl Judge {
@@ -307,10 +309,12 @@ impl World {
             if self.is_log_only(volume, node) {
                 self.check_log_only(node, volume, &look, if fresh { look.start } else { before.start });
             }
-            let reached = before.reached.max(look.applied);
+            let (reached, opened) = (before.reached.max(look.applied), if fresh { look.last } else { before.opened });
+            // What rotted may lie in what is not applied: with another member's copy of the same entry it would be lost.
+            whole &= look.applied >= opened;
             self.judge.shown.insert(
                 (volume, node),
-                Shown { life, applied: look.applied, reached, term: view.term, committed: view.committed, start: look.start },
+                Shown { life, applied: look.applied, reached, term: view.term, committed: view.committed, start: look.start, opened },
             );
         }
         if whole {
