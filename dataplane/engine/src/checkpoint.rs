@@ -328,6 +328,7 @@ impl Store {
             generation: self.stream.generation,
             log_seq: first,
             log_at: self.stream.place_of(first),
+            log_generation: self.stream.generation_from(first),
             checkpoint: self.checkpoint.count + 1,
             directory: [self.checkpoint.new_chains[0][0].0, self.checkpoint.new_chains[1][0].0],
             directory_parts: self.checkpoint.new_chains[0].len() as u32,

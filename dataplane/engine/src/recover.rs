@@ -299,6 +299,7 @@ impl Store {
         rec.covered = Seq(superblock.log_seq.0 - 1);
         self.index.any_order();
         rec.pos = superblock.log_at;
+        rec.generation = superblock.log_generation;
         rec.extent = superblock.directory[0];
         rec.step = if superblock.checkpoint == 0 { Step::Walk } else { Step::Directory };
         if rec.step == Step::Directory {
@@ -700,6 +701,7 @@ impl Store {
         self.index.put_in_order();
         self.stream.resume(superblock.log_seq, std::mem::take(&mut rec.places), rec.seq, rec.pos, superblock.log_at, generation);
         self.stream.proven = rec.durable_to.max(Seq(superblock.log_seq.0 - 1));
+        self.stream.found_generation = superblock.log_generation;
         rec.rewrite.proven(self.stream.proven);
         rec.window = Vec::new();
         let lost = (rec.log_lost && !self.config.accept_lost_log).then_some(FenceReason::LogLost);

@@ -99,6 +99,8 @@ pub(crate) struct Stream {
     /// The newest batch that recovery kept, and the first of this generation.
     pub found: Seq,
     pub opened: Seq,
+    /// No batch before that is of an older generation.
+    pub found_generation: Generation,
     flushing: Option<Seq>,
     /// The batch before, for the next header.
     prev: Option<Prev>,
@@ -136,6 +138,7 @@ impl Stream {
             proven: Seq(0),
             found: Seq(0),
             opened: Seq(0),
+            found_generation: Generation(0),
             flushing: None,
             prev: None,
             prev_section: Section::default(),
@@ -197,6 +200,10 @@ impl Stream {
     }
     pub fn first_kept(&self) -> Seq {
         self.first
+    }
+    /// The oldest generation that a batch from `first` on may be of.
+    pub fn generation_from(&self, first: Seq) -> Generation {
+        if first >= self.opened { self.generation } else { self.found_generation }
     }
     pub fn is_idle(&self) -> bool {
         self.out.is_empty() && self.flushing.is_none()

@@ -22,6 +22,8 @@ pub struct Superblock {
     /// First batch that the checkpoint does not cover, and where it is or will be.
     pub log_seq: Seq,
     pub log_at: RingPos,
+    /// None of those that count is of an older generation: what recovery dropped once may stand where the log begins.
+    pub log_generation: Generation,
     /// Counts checkpoints; 0 with [`NO_EXTENT`] for none.
     pub checkpoint: u64,
     /// First extents of the directory's chain and of its copy.
@@ -44,6 +46,7 @@ impl Superblock {
             generation: Generation(0),
             log_seq: Seq(1),
             log_at: RingPos(0),
+            log_generation: Generation(0),
             checkpoint: 0,
             directory: [NO_EXTENT; 2],
             directory_parts: 0,
@@ -70,6 +73,7 @@ impl Superblock {
         w.u64(self.directory_len);
         w.u32(self.directory_parts);
         w.u32(self.directory_crc);
+        w.u64(self.log_generation.0);
         seal(block, MAGIC, VERSION);
     }
 
@@ -90,6 +94,10 @@ impl Superblock {
         let directory_len = r.u64()?;
         let directory_parts = r.u32()?;
         let directory_crc = r.u32()?;
+        let log_generation = Generation(r.u64()?);
+        if log_generation > generation {
+            return Err(DecodeError::Limit { what: "generation of the superblock's log", found: log_generation.0, limit: generation.0 });
+        }
         if log_seq.0 == 0 {
             return Err(DecodeError::Value { what: "log sequence of the superblock", found: 0 });
         }
@@ -106,6 +114,7 @@ impl Superblock {
             generation,
             log_seq,
             log_at,
+            log_generation,
             checkpoint,
             directory,
             directory_parts,

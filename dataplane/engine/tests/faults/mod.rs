@@ -138,6 +138,35 @@ impl Faulty {
 }
 
 #[test]
+fn batch_that_recovery_dropped_stays_dropped_where_the_log_begins_at_its_place() {
+    let mut bench = Bench::new();
+    bench.create(200);
+    bench.write(0, &pattern(1, BLOCK));
+    bench.tick(20);
+    let before = bench.media.clone();
+    bench.late = 5;
+    let zeros = Span { offset: 8 * BLOCK as u64, len: BLOCK as u64 };
+    bench.begin(HostOp::Zero(zeros), Vec::new());
+    bench.turns(2);
+    let written: Vec<usize> = (0..before.len()).step_by(BLOCK).filter(|at| bench.media[*at..][..BLOCK] != before[*at..][..BLOCK]).collect();
+    bench.begin(HostOp::Write(Span { offset: 0, len: BLOCK as u64 }), pattern(2, BLOCK));
+    bench.turns(2);
+    // The power goes before the barrier. Of the two batches the second stays, behind as many blocks as the next opening's record takes.
+    assert_eq!(written.len(), 1);
+    bench.media[written[0]..][..BLOCK].copy_from_slice(&before[written[0]..][..BLOCK]);
+    bench.late = 0;
+    bench.reopen();
+    assert_eq!(bench.store.view().recovery.dropped_batches, 2, "the one that is missing and the one behind it");
+    assert_eq!(bench.read(0, BLOCK as u64), pattern(1, BLOCK));
+    bench.order(Order::Drain).unwrap();
+    bench.reopen();
+    assert_eq!(bench.store.view().recovery.batches, 0);
+    assert_eq!(bench.read(0, BLOCK as u64), pattern(1, BLOCK));
+    bench.order(Order::Drain).unwrap();
+    bench.audit();
+}
+
+#[test]
 fn what_a_failed_flush_forgot_and_the_next_life_showed_outlives_a_power_cut() {
     let mut faulty = Faulty::new();
     faulty.fence(1, 2);
