@@ -143,7 +143,11 @@ impl World {
                 self.volumes.get_mut(&volume).expect("there").pending = Some(Pending::Resize { order: None, blocks });
             }
             3 if self.is_origin(volume) => {
-                self.order(shard, Order::Delete { segment: segment_of(volume) });
+                // Refused only while a clone stands for certain: one whose own end is ordered may be gone when its turn comes.
+                let is_of = |snapshot| self.snapshots.get(&snapshot).is_some_and(|s| s.of == volume);
+                if self.volumes.values().any(|v| v.created && !v.doomed && v.origin.is_some_and(is_of)) {
+                    self.order(shard, Order::Delete { segment: segment_of(volume) });
+                }
             }
             3 if self.volumes.values().filter(|v| v.shard == shard && !v.doomed).count() > 1 || self.rng.one_in(2) => {
                 self.doom(volume);
