@@ -39,8 +39,8 @@ fn staying(volume: &DesiredVolume) -> impl Iterator<Item = &DesiredReplica> {
 pub fn shape(desired: &Desired, observed: &BTreeMap<NodeId, &Observed>, body: &VolumeCreateBody) -> Result<Shape, ApiError> {
     let Some(from) = &body.from else {
         let size = body.size.ok_or_else(|| {
-            ApiError::new(ErrorCode::Invalid, format!("nothing says how large volume {} is to be", body.name))
-                .with_hint("name a size, or a snapshot that it is to be a clone of")
+            ApiError::new(ErrorCode::Invalid, format!("no size is given for volume {}", body.name))
+                .with_hint("give one, or a snapshot that it is to be a clone of")
         })?;
         let (replicas, log_only) = (body.replicas.unwrap_or(1), body.log_only);
         check_replicas(replicas, log_only)?;
