@@ -376,16 +376,14 @@ impl World {
             for node in self.whole_nodes() {
                 self.order_well(node, Order::ScrubStart, "the scrub begins");
             }
-            if pass == 0 {
-                self.die_while_it_is_wrong();
-            }
+            let died = pass == 0 && self.die_while_it_is_wrong();
             let scrubs = |it: &Node| it.store.as_ref().is_some_and(|store| store.view().scrub_permille.is_some());
             self.until(PATIENCE_US, "scrubs end", |w| !w.nodes.iter().any(scrubs));
             let end = self.now + 100_000;
             while self.now < end && self.step() {}
             self.drain();
-            // A scrub that was on its way when the pass began does not see again what it has behind it.
-            if self.rotten().is_empty() && !self.is_wrong() && !self.is_untold() {
+            // A scrub that was on its way when the pass began does not see again what it has behind it, one of a node that died sees nothing, and its map is not loaded.
+            if !died && self.rotten().is_empty() && !self.is_wrong() && !self.is_untold() {
                 break;
             }
         }

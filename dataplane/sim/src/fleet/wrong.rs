@@ -85,12 +85,12 @@ impl World {
         }
     }
 
-    /// Some die over it, with their map on the drive or without.
-    pub fn die_while_it_is_wrong(&mut self) {
-        let Some(wrong) = &self.wrong else { return };
+    /// Some die over it, with their map on the drive or without: says whether one did. Where the map was not, the block is what its checksum does not say.
+    pub fn die_while_it_is_wrong(&mut self) -> bool {
+        let Some(wrong) = &self.wrong else { return false };
         let (node, volume) = (wrong.node, wrong.volume);
         if self.holders(volume).len() < 3 || !self.rng.one_in(4) {
-            return;
+            return false;
         }
         let node = if self.rng.one_in(2) { node } else { self.rng.pick(&self.whole_nodes()) };
         let end = self.now + self.rng.below(60_000);
@@ -100,6 +100,7 @@ impl World {
         self.until(PATIENCE_US, "who died over a wrong block is back", World::all_lead);
         self.until(PATIENCE_US, "who died over a wrong block has applied the same", World::all_applied);
         self.drain();
+        true
     }
 
     fn contents_at(&self, node: usize, volume: u32) -> Contents {
