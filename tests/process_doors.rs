@@ -3,8 +3,8 @@
 
 use penstock::guest::initiator::{Namespace, Refusal};
 use penstock::process::dice;
-use penstock::process::hostile::{Place, idlers, say, wrong_vfio_user, wrong_vhost};
-use penstock::process::house::House;
+use penstock::process::hostile::{Place, idlers, say, vfio_user_ask_and_go, vfio_user_lets_in, wrong_vfio_user, wrong_vhost};
+use penstock::process::house::{House, LIMIT};
 use penstock::process::ledger::{End, Ledger};
 use penstock::process::nvme::{greeting, wrong_conversations};
 use penstock::process::witness::Witness;
@@ -172,6 +172,24 @@ fn vfio_user_wrong_conversations_end_alone() {
     house.did("volume unexport guest --vfio-user --force");
     house.did("volume rm guest");
     witness.look(&mut house, "the volume is gone").unwrap();
+}
+
+/// In interrupt mode nobody looks after a door by chance: it has to be told that its client is gone.
+#[test]
+fn vfio_user_clients_that_are_gone_before_they_are_answered_leave_a_door_for_the_next() {
+    let house = House::new().unwrap();
+    house.add_drive("d0", "96MiB", "--oplog 8MiB");
+    house.did("volume create guest 8MiB");
+    house.did("volume export guest --vfio-user");
+    let socket = socket_of(&house, "guest", "vfio-user").join("cntrl");
+    // Connecting waits for as long as the door takes nobody: aside, so that this can end.
+    let (tell, told) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let ask = (0..50).try_for_each(|_| vfio_user_ask_and_go(&socket)).and_then(|()| vfio_user_lets_in(&socket, LIMIT));
+        tell.send(ask)
+    });
+    let is_let_in = told.recv_timeout(3 * LIMIT).expect("the door takes one client after the other");
+    assert!(is_let_in.unwrap(), "and the last");
 }
 
 #[test]

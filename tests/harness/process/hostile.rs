@@ -1,6 +1,7 @@
 //! Wrong things said to sockets: what is sent, and that the other end answers or closes instead of hanging or dying.
 //! Not here: NVMe/TCP's units ([`super::nvme`]) and what is right.
 
+use super::house::LIMIT;
 use super::{Result, failed};
 use crate::guest::replay::Dice;
 use std::io::{ErrorKind, Read, Write};
@@ -162,13 +163,37 @@ fn vfio_user(command: u16, size: u32, flags: u32, payload: &[u8]) -> Vec<u8> {
     [&1u16.to_le_bytes()[..], &command.to_le_bytes(), &size.to_le_bytes(), &flags.to_le_bytes(), &0u32.to_le_bytes(), payload].concat()
 }
 
+/// A vfio-user client's first message, with what it says of itself.
+fn vfio_user_version(json: &[u8]) -> Vec<u8> {
+    let payload = [&0u16.to_le_bytes()[..], &1u16.to_le_bytes(), json].concat();
+    vfio_user(1, 16 + payload.len() as u32, 0, &payload)
+}
+
+fn vfio_user_hello() -> Vec<u8> {
+    vfio_user_version(b"{\"capabilities\":{\"max_msg_fds\":8,\"max_data_xfer_size\":1048576}}\0")
+}
+
+/// Whether a vfio-user door lets a client in that is well.
+pub fn vfio_user_lets_in(socket: &Path, limit: Duration) -> Result<bool> {
+    let echo = say_until(Place::Unix(socket), &vfio_user_hello(), false, limit, |heard| heard.len() > 16)?;
+    Ok(echo.heard.len() > 16) // a header and more
+}
+
+/// A vfio-user client that asks, and is gone before it can be answered.
+pub fn vfio_user_ask_and_go(socket: &Path) -> Result<()> {
+    let wrong = |e: std::io::Error| failed(socket.display().to_string(), e.to_string());
+    let mut line = UnixStream::connect(socket).map_err(wrong)?;
+    line.bound(LIMIT).map_err(wrong)?;
+    line.write_all(&vfio_user_hello()).map_err(wrong)?;
+    // It is let in, so that what comes next is carried out by the device.
+    let heard = line.read(&mut [0; 4096]).map_err(wrong)?;
+    line.write_all(&vfio_user(4, 32, 0, &[16, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0])).map_err(wrong)?;
+    if heard > 0 { Ok(()) } else { Err(failed("a vfio-user door", "it closed the connection")) }
+}
+
 /// vfio-user conversations that no client has.
 pub fn wrong_vfio_user(dice: &mut Dice) -> Vec<(String, Vec<u8>)> {
-    let version = |json: &[u8]| {
-        let payload = [&0u16.to_le_bytes()[..], &1u16.to_le_bytes(), json].concat();
-        vfio_user(1, 16 + payload.len() as u32, 0, &payload)
-    };
-    let hello = version(b"{\"capabilities\":{\"max_msg_fds\":8,\"max_data_xfer_size\":1048576}}\0");
+    let (version, hello) = (vfio_user_version, vfio_user_hello());
     let mut list = vec![
         ("nothing at all".to_owned(), Vec::new()),
         ("text".to_owned(), b"GET / HTTP/1.1\r\n\r\n".to_vec()),
