@@ -86,6 +86,10 @@ pub enum Canary {
     RepairOlder,
     /// A rebuild copies the live layer, and none that snapshots froze.
     CopyLiveAlone,
+    /// A clone's member is made before what it stands on is covered by a checkpoint.
+    CloneUnsaved,
+    /// A snapshot is removed although a clone stands on it.
+    RemoveUnderClone,
     /// What lies in a removed layer that is not merged yet is left out of copies of the one above.
     CopyUnmerged,
     /// What a leader had taken in and not proposed when it lost its term is proposed under the next one that it leads.
@@ -113,7 +117,7 @@ impl Canary {
     /// Volume block over which [`Canary::PanicOnWrite`] falls.
     pub const FALLS_AT: u64 = 13;
 
-    pub const ALL: [Canary; 31] = [
+    pub const ALL: [Canary; 33] = [
         Canary::CountBeforeBarrier,
         Canary::AckEarly,
         Canary::TornIsCorruption,
@@ -144,6 +148,8 @@ impl Canary {
         Canary::ReuseMergedEarly,
         Canary::CopyLiveAlone,
         Canary::CopyUnmerged,
+        Canary::CloneUnsaved,
+        Canary::RemoveUnderClone,
         Canary::CompareNothing,
     ];
 }

@@ -1,6 +1,6 @@
 //! Orders that change replicas: proposed one at a time, applied like any op.
 
-use crate::config::Stage;
+use crate::config::{Canary, Stage};
 use crate::host::{Birth, Cloned, Proposed, What};
 use crate::map::{Layer, LayerKey, Replica};
 use crate::member::Member;
@@ -93,7 +93,8 @@ impl Store {
                     return Some(Ok(()));
                 }
                 let layer = self.map.get(no).and_then(|replica| replica.snapshot(snapshot)).map(|frozen| frozen.layer.no);
-                if layer.is_some_and(|layer| self.map.clone_on(no, Some(layer)).is_some()) {
+                let stands = layer.is_some_and(|layer| self.map.clone_on(no, Some(layer)).is_some());
+                if stands && !self.canary(Canary::RemoveUnderClone) {
                     return Some(Err(self.clone_stands(no, layer)));
                 }
                 (no, 0, What::Unsnapshot(snapshot))
@@ -160,7 +161,7 @@ impl Store {
             return Err(Err(OrderError::Invalid("a clone has the logical block of its origin, and is at least as large as the snapshot")));
         }
         // After a restart the group says how much of its log is applied: a clone must not have to wait for that, or read less until then.
-        if member.is_some_and(|member| member.saved < frozen.at) {
+        if member.is_some_and(|member| member.saved < frozen.at) && !self.canary(Canary::CloneUnsaved) {
             (self.drain.unsaved, self.drain.for_clone) = (true, true);
             return Err(Err(OrderError::NotYet("what the snapshot holds is in the log alone, and is being drained")));
         }

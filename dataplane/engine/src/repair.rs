@@ -7,7 +7,7 @@
 //! A member that is asked looks up its newest version of the block, verifies it, and sends it if it is the one with that checksum; a peer's older
 //! version is of no use to anybody. One without content looks into its log: nobody else may have what the other data member lacks. What comes is verified against what was asked for. It is put back as a copy of one block through the store's
 //! own log ([`crate::rebuild`]: nothing newer in the log is overwritten, and the drain alone writes extents), and only while index or map name the
-//! place that was bad; into the live layer, which is the only one that members have. Not here: finding it (`read`, `scrub`, `drain`, `send`, `rebuild/source`), and blocks of which not even the checksum is left.
+//! place that was bad; into the layer that it is of, which may be the origin's beneath a clone. Not here: finding it (`read`, `scrub`, `drain`, `send`, `rebuild/source`), and blocks of which not even the checksum is left.
 
 use crate::config::{Canary, Stage};
 use crate::epoch::Epoch;
@@ -134,6 +134,13 @@ impl Store {
         let (waiters, unreadable, differ) = (vec![waiter], Vec::new(), Vec::new());
         fetches.push(Fetch { id, no, block, crc, place, waiters, unreadable, differ, begun: now, asked: None });
         true
+    }
+
+    /// Whose members may have what a layer holds: where its snapshot is removed or its replica has none to ask, those of a clone that stands on it.
+    pub(crate) fn asked_for(&self, layer: LayerKey) -> ReplicaNo {
+        let removed = self.map.get(layer.replica).is_some_and(|replica| replica.is_removed(layer.layer));
+        let clone = self.map.clone_on(layer.replica, Some(layer.layer)).filter(|_| removed || self.holders(layer.replica).is_empty());
+        clone.map_or(layer.replica, |clone| clone.no)
     }
 
     /// The other members, of a member that may speak.

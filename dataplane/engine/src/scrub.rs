@@ -182,7 +182,7 @@ impl Store {
                 self.scrub.corrupt += 1;
                 let (block, place) = (u64::from(extent) * EXTENT_BLOCKS + i as u64, self.extent_block(entry.place, i as u64));
                 self.found_bad(layer.replica, block, place, fx);
-                self.begin_fetch(layer.replica, block, place, entry.crcs[i], Waiter::Nobody);
+                self.begin_fetch(self.asked_for(layer), block, place, entry.crcs[i], Waiter::Nobody);
             }
         }
     }

@@ -85,6 +85,8 @@ pub const SEEDED: &[Seeded] = &[
     store(Canary::CopyOverNewer, "a late copy of a rebuild overwrites newer entries (6)", &[(Fleets, 2000)]),
     store(Canary::CopyLiveAlone, "a rebuild leaves out the layers that snapshots froze (6)", &[(Fleets, 500)]),
     store(Canary::CopyUnmerged, "a copy leaves out what a removed snapshot's layer holds (6)", &[(Fleets, 2000)]),
+    store(Canary::CloneUnsaved, "a clone stands on what a restart has to wait for (1, 6)", &[(Fleets, 500)]),
+    store(Canary::RemoveUnderClone, "a snapshot is removed under a clone", &[(Fleets, 200)]),
     store(Canary::VoteWhenWiped, "a member whose drive was wiped is believed (12)", &[(Fleets, 50)]),
     store(Canary::VoteWhenRestored, "a member whose drive was put back from an older copy is believed (12)", &[(Fleets, 200)]),
     store(Canary::ForgetRemoved, "lost members that come back are not told that their group went on (12)", &[(Fleets, 200)]),

@@ -265,7 +265,7 @@ impl Store {
         let mut promises = copy.promises;
         // What is put into a layer that is being merged could come behind that.
         let key = key_of(no, &copy.op);
-        let merges = copy.why != Why::Rebuild && self.map.get(no).is_some_and(|replica| replica.is_removed(key.layer.layer));
+        let merges = copy.why != Why::Rebuild && self.map.is_loose(key.layer);
         if self.map.live(no).is_some() && !merges {
             self.apply_copy(no, &copy.op, seq, at);
             let takes = promises > 0 && !self.has_place(key);

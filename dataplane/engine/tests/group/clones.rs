@@ -178,6 +178,12 @@ fn snapshot_and_origin_do_not_go_before_the_clone() {
     reads(&mut cluster, other, &model);
     let held = cluster.nodes[other].store.usage(ReplicaNo(0)).snapshot_extents;
     assert!(held > 0);
+    // The origin's other members have it no more: the clone's have.
+    super::repair::rot(&mut cluster, other, 7);
+    cluster.order(other, Order::ScrubStart).unwrap();
+    cluster.pass(3000);
+    assert_eq!(cluster.nodes[other].store.view().counters.repaired_blocks, 1);
+    reads(&mut cluster, other, &model);
     cluster.order(other, Order::Delete { segment: CLONE }).unwrap();
     cluster.about(SEGMENT);
     cluster.audit();

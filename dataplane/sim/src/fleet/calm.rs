@@ -154,7 +154,7 @@ impl World {
         })
     }
 
-    fn within(&mut self, us: u64, done: impl Fn(&World) -> bool) -> bool {
+    pub fn within(&mut self, us: u64, done: impl Fn(&World) -> bool) -> bool {
         let end = self.now + us;
         while !done(self) && self.now < end && self.step() {}
         done(self)

@@ -138,7 +138,14 @@ impl World {
     fn ask_snapshot_away(&mut self, snapshot: u32) {
         let volume = self.snapshots[&snapshot].of;
         let clones = self.clones().into_iter().filter(|clone| self.volumes[clone].origin.is_some_and(|of| of.snapshot == snapshot));
-        let everywhere = clones.into_iter().any(|clone| (0..self.nodes.len()).all(|node| self.has_beneath(clone, node)));
+        let clones: Vec<u32> = clones.collect();
+        let bare = |node: &usize| clones.iter().all(|clone| !self.has_beneath(*clone, *node)) && self.holders(volume).contains(node);
+        let bare = (0..self.nodes.len()).find(bare);
+        if let (Some(leader), Some(bare)) = (self.leader_of(volume), bare) {
+            self.order_for(leader, Order::Transfer { segment: segment_of(volume), to: self.seat(volume, bare) });
+            self.within(2_000_000, |w| w.leader_of(volume) == Some(bare));
+        }
+        let everywhere = clones.iter().any(|clone| (0..self.nodes.len()).all(|node| self.has_beneath(*clone, node)));
         self.goes(snapshot);
         self.settle_snapshots(volume);
         if !self.snapshots.contains_key(&snapshot) {
