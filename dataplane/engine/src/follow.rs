@@ -12,7 +12,7 @@ use crate::store::Store;
 use penstock_wire::batch::Op;
 use penstock_wire::page::EXTENTS_PER_PAGE;
 use penstock_wire::peer::{Entry, MessageBody, Verified};
-use penstock_wire::{BLOCK, EXTENT_BLOCKS, Index, NodeId};
+use penstock_wire::{BLOCK, EXTENT_BLOCKS, Index, NodeId, Term};
 
 /// Blocks of peers' payloads that a store holds until they are in the log: 32 MiB. More is not taken in, and sent again: whoever holds all the
 /// memory there is has none left for the header of the batch by which it would be given back.
@@ -71,7 +71,7 @@ impl Store {
             && !append.entries.is_empty()
         {
             // What there is no room for is left out and sent again; what the append says besides still counts, and may make room.
-            let (count, whole) = (self.stage_entries(no, &append.entries, payload), append.entries.len());
+            let (count, whole) = (self.stage_entries(no, verified.message().term, &append.entries, payload), append.entries.len());
             if count < whole {
                 verified = first_entries(verified, count, bytes)?;
             }
@@ -87,11 +87,17 @@ impl Store {
     }
 
     /// Takes hold of an append's payload, as far as there is room for it. Says for how many entries.
-    fn stage_entries(&mut self, no: ReplicaNo, entries: &[Entry], payload: Option<BufId>) -> usize {
+    fn stage_entries(&mut self, no: ReplicaNo, term: Term, entries: &[Entry], payload: Option<BufId>) -> usize {
+        let applied = self.map.get(no).map_or(Index(0), |replica| replica.applied);
+        let counts = self.member(no).and_then(|member| member.group()?.view()).is_some_and(|view| term >= view.term);
         let mut first = 0;
         for (at, entry) in entries.iter().enumerate() {
             let blocks = entry.payload_blocks;
             let known = self.member(no).is_some_and(|member| member.holds(entry.index, entry.term).is_some());
+            if counts && !known && entry.index > applied {
+                let from = &mut self.member_mut(no).expect("an append has its member").replaced_from;
+                *from = Some(from.map_or(entry.index, |from| from.min(entry.index)));
+            }
             let layered = self.map.get(no).is_some_and(|replica| replica.since.0 > 0) || self.awaits_marker(no);
             if (blocks > 0 || layered) && !known && !self.stage_entry(no, entry, first, payload) {
                 return at;
@@ -296,6 +302,7 @@ impl Store {
         self.unstage_from(no, 0);
         if let Some(member) = self.member_mut(no) {
             member.staged_markers.clear();
+            member.replaced_from = None;
         }
     }
 

@@ -128,8 +128,9 @@ pub(crate) struct Member {
     pub promised: FxHashMap<Promise, u32>,
     /// Entries that are snapshots' markers and are not applied, in order.
     pub markers: Vec<Index>,
-    /// Those that came in and that the group has not taken yet.
+    /// Those that came in and that the group has not taken yet, and the entry from which on what came in replaces the log.
     pub staged_markers: Vec<Index>,
+    pub replaced_from: Option<Index>,
     /// Payload blocks of hosts here that are ready or proposed, and not applied.
     pub out_blocks: u64,
     /// Blocks of entries that were applied since the log was told last what is committed.
@@ -175,6 +176,7 @@ impl Member {
             promised: FxHashMap::default(),
             markers: Vec::new(),
             staged_markers: Vec::new(),
+            replaced_from: None,
             out_blocks: 0,
             untold_blocks: 0,
             asking: Vec::new(),

@@ -34,9 +34,11 @@ impl Store {
         let Some((replica, member)) = self.map.get(no).and_then(|replica| Some((replica, replica.member.as_deref()?))) else {
             return layer;
         };
-        let staged = member.staged_markers.iter().filter(|marker| !member.markers.contains(marker));
+        // Those of the log that is about to be replaced go with it.
+        let stand = |marker: &&RaftIndex| member.replaced_from.is_none_or(|from| **marker < from);
+        let staged = member.staged_markers.iter().filter(|marker| !member.markers.iter().filter(stand).any(|other| other == *marker));
         let before = |marker: &&RaftIndex| (replica.since.0 + 1..index.0).contains(&marker.0);
-        let ahead = member.markers.iter().chain(staged).filter(before).count() as u32;
+        let ahead = member.markers.iter().filter(stand).chain(staged).filter(before).count() as u32;
         LayerKey { layer: LayerNo(layer.layer.0 + ahead), ..layer }
     }
 
