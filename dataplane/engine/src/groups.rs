@@ -577,8 +577,20 @@ impl Store {
         self.groups.list.iter().filter_map(wanted).min()
     }
 
+    /// First batch of what members that are being rebuilt keep: see [`crate::rebuild::Rebuild::reached`].
+    fn kept_from(&self) -> Option<Seq> {
+        let kept = |no: &ReplicaNo| {
+            let member = self.member(*no)?;
+            let reached = member.rebuild.as_ref()?.reached;
+            // One more, as above.
+            (reached < member.last()).then(|| member.needed_from(penstock_wire::Index(reached.0.saturating_sub(1))))?
+        };
+        self.groups.list.iter().filter_map(kept).min()
+    }
+
     /// How far a checkpoint may let go of the log, where undrained blocks need nothing up to `drained`: never what is not applied, and,
-    /// while the log is at most half used by it, nothing that members that lag may ask for.
+    /// while the log is at most half used by it, nothing that members that lag may ask for. Nor, while copies have room
+    /// in it, what no whole member may have.
     pub(crate) fn log_covers(&self, drained: Seq) -> Seq {
         if self.groups.list.is_empty() {
             return drained;
@@ -592,6 +604,9 @@ impl Store {
             // Less of it when there is hardly room for what is new.
             let share = if used * 8 > limit * 7 { limit / 4 } else { limit / 2 };
             covers = covers.min(Seq(wanted.max(self.stream.first_within(share)).0 - 1));
+        }
+        if let Some(kept) = self.kept_from().filter(|_| self.room_for_copies() > 0) {
+            covers = covers.min(Seq(kept.0 - 1));
         }
         covers.max(Seq(self.stream.first_kept().0 - 1))
     }

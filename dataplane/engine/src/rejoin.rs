@@ -460,7 +460,7 @@ impl Store {
         member.admission = Admission::new(walked.past);
         member.known = walked.seen.into_iter().map(Known::recovered).collect();
         member.doubts = member.group().and_then(|group| group.floor()).map(|_| Box::new(Doubts::new(walked.ballot.term)));
-        member.rebuild = walked.rebuild.map(|as_of| Box::new(Rebuild::new(as_of, walked.applied, member.has_content())));
+        member.rebuild = walked.rebuild.map(|as_of| Box::new(Rebuild::new(as_of, walked.applied, start, member.has_content())));
         if let Some(group) = member.group_mut().filter(|_| walked.rebuild.is_some()) {
             group.set_rebuilding(true);
         }

@@ -68,6 +68,9 @@ pub(crate) struct Rebuild {
     tried: (Term, usize),
     /// What sources had applied, at most; and what one of them said of the volume's size, as of which entry.
     highest: Index,
+    /// A whole member said that it had applied this. What comes after may be in no whole member's log, and none can be given an install from here: the log
+    /// keeps it for them.
+    pub reached: Index,
     blocks: (Index, u64),
     /// Last entry that changed the size here.
     resized: Index,
@@ -87,7 +90,7 @@ pub(crate) struct Rebuild {
 
 impl Rebuild {
     /// A log-only member asks for no content, but for the end alone, which says how large the volume is.
-    pub fn new(as_of: Index, from: Index, content: bool) -> Self {
+    pub fn new(as_of: Index, from: Index, reached: Index, content: bool) -> Self {
         Self {
             as_of,
             from,
@@ -98,6 +101,7 @@ impl Rebuild {
             ask: None,
             tried: (Term(0), 0),
             highest: from,
+            reached,
             blocks: (Index(0), 0),
             resized: Index(0),
             again: BTreeSet::new(),
@@ -188,9 +192,7 @@ impl Store {
         let mut sources: Vec<MemberNo> = members.list.iter().filter(|it| it.no != me && it.role == Role::Voter).map(|it| it.no).collect();
         sources.sort_by_key(|source| *source != view.leader);
         let to = *sources.get(rebuild.tried.1 % sources.len().max(1))?;
-        // Copies leave room in the log for entries, and are drained as they come.
-        let (used, limit) = (self.stream.used() + self.groups.queued_blocks(), self.stream.host_limit());
-        let room = ((limit * 3 / 4).saturating_sub(used) / (EXTENT_BLOCKS + 1)).min(ROOM_MAX);
+        let room = self.room_for_copies().min(ROOM_MAX);
         if room == 0 {
             return None;
         }
@@ -210,6 +212,12 @@ impl Store {
         let ask = CopyAsk { id, segment, from: me, to, layer, stands, first, until, room: room as u32, changed };
         self.send_word(no, to, PeerWord::CopyAsk(ask), fx);
         Some(())
+    }
+
+    /// Copies that the log takes: they leave room for entries, and are drained as they come.
+    pub(crate) fn room_for_copies(&self) -> u64 {
+        let (used, limit) = (self.stream.used() + self.groups.queued_blocks(), self.stream.host_limit());
+        (limit * 3 / 4).saturating_sub(used) / (EXTENT_BLOCKS + 1)
     }
 
     /// The extents to ask for next, and what is here of them; `None` until their pages are loaded.
@@ -256,6 +264,7 @@ impl Store {
         // The count at the end tells of it.
         is_sound(&answer, payload, mem).then_some(())?;
         let applied = answer.applied;
+        rebuild.reached = rebuild.reached.max(applied);
         match answer.copied {
             Copied::Extent { extent, changed, states, crcs } => {
                 if !(out.first..out.until).contains(&extent) || out.answered.contains(&extent) {

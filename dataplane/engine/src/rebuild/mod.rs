@@ -127,7 +127,7 @@ impl Store {
         (member.start, member.start_term) = (index, index_term);
         (replica.applied, member.applied_term, replica.proposed) = (index, index_term, index);
         member.members = members.clone();
-        let mut rebuild = Rebuild::new(as_of, index, member.has_content());
+        let mut rebuild = Rebuild::new(as_of, index, index, member.has_content());
         rebuild.out = before.map_or(0, |before| before.out);
         member.rebuild = Some(Box::new(rebuild));
         if let Some(group) = member.group_mut() {

@@ -358,6 +358,52 @@ fn leader_that_is_rebuilt_refuses_hosts_and_serves_once_a_whole_member_has_given
 }
 
 #[test]
+fn members_that_are_rebuilt_keep_the_log_that_brings_the_only_whole_one_on() {
+    let (mut volume, leader, behind) = begun();
+    let third = 3 - leader - behind;
+    volume.leave_behind(third);
+    volume.cluster.cut.clear();
+    volume.cluster.pass(1000);
+    // Answers tell how far the source is, and each a part of the content.
+    volume.cluster.release();
+    volume.cluster.pass(100);
+    volume.cluster.kill(leader);
+    // One of the two leads, which takes an entry of its term, and cannot serve.
+    volume.cluster.pass(3000);
+    let whole_has = volume.cluster.view(leader).group.unwrap().last;
+    for at in [behind, third] {
+        let view = volume.cluster.view(at);
+        assert!(view.rebuild.is_some() && view.applied > whole_has, "{view:?}");
+    }
+    // Another volume writes more there than members that lag are given of the log.
+    for at in [behind, third] {
+        volume.cluster.nodes[at].create_other(1000);
+    }
+    for seed in 0..3 {
+        for at in [behind, third] {
+            let node = &mut volume.cluster.nodes[at];
+            node.segment = node.store.replicas().last().unwrap().shape.segment;
+            for block in (0..300).step_by(20) {
+                assert_eq!(node.write(block * B, &pattern(seed, 20 * BLOCK)), Status::Ok);
+            }
+            node.segment = SEGMENT;
+        }
+        volume.cluster.pass(2000);
+        volume.cluster.restart(third);
+    }
+    assert!(!(0..3).any(|at| volume.cluster.up[at] && volume.cluster.standing(at).serves));
+    volume.cluster.restart(leader);
+    volume.cluster.hold = |_| false;
+    volume.cluster.release();
+    assert_eq!(volume.cluster.leader(), leader, "who is whole");
+    volume.wait_whole(behind);
+    volume.wait_whole(third);
+    volume.check();
+    volume.check_reads(behind);
+    volume.cluster.audit();
+}
+
+#[test]
 fn member_left_behind_twice_is_rebuilt_from_the_second_install() {
     let (mut volume, _, behind) = begun();
     volume.cluster.release();
