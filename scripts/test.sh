@@ -33,10 +33,10 @@ step 'clippy' 900 cargo clippy --release --workspace --all-targets -- -D warning
 step 'fuzz targets: rustfmt' 60 cargo fmt --manifest-path tests/fuzz/Cargo.toml --check
 step 'fuzz targets: clippy' 600 cargo clippy --release --target-dir "${CARGO_TARGET_DIR:-target}" --manifest-path tests/fuzz/Cargo.toml -- -D warnings
 # The simulator's crate turns the engine's seeded bugs on: kept apart, so that no daemon is built with them.
-step 'unit and property tests' 1200 cargo test --release --workspace --exclude penstock-sim --exclude penstock
+step 'unit and property tests' 1200 cargo test --release --no-fail-fast --workspace --exclude penstock-sim --exclude penstock
 # Its tests are the 500 seeds and the seeded bugs; what they print is the table of what was met.
-step 'simulator, 500 seeds' 900 cargo test --release -p penstock-sim -- --nocapture
-step 'processes, tidy and guest smoke' 1200 cargo test --release -p penstock
+step 'simulator, 500 seeds' 900 cargo test --release --no-fail-fast -p penstock-sim -- --nocapture
+step 'processes, tidy and guest smoke' 1200 cargo test --release --no-fail-fast -p penstock
 
 printf '\n'
 for name in "${broken[@]}"; do
