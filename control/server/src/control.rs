@@ -23,8 +23,8 @@ use crate::metrics::Counters;
 use crate::node::NodeClient;
 use crate::store::{EmbeddedStore, Store, StoreError, Stored, Write};
 
-/// More than an election takes on a machine that is busy.
-const ELECTION: Duration = Duration::from_secs(5);
+/// More than an election or a node's start takes on a machine that is busy.
+const SOON: Duration = Duration::from_secs(5);
 
 /// One whole look at a node.
 #[derive(Debug)]
@@ -417,7 +417,16 @@ impl Control {
 
     /// Waits while a volume's group elects a leader, for wishes that a leader has to carry out. Not while too few are there for it.
     pub async fn elected(&self, id: VolumeId) {
-        self.wait_for(ELECTION, |state| (!state.look().is_electing(id)).then_some(())).await;
+        self.wait_for(SOON, |state| (!state.look().is_electing(id)).then_some(())).await;
+    }
+
+    /// Waits while what is asked for can't be judged, since a node that has just started has not been looked at.
+    pub async fn judged<T>(&self, judge: impl Fn(&State) -> Result<T, ApiError>) -> Result<T, ApiError> {
+        let is_judged = |state: &State| Some(judge(state)).filter(|judged| !matches!(judged, Err(e) if e.code == ErrorCode::NotReady));
+        match self.wait_for(SOON, is_judged).await {
+            Some(judged) => judged,
+            None => judge(&self.state()),
+        }
     }
 
     /// Waits until `look` has an answer, looking after each round of the reconciler; `None` when `limit` has passed.

@@ -64,11 +64,11 @@ pub async fn show(AxumState(control): Shared, Part(volume): Part<String>) -> Res
     (status = "4XX", body = ApiError), (status = 507, body = ApiError)))]
 pub async fn create(AxumState(control): Shared, Body(body): Body<VolumeCreateBody>) -> Result<(StatusCode, Json<VolumeView>), Problem> {
     // Before ids are spent on it; judged again when it is committed.
-    let replicas = {
-        let state = control.state();
+    let judge = |state: &State| {
         change::check_name_free(&state.desired, &body.name)?;
-        clones::shape(&state.desired, &state.observed(), &body)?.replicas_in_all()
+        clones::shape(&state.desired, &state.observed(), &body)
     };
+    let replicas = control.judged(judge).await?.replicas_in_all();
     let ids = control.ids(2 + replicas as u32).await?;
     let replicas = ids[2..].iter().map(|id| ReplicaId(*id)).collect();
     let ids = VolumeIds { volume: VolumeId(ids[0]), segment: SegmentId(ids[1]), replicas };

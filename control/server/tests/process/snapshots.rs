@@ -1,8 +1,9 @@
 //! Snapshots: taken once, removed when it is wished, taken back where the node refuses.
 
-use penstock_api::http::{SnapshotView, VolumeView};
+use penstock_api::http::{NodeView, SnapshotView, VolumeView};
 use penstock_api::rpc::{ErrorCode, RpcError};
 use serde_json::{Value, json};
+use std::time::Duration;
 
 use crate::api::{add_drive, create};
 use crate::cli::{refused, said};
@@ -103,4 +104,25 @@ fn clone_is_made_of_a_snapshot_which_stays_as_long_as_it_does() {
     said(&house, "volume rm test", "removed");
     said(&house, "snapshot rm db monday", "removed");
     said(&house, "volume rm db", "removed");
+}
+
+#[test]
+fn clone_that_is_asked_for_while_its_node_starts_is_made_once_control_has_looked_at_it() {
+    let house = House::new();
+    add_drive(&house, "file:/d0?size=1GiB");
+    create(&house, "db");
+    take(&house, "monday");
+    house.node.kill();
+    crate::harness::eventually("control sees it", || {
+        let nodes: Vec<NodeView> = house.get("/v1/nodes");
+        nodes.iter().all(|node| !node.reachable).then_some(())
+    });
+    std::thread::scope(|threads| {
+        threads.spawn(|| {
+            // Control has the request by then; were it late, there would be nothing to wait for.
+            std::thread::sleep(Duration::from_millis(300));
+            house.node.run();
+        });
+        said(&house, "volume create test --from db@monday", "created volume test as db@monday of 64MiB");
+    });
 }
