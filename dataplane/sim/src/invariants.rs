@@ -360,8 +360,11 @@ impl World {
             panic!("{:?} was answered NoSpace", command.op);
         };
         let whole = (span.offset | span.len).is_multiple_of(BLOCK as u64);
-        // Over a snapshot zeros take pages of the map.
-        let kept = self.snapshots.values().any(|s| s.of == command.volume) || self.volumes[&command.volume].origin.is_some();
+        // Over a snapshot zeros take pages of the map, and over what is left of removed ones.
+        let is_merged = |(no, _): (&ReplicaNo, _)| s.store.as_ref().is_none_or(|store| store.usage(*no).snapshot_extents == 0);
+        let unmerged = !s.replicas.iter().filter(|(_, volume)| **volume == command.volume).all(is_merged);
+        let stands = self.snapshots.values().any(|s| s.of == command.volume);
+        let kept = stands || unmerged || self.volumes[&command.volume].origin.is_some();
         assert!(!(whole && matches!(command.op, HostOp::Zero(_))) || kept, "giving space back was answered NoSpace");
         // What the command may need, what others out may need, and what is held back for checkpoints.
         let extents = |len: u64| len / (16 * BLOCK as u64) + 2;
