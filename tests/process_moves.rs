@@ -4,6 +4,19 @@
 use penstock::process::cluster::{Cluster, VOLUME};
 use penstock::process::dice;
 use penstock::process::perf::{self, LASTING};
+use penstock::process::program::{Outcome, Running};
+
+/// Waits for a load that has no path to a replica's new node, which may come to lead when the machine is busy: leadership is asked back.
+fn finish_while_led_by(cluster: &Cluster, at: usize, running: Running) -> Outcome {
+    std::thread::scope(|scope| {
+        let load = scope.spawn(|| perf::finish(running));
+        while !load.is_finished() {
+            let _ = cluster.commands().run(&format!("volume transfer {VOLUME} --to n{at}"));
+            std::thread::sleep(std::time::Duration::from_millis(500));
+        }
+        load.join().expect("it waits alone").unwrap()
+    })
+}
 
 #[test]
 fn leading_replica_moved_under_load_loses_nothing_though_control_is_killed() {
@@ -59,16 +72,8 @@ fn replica_whose_file_was_deleted_is_replaced_elsewhere_and_then_on_its_own_node
     cluster.wait_for_leader_but(VOLUME, lost).unwrap();
     let running = perf::start_run_over(&doors[1..], &journal, &load("--resume", dice.roll())).unwrap();
     cluster.did(&format!("replica replace v n{lost} --on n{fresh}"));
-    // The load has no path to the new one, which may come to lead when the machine is busy.
-    let outcome = std::thread::scope(|scope| {
-        let load = scope.spawn(|| perf::finish(running));
-        while !load.is_finished() {
-            let _ = cluster.commands().run(&format!("volume transfer v --to n{}", before[1]));
-            std::thread::sleep(std::time::Duration::from_millis(500));
-        }
-        load.join().expect("it waits alone")
-    });
-    outcome.unwrap().expect_ok("a load while a replica is replaced");
+    let outcome = finish_while_led_by(&cluster, before[1], running);
+    outcome.expect_ok("a load while a replica is replaced");
     cluster.did(&format!("pool rm file:{} --force", image.display()));
     let mut after: Vec<usize> = before[1..].iter().copied().chain([fresh]).collect();
     after.sort_unstable();
@@ -99,7 +104,9 @@ fn node_that_is_lost_for_good_is_removed_and_its_replica_comes_on_another() {
     let doors = cluster.doors_on(VOLUME, &before.iter().copied().filter(|at| *at != lost).collect::<Vec<_>>()).unwrap();
     let journal = cluster.path("journal");
     let load = |more: &str, seed| format!("--mix 20:70:10 --depth 8 --operations 4000 --no-final-pass --seed {seed} {more}");
-    perf::finish(perf::start_run_over(&doors, &journal, &load("", dice.roll())).unwrap()).unwrap().expect_ok("a first load");
+    // The one that will be lost may lead now.
+    let all = cluster.doors_on(VOLUME, &before).unwrap();
+    perf::finish(perf::start_run_over(&all, &journal, &load("", dice.roll())).unwrap()).unwrap().expect_ok("a first load");
     let refused = |cluster: &Cluster, command: &str, why: &str| {
         let outcome = cluster.commands().run(command).unwrap();
         assert!(outcome.code == Some(1) && outcome.err.contains(why), "penstock {command}: {}", outcome.said());
@@ -118,7 +125,8 @@ fn node_that_is_lost_for_good_is_removed_and_its_replica_comes_on_another() {
 
     let running = perf::start_run_over(&doors, &journal, &load("--resume", dice.roll())).unwrap();
     cluster.did(&format!("node rm n{lost} --force"));
-    perf::finish(running).unwrap().expect_ok("a load while a node is removed");
+    let stays = before.iter().copied().find(|at| *at != lost).unwrap();
+    finish_while_led_by(&cluster, stays, running).expect_ok("a load while a node is removed");
     let mut after: Vec<usize> = before.iter().copied().filter(|at| *at != lost).chain([fresh]).collect();
     after.sort_unstable();
     cluster.settle_among(VOLUME, &after).unwrap();
