@@ -98,7 +98,7 @@ pub enum Canary {
     StageFirstPayload,
     /// A ballot counts when it is durable, without a later record that says so.
     SkipSeal,
-    /// A copied extent is said to be as of what is applied when it is sent, and not when it was looked up.
+    /// A copied extent is said to be as of the last entry in its giver's log when it is sent, and not of the last one applied when it was looked up.
     CopyAsOfNow,
     /// What a member may have acknowledged and does not have is forgotten by its next restart.
     ForgetDoubt,

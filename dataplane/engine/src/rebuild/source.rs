@@ -456,8 +456,8 @@ impl Store {
         }
         let (extent, changed, states) = (reading.extent, reading.changed, reading.states);
         self.counters.copies_sent += 1;
-        let late = self.map.get(asked.no).filter(|_| self.canary(Canary::CopyAsOfNow));
-        let applied = late.map_or(reading.applied, |replica| replica.applied);
+        let logged = self.member(asked.no).filter(|_| self.canary(Canary::CopyAsOfNow));
+        let applied = logged.map_or(reading.applied, Member::last);
         self.answer_copy(asked.no, &asked.ask, applied, Copied::Extent { extent, changed, states, crcs }, &parts, fx);
     }
 
