@@ -25,6 +25,9 @@ step() {
     printf -- '--- %s: %d s, exit %d\n' "$name" $((SECONDS - began)) "$status"
 }
 
+# Property tests draw the same cases each time, so that what fails here fails again: another number explores.
+export PROPTEST_RNG_SEED=${PROPTEST_RNG_SEED:-26}
+
 # What tests start beside themselves; `make test` has built it already.
 step 'programs' 1200 make --no-print-directory build
 step 'rustfmt' 60 cargo fmt --all --check

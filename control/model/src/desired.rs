@@ -118,6 +118,9 @@ pub struct DesiredReplica {
     pub left: bool,
 }
 
+/// The number of no member.
+pub const NOBODY: u64 = 0;
+
 /// One replica takes the place of another. What is done next follows from this and from the members that the node that leads shows.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -8,7 +8,9 @@ use penstock_api::id::Incarnation;
 use penstock_api::rpc::{DriveLabel, ErrorCode, GroupInfo, MemberRole};
 use penstock_api::{ClusterId, DriveId, DriveSpec, NodeId, VolumeName};
 
-use crate::desired::{Desired, DesiredDoor, DesiredDrive, DesiredGroup, DesiredReplica, DesiredVolume, Phase, Record};
+use crate::desired::{
+    ChangeReason, Desired, DesiredChange, DesiredDoor, DesiredDrive, DesiredGroup, DesiredReplica, DesiredVolume, NOBODY, Phase, Record,
+};
 use crate::issuer::Identity;
 use crate::observed::{Observed, ObservedVolume};
 use crate::snapshots;
@@ -147,7 +149,11 @@ fn with_replica(
     report: &mut ImportReport,
 ) -> DesiredVolume {
     let member = seen.group.as_ref().map_or(1, |group| group.member);
-    let log_only = seen.group.as_ref().and_then(GroupInfo::own_role) == Some(MemberRole::LogOnly);
+    let role = seen.group.as_ref().and_then(GroupInfo::own_role);
+    let log_only = role == Some(MemberRole::LogOnly);
+    if let (Some(group), Some(MemberRole::Learner)) = (&seen.group, role) {
+        volume.change = Some(Box::new(change_as_found(group)));
+    }
     let mut replica = DesiredReplica { made: true, log_only, ..DesiredReplica::first(member, seen.replica_id, node_id, seen.drive_id) };
     if volume.replicas.iter().any(|other| other.share == replica.share) {
         replica.share = volume.free_share().unwrap_or(replica.share);
@@ -162,6 +168,13 @@ fn with_replica(
         volume.doors.extend(seen.doors.iter().map(|door| DesiredDoor { node_id, door: door.clone(), phase: Phase::Present }));
     }
     volume
+}
+
+/// The change that a learner came with. Whose place it was to take is not known any more: where the others are an odd number it is one too many, and goes
+/// again; else one has gone already, and it becomes a voter.
+fn change_as_found(learner: &GroupInfo) -> DesiredChange {
+    let others = learner.members.list.iter().filter(|member| member.role != MemberRole::Learner).count();
+    DesiredChange { why: ChangeReason::Replace, from: NOBODY, to: learner.member, waits: None, reach: None, is_off: others % 2 == 1 }
 }
 
 /// `name`, or the first of `name-2`, `name-3`, … that nobody has.

@@ -57,6 +57,7 @@ pub fn next(id: VolumeId, volume: &DesiredVolume, group: &GroupInfo) -> Option<N
     if change.is_off && new.is_none_or(|role| role == MemberRole::Learner) {
         return Some(match new {
             Some(_) => without(group, change.to),
+            None if old.is_none() && unrecorded(change.from) => Next::Record(LocalStep::ReplicaLeft(id, change.from)),
             None if unrecorded(change.to) => Next::Record(LocalStep::ReplicaLeft(id, change.to)),
             None => Next::Record(LocalStep::ChangeEnded(id, change.to)),
         });
@@ -157,7 +158,11 @@ pub(crate) fn plan(
             // To the one that comes last, since hosts may not have found its door yet.
             Some(Next::StepAside) if is_spared(group.member) => {
                 let others = voters(group.member).filter(|other| other.role == MemberRole::Voter).filter(is_sure);
-                let heir = others.min_by_key(|other| (other.member == change.to, other.member));
+                // And to one that may be gone (on memory, or that no drive told of) only where there is no other.
+                let is_risky = |other: &GroupMember| {
+                    volume.member(other.member).and_then(|to| desired.drives.get(&to.drive_id)).is_none_or(|drive| drive.volatile)
+                };
+                let heir = others.min_by_key(|other| (is_risky(other), other.member == change.to, other.member));
                 let aside = heir.map(|heir| NodeStep::StepAside(GroupTransferParams { volume_id: id, to: heir.node_id }));
                 steps.extend(aside.map(Step::Node));
             }

@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 
 use penstock_api::http::ApiError;
-use penstock_api::rpc::{Door, DriveState, ErrorCode, GroupInfo, GroupMembers, GroupPart, MemberRole};
+use penstock_api::rpc::{Door, DriveState, ErrorCode, GroupInfo, GroupPart, MemberRole};
 use penstock_api::{DriveId, NodeId, ReplicaId, VolumeId};
 
 use super::{Judged, drive, not_found, present_volume, ranked};
-use crate::desired::{ChangeReason, Desired, DesiredChange, DesiredDoor, DesiredReplica, DesiredVolume, Phase, Record};
+use crate::desired::{ChangeReason, Desired, DesiredChange, DesiredDoor, DesiredReplica, DesiredVolume, NOBODY, Phase, Record};
 use crate::membership::{joined_by, leader};
 use crate::observed::Observed;
 
@@ -18,9 +18,6 @@ struct Scene<'a> {
     id: VolumeId,
     volume: &'a DesiredVolume,
 }
-
-/// The number of no member.
-const NOBODY: u64 = 0;
 
 /// The replica that goes.
 struct Going {
@@ -100,6 +97,10 @@ impl<'a> Scene<'a> {
             let hint = format!("most of {} have to be there and serve: see `penstock node ls` and `penstock replica ls`", on.join(", "));
             ApiError::new(ErrorCode::NotReady, message).with_hint(hint)
         })
+    }
+
+    fn has_joined(&self, number: u64) -> Result<bool, ApiError> {
+        Ok(self.leading()?.members.list.iter().any(|member| member.member == number))
     }
 
     /// The drive on a node for a new replica: the one named, else the one with the most room.
@@ -311,7 +312,16 @@ pub fn replace_replica(
     match &scene.volume.change {
         Some(change) if is_same(change) => return Ok(vec![]),
         // The one that comes got lost itself, when there was no way back any more.
-        Some(change) if change.to == replica.member && scene.volume.member(change.from).is_none_or(|old| old.left) => {}
+        Some(change) if change.to == replica.member && scene.volume.member(change.from).is_none_or(|old| old.left) => {
+            if !scene.has_joined(change.to)? {
+                let name = scene.name(replica.node_id);
+                let message = format!(
+                    "the new replica of volume {volume} on node {name} has not joined the others yet, and has a number to join with"
+                );
+                let hint = format!("wait for it, or take it back first: penstock replica give-up {volume}");
+                return Err(ApiError::new(ErrorCode::Busy, message).with_hint(hint));
+            }
+        }
         _ => scene.refuse_second()?,
     }
     scene.leading()?;
@@ -349,24 +359,23 @@ impl Scene<'_> {
     }
 }
 
-/// Takes back a change that is under way, as long as the one that was to go is still of the group.
+/// Takes back a change that is under way, as long as the one that was to go is still of the group, or the one that comes is not yet.
 pub fn give_up_change(desired: &Desired, observed: &BTreeMap<NodeId, &Observed>, volume: &str) -> Judged {
     let scene = Scene::of(desired, observed, volume)?;
     let Some(change) = &scene.volume.change else {
         let error = ApiError::new(ErrorCode::NotFound, format!("no replica of volume {volume} is on its way"));
         return Err(error.with_hint(format!("see `penstock replica ls {volume}`")));
     };
-    let counts = |members: &GroupMembers, number: u64| members.list.iter().any(|other| other.member == number);
-    let group = scene.leading()?;
-    if scene.volume.member(change.from).is_none_or(|old| old.left) || !counts(&group.members, change.from) {
+    let is_gone = scene.volume.member(change.from).is_none_or(|old| old.left) || !scene.has_joined(change.from)?;
+    if is_gone && scene.has_joined(change.to)? {
         let message = format!("the replica of volume {volume} that was to go has gone already");
         let to = scene.volume.member(change.to).or(change.waits.as_ref()).map_or_else(String::new, |to| scene.name(to.node_id));
         let hint = format!("wait for the new one; if node {to} cannot make it: penstock replica replace {volume} {to} --on NODE");
         return Err(ApiError::new(ErrorCode::Busy, message).with_hint(hint));
     }
     let mut volume = scene.volume.clone();
-    match volume.change.as_mut().filter(|change| change.waits.is_none()) {
-        Some(change) => change.is_off = true,
+    match volume.change.as_mut().filter(|change| is_gone || change.waits.is_none()) {
+        Some(change) => (change.is_off, change.waits) = (true, None),
         None => volume.change = None,
     }
     Ok(vec![Record::PutVolume(scene.id, volume)])

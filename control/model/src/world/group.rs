@@ -25,20 +25,23 @@ impl World {
         self.nodes[&node_id].observe().volumes.contains_key(&id)
     }
 
-    fn voters<'a>(&self, log: &'a Log) -> impl Iterator<Item = NodeId> + use<'a> {
-        log.members.list.iter().filter(|member| member.role == MemberRole::Voter).map(|member| member.node_id)
+    /// Those that are there: a node may hold another member than the one that counts on it.
+    fn open_voters<'a>(&self, id: VolumeId, log: &'a Log) -> impl Iterator<Item = NodeId> + use<'a, '_> {
+        let shows = move |node_id: NodeId| self.nodes[&node_id].observe().volumes.get(&id)?.group.as_ref().map(|group| group.member);
+        let voters = log.members.list.iter().filter(|member| member.role == MemberRole::Voter);
+        voters.filter(move |voter| shows(voter.node_id) == Some(voter.member)).map(|voter| voter.node_id)
     }
 
     pub(super) fn has_majority(&self, id: VolumeId) -> bool {
         let log = &self.groups[&id];
-        let there = self.voters(log).filter(|node| self.is_open(*node, id)).count();
-        there > self.voters(log).count() / 2
+        let voters = log.members.list.iter().filter(|member| member.role == MemberRole::Voter).count();
+        self.open_voters(id, log).count() > voters / 2
     }
 
     pub(super) fn leads(&self, id: VolumeId) -> Option<NodeId> {
-        let log = self.groups.get(&id)?;
-        let open = || self.voters(log).filter(|node| self.is_open(*node, id));
-        open().find(|node| log.heir == Some(*node)).or_else(|| open().min())
+        let log = self.groups.get(&id).filter(|_| self.has_majority(id))?;
+        let heir = self.open_voters(id, log).find(|node| log.heir == Some(*node));
+        heir.or_else(|| self.open_voters(id, log).min())
     }
 
     /// What the members on a node show of their group.
@@ -102,12 +105,13 @@ impl World {
     }
 
     pub(super) fn change_members(&mut self, node_id: NodeId, id: VolumeId, members: &GroupMembers) -> Result<(), RpcError> {
-        if self.leads(id) != Some(node_id) || !self.has_majority(id) {
-            return Err(RpcError::new(ErrorCode::NotReady, "it does not lead, or hears no majority"));
-        }
         let before = self.groups[&id].clone();
+        // Said again a moment later, though the majority went with it.
         if before.members == *members {
             return Ok(());
+        }
+        if self.leads(id) != Some(node_id) {
+            return Err(RpcError::new(ErrorCode::NotReady, "it does not lead, or hears no majority"));
         }
         let find = |members: &GroupMembers, number: u64| members.list.iter().find(|member| member.member == number).cloned();
         assert!(members.list.iter().any(|member| member.node_id == node_id), "the leader may not remove itself");

@@ -15,7 +15,17 @@ use crate::observed::Observed;
 /// Control's disk is gone. An operator starts an empty control and imports every persistent drive there is.
 pub(super) fn import(world: &mut World) {
     world.converge();
+    import_amid(world);
+}
+
+/// The same in the middle of whatever is under way.
+pub(super) fn import_amid(world: &mut World) {
     let before = world.desired.clone();
+    // A drive that was taken away and comes back later may hold ids that are issued again: nothing shows them now.
+    for (id, node) in &mut world.nodes {
+        let known: BTreeSet<String> = before.drives.values().filter(|drive| drive.node_id == *id).map(|drive| drive.spec.place()).collect();
+        node.media.retain(|place, _| known.contains(place));
+    }
     world.desired = Desired::default();
     world.has_imported = true;
     let label = |drive: &crate::DesiredDrive| world.nodes[&drive.node_id].media.get(&drive.spec.place())?.label;
@@ -69,15 +79,18 @@ pub(super) fn import(world: &mut World) {
     let alive: BTreeSet<Id> = observed.values().flat_map(Observed::ids).collect();
     world.issued.retain(|id| alive.contains(id));
     // Replicas that are nowhere any more (on a drive that was taken away, or that forgot) are not found again.
+    let majority = |id: &VolumeId| !world.groups.contains_key(id) || world.has_majority(*id);
     let facts = |desired: &Desired| {
         let there = |id: &VolumeId, node_id: &NodeId| observed[node_id].volumes.contains_key(id);
         let replicas = desired.volumes.iter().flat_map(|(id, volume)| {
             let here = volume.replicas.iter().filter(|replica| there(id, &replica.node_id));
             // Nor are doors that never opened.
             let opened = |node_id| volume.doors.iter().filter(|door| door.node_id == node_id && volume.is_founded()).count();
+            // Without a majority a wish for another size waits, and is forgotten.
+            let size = majority(id).then_some(volume.size);
             here.map(move |replica| {
                 let DesiredReplica { member, replica_id, node_id, drive_id, made, .. } = *replica;
-                (*id, volume.size, (member, replica_id, node_id, drive_id, made), opened(node_id))
+                (*id, size, (member, replica_id, node_id, drive_id, made), opened(node_id))
             })
         });
         replicas.collect::<Vec<_>>()

@@ -6,7 +6,7 @@ use penstock_api::{ByteSize, ClusterId, NodeId, ReplicaId};
 use proptest::prelude::*;
 
 use super::event::{Event, any_event, happen, refs};
-use super::{World, node_id};
+use super::{World, loss, node_id};
 use crate::change;
 use crate::desired::{DesiredNode, Record};
 use crate::issuer::Issuer;
@@ -250,4 +250,80 @@ fn world_change_is_given_up_until_the_old_replica_has_left() {
     world.assert_agreed();
     assert_eq!(members(&world), [1, 2, 3]);
     assert!(world.nodes[&node_id(3)].media.values().all(|medium| medium.volumes.is_empty()));
+}
+
+#[test]
+fn world_clone_of_what_was_forgotten_before_it_was_made_holds_up_nothing() {
+    let mut world = World::new();
+    happen(&mut world, Event::AddDrive { node: 0, place: 0, volatile: true });
+    happen(&mut world, Event::AddDrive { node: 0, place: 1, volatile: false });
+    happen(&mut world, Event::Create { name: 0, size: 1, pick: Some(0), replicas: 1 });
+    happen(&mut world, Event::Snapshot { pick: 0, name: 0 });
+    world.converge();
+    happen(&mut world, Event::Clone { pick: 0, snapshot: 0, name: 0 });
+    happen(&mut world, Event::NodeCrash { node: 0 });
+    happen(&mut world, Event::Create { name: 1, size: 1, pick: Some(1), replicas: 1 });
+    world.converge();
+    world.assert_agreed();
+    let made: Vec<bool> = ["v0", "c0", "v1"].map(|name| world.desired.find_volume(name).unwrap().1.replicas[0].made).to_vec();
+    assert_eq!(made, [true, false, true]);
+}
+
+#[test]
+fn world_learner_whose_change_was_forgotten_goes_again_where_it_is_one_too_many() {
+    let mut world = movable();
+    happen(&mut world, Event::Move { pick: 0, from: 1, to: 3 });
+    // Made, recorded, added as a learner.
+    for node in [3, 3, 0] {
+        world.round(node_id(node), usize::MAX, false);
+    }
+    assert_eq!(members(&world), [1, 2, 3, 4]);
+    loss::import_amid(&mut world);
+    world.converge();
+    world.assert_agreed();
+    assert_eq!(members(&world), [1, 2, 3]);
+    assert!(world.nodes[&node_id(3)].media.values().all(|medium| medium.volumes.is_empty()));
+}
+
+#[test]
+fn world_learner_whose_change_was_forgotten_becomes_a_voter_where_one_lacks() {
+    let mut world = movable();
+    happen(&mut world, Event::Wipe { pick: 0, node: 1 });
+    happen(&mut world, Event::Replace { pick: 0, node: 1, on: None });
+    // The lost one is removed, and recorded as gone; the next one waits no longer, is made, recorded, added as a learner.
+    for node in [0, 0, 1, 1, 1, 0] {
+        world.round(node_id(node), usize::MAX, false);
+    }
+    assert_eq!(members(&world), [1, 3, 4]);
+    assert!(world.desired.volumes.values().all(|volume| volume.change.is_some()));
+    loss::import_amid(&mut world);
+    world.converge();
+    world.assert_agreed();
+    assert_eq!(members(&world), [1, 3, 4]);
+}
+
+#[test]
+fn world_new_replica_that_never_joined_is_taken_back_before_another_comes() {
+    let mut world = movable();
+    happen(&mut world, Event::Wipe { pick: 0, node: 1 });
+    happen(&mut world, Event::Replace { pick: 0, node: 1, on: None });
+    // The lost one is removed, and recorded as gone.
+    for node in [0, 0, 1] {
+        world.round(node_id(node), usize::MAX, false);
+    }
+    assert_eq!(members(&world), [1, 3]);
+    let again = |world: &World| {
+        let (observed, id) = (world.observe_all(), ReplicaId(world.issued.last().copied().unwrap()));
+        let (node, on) = (node_id(1).to_string(), node_id(3).to_string());
+        change::replace_replica(&world.desired, &refs(&observed), id, "v0", (&node, Some(&on)), None)
+    };
+    let early = again(&world).unwrap_err();
+    assert!(early.code == ErrorCode::Busy && early.hint.unwrap().contains("give-up v0"), "{}", early.message);
+    happen(&mut world, Event::GiveUp { pick: 0 });
+    world.converge();
+    assert_eq!(members(&world), [1, 3]);
+    happen(&mut world, Event::Replace { pick: 0, node: 1, on: Some(3) });
+    world.converge();
+    world.assert_agreed();
+    assert_eq!(members(&world), [1, 3, 4]);
 }
