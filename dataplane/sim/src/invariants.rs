@@ -361,8 +361,8 @@ impl World {
         };
         let whole = (span.offset | span.len).is_multiple_of(BLOCK as u64);
         // Over a snapshot zeros take pages of the map, and over what is left of removed ones.
-        let is_merged = |(no, _): (&ReplicaNo, _)| s.store.as_ref().is_none_or(|store| store.usage(*no).snapshot_extents == 0);
-        let unmerged = !s.replicas.iter().filter(|(_, volume)| **volume == command.volume).all(is_merged);
+        let has_left = |no: &ReplicaNo| s.store.as_ref().is_some_and(|store| store.usage(*no).snapshot_extents > 0);
+        let unmerged = s.replicas.iter().any(|(no, volume)| *volume == command.volume && has_left(no));
         let stands = self.snapshots.values().any(|s| s.of == command.volume);
         let kept = stands || unmerged || self.volumes[&command.volume].origin.is_some();
         assert!(!(whole && matches!(command.op, HostOp::Zero(_))) || kept, "giving space back was answered NoSpace");

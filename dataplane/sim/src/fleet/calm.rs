@@ -44,10 +44,7 @@ impl World {
         if !self.within(PATIENCE_US, World::all_answered) {
             let beyond = self.proposed_beyond_space();
             assert!(!beyond, "invariant 15: a leader took in what the other members have no space for: {}", self.describe());
-            stuck(format!(
-                "{PATIENCE_US} us without a fault, and still not: every command is answered, volumes are made: {}",
-                self.describe()
-            ));
+            self.still_not(PATIENCE_US, "every command is answered, volumes are made");
         }
         self.finish_orders();
         self.read_back();
@@ -108,9 +105,13 @@ impl World {
                 stuck(format!("nothing will happen any more, and still not: {what}: {}", self.describe()));
             }
             if self.now >= end {
-                stuck(format!("{limit} us without a fault, and still not: {what}: {}", self.describe()));
+                self.still_not(limit, what);
             }
         }
+    }
+
+    fn still_not(&self, limit: u64, what: &str) -> ! {
+        stuck(format!("{limit} us without a fault, and still not: {what}: {}", self.describe()))
     }
 
     pub fn groups(&self) -> Vec<u32> {

@@ -39,14 +39,17 @@ impl World {
         self.volumes.values().any(|v| v.origin.is_some_and(|origin| origin.volume == volume))
     }
 
+    fn clones_of(&self, snapshot: u32) -> impl Iterator<Item = &Volume> {
+        self.volumes.values().filter(move |v| v.origin.is_some_and(|origin| origin.snapshot == snapshot))
+    }
+
     pub fn is_cloned(&self, snapshot: u32) -> bool {
-        self.volumes.values().any(|v| v.origin.is_some_and(|origin| origin.snapshot == snapshot))
+        self.clones_of(snapshot).next().is_some()
     }
 
     /// Whether every member of the clones of a snapshot was made: who was not finds nothing to stand on once that is gone.
     pub fn are_clones_made(&self, snapshot: u32) -> bool {
-        let mut clones = self.volumes.values().filter(|v| v.origin.is_some_and(|origin| origin.snapshot == snapshot));
-        clones.all(|v| v.made.iter().all(|made| *made == Made::Done))
+        self.clones_of(snapshot).all(|v| v.made.iter().all(|made| *made == Made::Done))
     }
 
     /// One is made now and then, of a snapshot that stands.
@@ -137,8 +140,7 @@ impl World {
     /// A snapshot is ordered away under what stands on it. Who leads and has nothing standing there does it: the others keep what theirs stand on.
     fn ask_snapshot_away(&mut self, snapshot: u32) {
         let volume = self.snapshots[&snapshot].of;
-        let clones = self.clones().into_iter().filter(|clone| self.volumes[clone].origin.is_some_and(|of| of.snapshot == snapshot));
-        let clones: Vec<u32> = clones.collect();
+        let clones: Vec<u32> = self.clones_of(snapshot).map(|v| v.no).collect();
         let bare = |node: &usize| clones.iter().all(|clone| !self.has_beneath(*clone, *node)) && self.holders(volume).contains(node);
         let bare = (0..self.nodes.len()).find(bare);
         if let (Some(leader), Some(bare)) = (self.leader_of(volume), bare) {
