@@ -30,10 +30,19 @@ pub(super) struct Mend {
     from: Vec<MemberNo>,
     tries: usize,
     rest: Millis,
-    /// The ask that is out, and when it is over.
-    ask: Option<(u64, MemberNo, Millis)>,
+    ask: Option<Out>,
     /// What came, and as of which entry.
     came: Option<(CopyOp, Index, Option<BufId>)>,
+}
+
+/// The ask that is out.
+#[derive(Clone, Copy, Debug)]
+struct Out {
+    id: u64,
+    to: MemberNo,
+    end: Millis,
+    /// What was applied here. A source that has not may leave to a snapshot's layer beneath what was merged here when that was removed.
+    applied: Index,
 }
 
 impl Store {
@@ -68,7 +77,7 @@ impl Store {
         if self.stage != crate::config::Stage::Serving || !self.may_feed(no) || !is_one || mend.tries >= TRIES {
             return None;
         }
-        if mend.ask.is_some_and(|(_, _, end)| now >= end) {
+        if mend.ask.is_some_and(|out| now >= out.end) {
             (mend.ask, mend.tries) = (None, (mend.tries / 2 + 1) * 2);
         }
         if mend.ask.is_some() || now < mend.rest {
@@ -87,14 +96,15 @@ impl Store {
         if asking.contains(&no) {
             return Some(());
         }
-        let segment = self.map.get(no)?.shape.segment;
+        let replica = self.map.get(no)?;
+        let (segment, applied) = (replica.shape.segment, replica.applied);
         let (me, to) = (self.member(no)?.me, *mend.from.get(mend.tries / 2 % mend.from.len().max(1))?);
         let (id, first) = (self.number_word(), u64::from(mend.extent));
         let layer = mend.layer.layer.0;
         // What a clone stands on may be what is wrong: then its own layer has it from here on.
         let ask =
             CopyAsk { id, segment, from: me, to, layer, stands: false, first, until: first + 1, room: 1, changed: vec![CopyAsk::ANY] };
-        mend.ask = Some((id, to, Millis(now.0 + AGAIN_MS)));
+        mend.ask = Some(Out { id, to, end: Millis(now.0 + AGAIN_MS), applied });
         asking.push(no);
         self.send_word(no, to, PeerWord::CopyAsk(ask), fx);
         Some(())
@@ -103,12 +113,13 @@ impl Store {
     /// An answer to a member that is not being rebuilt.
     pub(crate) fn on_mend_answer<M: Memory>(&mut self, no: ReplicaNo, answer: CopyAnswer, payload: Option<BufId>, mem: &M) -> Option<()> {
         let now = self.now;
-        let of =
-            |mend: &&mut Mend| mend.layer.replica == no && mend.ask.is_some_and(|(id, from, _)| (id, from) == (answer.id, answer.from));
-        let mend = self.groups.compare.mends.iter_mut().find(of)?;
+        let is_out = |out: Out| (out.id, out.to) == (answer.id, answer.from);
+        let mut mends = self.groups.compare.mends.iter_mut();
+        let mend = mends.find(|mend| mend.layer.replica == no && mend.ask.is_some_and(is_out))?;
+        let is_old = mend.ask.is_some_and(|out| answer.applied < out.applied);
         is_sound(&answer, payload, mem).then_some(())?;
         match answer.copied {
-            Copied::Extent { extent, changed, states, crcs } if extent == u64::from(mend.extent) => {
+            Copied::Extent { extent, changed, states, crcs } if extent == u64::from(mend.extent) && !is_old => {
                 let layer = mend.layer.layer.0;
                 let buf = payload.filter(|_| !crcs.is_empty());
                 mend.came = Some((CopyOp { layer, extent: mend.extent, changed, states, mask: u16::MAX, crcs }, answer.applied, buf));

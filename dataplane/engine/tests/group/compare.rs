@@ -1,7 +1,8 @@
 //! A member whose state is silently wrong is found by comparing, and copied anew where others agree; where nobody can tell who is right it is told.
 
 use super::B;
-use super::cluster::{Cluster, members};
+use super::cluster::{Cluster, is_append, members};
+use super::snapshots::{remove, take};
 use crate::bench::{DRIVE_BLOCKS, SEGMENT, pattern};
 use penstock_engine::*;
 use penstock_wire::peer::{MemberNo, Members, Role};
@@ -326,4 +327,32 @@ fn snapshot_that_is_silently_wrong_is_mended_in_its_layer() {
     assert_eq!(kept(&cluster, wrong).len(), 2);
     assert!(kept(&cluster, wrong) == kept(&cluster, leader));
     cluster.audit();
+}
+
+#[test]
+fn extent_is_not_mended_by_who_still_has_the_snapshot_beneath() {
+    let (mut cluster, leader) = written(members(3));
+    if leader != 1 {
+        cluster.order(leader, Order::Transfer { segment: SEGMENT, to: MemberNo(2) }).unwrap();
+        cluster.pass(300);
+    }
+    assert_eq!(take(&mut cluster, 1, 1), Ok(()));
+    assert_eq!(cluster.write(1, 4 * B, &pattern(8, BLOCK)), Status::Ok);
+    cluster.agree();
+    drain(&mut cluster);
+    cluster.lose = |word| is_append(word) && matches!(word, PeerWord::Group(message) if message.to == MemberNo(1));
+    assert_eq!(remove(&mut cluster, 1, 1), Ok(()));
+    cluster.pass(1000);
+    let layers = |cluster: &Cluster, at: usize| cluster.nodes[at].store.usage(ReplicaNo(0)).snapshot_extents > 0;
+    assert_eq!([0, 1, 2].map(|at| layers(&cluster, at)), [true, false, false]);
+    let good = cluster.contents(2);
+    falsify(&mut cluster, 2, 4, false);
+    scrub(&mut cluster, 2);
+    cluster.pass(3000);
+    drain(&mut cluster);
+    assert_eq!(counters(&cluster, 2).mended_extents, 1);
+    assert!(cluster.contents(2) == good);
+    cluster.lose = |_| false;
+    cluster.audit();
+    assert!(cluster.contents(2) == cluster.contents(0));
 }
