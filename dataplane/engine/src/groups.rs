@@ -348,7 +348,10 @@ impl Store {
                         }
                         Op::Reserve(state) => self.apply_reserve(no, *state),
                         Op::Snapshot { blocks, shape } => self.map.freeze(no, *shape, blocks, entry.index),
-                        Op::Unsnapshot(id) => self.apply_unsnapshot(no, id, self.stream.persisted()),
+                        Op::Unsnapshot(id) => {
+                            self.apply_unsnapshot(no, id, self.stream.persisted());
+                            self.note_removed(no, entry.index);
+                        }
                         _ => unreachable!("a store's own op in a group's log"),
                     }
                     at += blocks;

@@ -7,7 +7,7 @@ use crate::map::{LayerKey, PageKey, Replica};
 use crate::port::*;
 use crate::store::Store;
 use penstock_wire::batch::CopyOp;
-use penstock_wire::page::EXTENTS_PER_PAGE;
+use penstock_wire::page::{BlockState, EXTENTS_PER_PAGE};
 use penstock_wire::peer::{Copied, CopyAnswer, CopyAsk, EXTENTS_END, MemberNo, Role};
 use penstock_wire::{BLOCK, EXTENT_BLOCKS, Index, NodeId, Term};
 use std::collections::BTreeSet;
@@ -54,7 +54,7 @@ pub(crate) fn is_sound<M: Memory>(answer: &CopyAnswer, payload: Option<BufId>, m
 pub(crate) struct Rebuild {
     /// All content is whole as of this entry; of what changed since nothing is known.
     pub as_of: Index,
-    /// The log begins after this entry, or it was applied when all layers beneath were whole: no copy is older.
+    /// The log begins after this entry, or it was applied when all layers beneath were whole, or it removed a snapshot: no copy is older.
     from: Index,
     /// The layer that is being copied, and how many were before.
     layer: Option<LayerNo>,
@@ -323,10 +323,22 @@ impl Store {
     }
 
     /// A copy goes into the log, if there is room and space for it.
-    pub(crate) fn queue_copy(&mut self, no: ReplicaNo, op: CopyOp, applied: Index, payload: Option<BufId>, why: Why) -> Result<(), Short> {
+    pub(crate) fn queue_copy(
+        &mut self,
+        no: ReplicaNo,
+        mut op: CopyOp,
+        applied: Index,
+        payload: Option<BufId>,
+        why: Why,
+    ) -> Result<(), Short> {
         let blocks = op.crcs.len() as u64;
         let extent = op.extent;
         let layer = LayerKey { replica: no, layer: LayerNo(op.layer) };
+        // Of what is as the layer beneath says here too it says nothing: that may be merged by the time that the copy takes effect, now or when the log is redone.
+        let leaves = |(_, state, _): &(u64, BlockState, usize)| *state == BlockState::Inherit;
+        let says_nothing = |block: u64| self.place_in_layer(layer, block) == Ok(None);
+        let left = op.blocks().filter(leaves).map(|(block, ..)| block).filter(|block| says_nothing(*block));
+        op.mask &= !left.fold(0, |mask, block| mask | 1 << (block % EXTENT_BLOCKS));
         if !self.ring_takes(blocks + 1) {
             return Err(Short::Log);
         }
@@ -349,6 +361,13 @@ impl Store {
     pub(crate) fn note_resized(&mut self, no: ReplicaNo, index: Index) {
         if let Some(rebuild) = self.member_mut(no).and_then(|member| member.rebuild.as_mut()) {
             rebuild.resized = index;
+        }
+    }
+
+    /// A removal is applied. Who has not applied it leaves to the layer beneath what may be merged here from now on.
+    pub(crate) fn note_removed(&mut self, no: ReplicaNo, index: Index) {
+        if let Some(rebuild) = self.member_mut(no).and_then(|member| member.rebuild.as_mut()) {
+            rebuild.from = index;
         }
     }
 }

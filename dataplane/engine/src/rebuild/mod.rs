@@ -22,7 +22,9 @@
 //! **Layers.** An install brings the volume's layers. Those frozen by what the content is whole as of are whole; the others are copied one after the
 //! other, lowest first: each says what changed over those beneath, and removed layers count to the one above them, at both ends. Zeros are said
 //! over what is there, so while a layer beneath is not whole they may be said too little: a layer's copies are as of an entry that was applied here
-//! when all beneath it were whole, or later. A layer that begins meanwhile is walked in its turn. Nothing is merged into what copies may still go to.
+//! when all beneath it were whole, or later. A layer that begins meanwhile is walked in its turn. No layer is merged that copies may still go to; into one
+//! that they go to, others are. So no copy is of before the last removal that is applied here, and none says anew that a block is as the layer
+//! beneath says: that may be merged before the copy takes effect.
 //!
 //! Files: `source` (the giving side), `member` (the asking), here what both the log and the asking know. Not here: raft's part
 //! ([`crate::replica`]), and what recovery finds of it (`rejoin`).

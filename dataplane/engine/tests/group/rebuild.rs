@@ -2,6 +2,7 @@
 
 use super::B;
 use super::cluster::{Cluster, SMALL};
+use super::snapshots::{remove, take};
 use crate::bench::{SEGMENT, pattern};
 use penstock_engine::replica::Part as GroupPart;
 use penstock_engine::*;
@@ -80,6 +81,18 @@ impl Volume {
         self.cluster.nodes[at].store.view().counters.rebuilds
     }
 
+    /// Until copies with content are held back.
+    fn wait_copies(&mut self) {
+        for _ in 0..100 {
+            self.cluster.pass(10);
+            // The first answer of all is that it is to be asked again.
+            if self.cluster.held.iter().any(|(.., word, _)| word.payload_blocks() > 0) {
+                break;
+            }
+            self.cluster.release();
+        }
+    }
+
     fn wait_whole(&mut self, at: usize) {
         for _ in 0..500 {
             if self.cluster.view(at).rebuild.is_none() {
@@ -133,14 +146,7 @@ fn begun() -> (Volume, usize, usize) {
     volume.leave_behind(behind);
     volume.cluster.hold = is_copy;
     volume.cluster.cut.clear();
-    for _ in 0..100 {
-        volume.cluster.pass(10);
-        // The first answer of all is that it is to be asked again.
-        if volume.cluster.held.iter().any(|(.., word, _)| word.payload_blocks() > 0) {
-            break;
-        }
-        volume.cluster.release();
-    }
+    volume.wait_copies();
     assert_eq!(volume.rebuilds(behind), 1);
     assert!(!volume.cluster.held.is_empty(), "nothing was copied: {:?}", volume.cluster.view(behind));
     let leader = volume.cluster.leader();
@@ -497,4 +503,78 @@ fn full_member_takes_what_gives_space_back_before_what_needs_it() {
     volume.wait_whole(behind);
     assert_eq!(volume.rebuilds(behind), 1);
     volume.check();
+}
+
+/// A member that was whole as of a snapshot, and copies of what changed since on their way to it, which leave most of an extent to the snapshot's layer.
+fn begun_over_a_snapshot() -> (Volume, usize, usize) {
+    let mut volume = Volume::new();
+    let leader = volume.cluster.leader();
+    let behind = (leader + 1) % 3;
+    volume.write(leader, 0, 40);
+    assert_eq!(take(&mut volume.cluster, leader, 1), Ok(()));
+    volume.cluster.agree();
+    volume.cluster.isolate(behind);
+    let leader = volume.cluster.leader();
+    volume.write(leader, 4, 1);
+    for round in 0..300 {
+        volume.write(leader, 1000 + round % 24 * 40, 40);
+    }
+    volume.see_left_behind(leader, behind);
+    volume.cluster.hold = is_copy;
+    volume.cluster.cut.clear();
+    volume.wait_copies();
+    volume.cluster.order(behind, Order::Drain).unwrap();
+    (volume, leader, behind)
+}
+
+fn is_merged(volume: &Volume, at: usize) -> bool {
+    volume.cluster.nodes[at].store.usage(ReplicaNo(0)).snapshot_extents == 0
+}
+
+#[test]
+fn copy_from_before_a_removal_leaves_what_was_merged_alone() {
+    let (mut volume, leader, behind) = begun_over_a_snapshot();
+    assert_eq!(remove(&mut volume.cluster, leader, 1), Ok(()));
+    volume.cluster.order(behind, Order::Drain).unwrap();
+    assert!(is_merged(&volume, behind));
+    volume.cluster.hold = |_| false;
+    volume.cluster.release();
+    volume.wait_whole(behind);
+    volume.check();
+    volume.check_reads(behind);
+    volume.cluster.audit();
+}
+
+#[test]
+fn copy_on_its_way_into_the_log_leaves_what_is_merged_meanwhile_alone() {
+    let (mut volume, leader, behind) = begun_over_a_snapshot();
+    volume.cluster.hold = |word| match word {
+        PeerWord::Group(message) => match &message.body {
+            MessageBody::Append(append) => append.entries.is_empty(),
+            body => matches!(body, MessageBody::Heartbeat { .. }),
+        },
+        word => is_copy(word),
+    };
+    assert_eq!(remove(&mut volume.cluster, leader, 1), Ok(()));
+    assert!(!is_merged(&volume, behind), "it has not heard that the removal is committed");
+    let taken = |volume: &Volume| volume.cluster.nodes[behind].store.view().counters.copies_taken;
+    volume.cluster.nodes[behind].late = 50;
+    let (copies, others): (Vec<_>, Vec<_>) = std::mem::take(&mut volume.cluster.held).into_iter().partition(|(.., word, _)| is_copy(word));
+    volume.cluster.held = copies;
+    volume.cluster.release();
+    volume.cluster.held.extend(others);
+    volume.cluster.release();
+    let node = &mut volume.cluster.nodes[behind];
+    node.store.apply(Event::Order { id: OrderId(77), order: Order::Drain }, &mut node.mem, &mut node.fx);
+    volume.cluster.run();
+    assert_eq!((is_merged(&volume, behind), taken(&volume)), (true, 0));
+    volume.cluster.nodes[behind].late = 0;
+    volume.cluster.hold = |_| false;
+    volume.cluster.pass(60);
+    assert!(taken(&volume) > 0);
+    volume.cluster.release();
+    volume.wait_whole(behind);
+    volume.check();
+    volume.check_reads(behind);
+    volume.cluster.audit();
 }
