@@ -364,10 +364,19 @@ impl Store {
         }
     }
 
-    /// A removal is applied. Who has not applied it leaves to the layer beneath what may be merged here from now on.
+    /// A removal is applied. Who has not applied it leaves to the layer beneath what may be merged here from now on. Who has may have forgotten what was zeroed
+    /// over the snapshot, since nothing lies beneath any more: what is to be merged here counts as here from now on, and where something was compared
+    /// without it before, it is once more.
     pub(crate) fn note_removed(&mut self, no: ReplicaNo, index: Index) {
-        if let Some(rebuild) = self.member_mut(no).and_then(|member| member.rebuild.as_mut()) {
-            rebuild.from = index;
+        let Some(member) = self.member_mut(no) else { return };
+        let content = member.has_content();
+        let Some(rebuild) = member.rebuild.as_mut() else { return };
+        (rebuild.from, rebuild.pages) = (index, None);
+        if let Some(out) = rebuild.ask.take() {
+            rebuild.again.extend(out.single);
+        }
+        if content && rebuild.highest >= index {
+            rebuild.next = 0;
         }
     }
 }

@@ -24,7 +24,8 @@
 //! over what is there, so while a layer beneath is not whole they may be said too little: a layer's copies are as of an entry that was applied here
 //! when all beneath it were whole, or later. A layer that begins meanwhile is walked in its turn. No layer is merged that copies may still go to; into one
 //! that they go to, others are. So no copy is of before the last removal that is applied here, and none says anew that a block is as the layer
-//! beneath says: that may be merged before the copy takes effect.
+//! beneath says: that may be merged before the copy takes effect. Where answers are of after a removal that is applied here later, the layer is walked
+//! once more: zeros over what lay beneath may have been forgotten with it.
 //!
 //! Files: `source` (the giving side), `member` (the asking), here what both the log and the asking know. Not here: raft's part
 //! ([`crate::replica`]), and what recovery finds of it (`rejoin`).

@@ -1,7 +1,7 @@
 //! Members that need more than the log has are rebuilt by copying, while hosts go on: what they hold in the end is what was written, block by block.
 
 use super::B;
-use super::cluster::{Cluster, SMALL};
+use super::cluster::{Cluster, SMALL, is_append};
 use super::snapshots::{remove, take};
 use crate::bench::{SEGMENT, pattern};
 use penstock_engine::replica::Part as GroupPart;
@@ -25,6 +25,16 @@ fn is_copy(word: &PeerWord) -> bool {
 impl Volume {
     fn new() -> Self {
         Self::over(Cluster::new(3))
+    }
+
+    fn led_by_the_first() -> Self {
+        let mut volume = Self::new();
+        let leader = volume.cluster.leader();
+        if leader != 0 {
+            volume.cluster.order(leader, Order::Transfer { segment: SEGMENT, to: peer::MemberNo(1) }).unwrap();
+            volume.cluster.pass(300);
+        }
+        volume
     }
 
     fn over(cluster: Cluster) -> Self {
@@ -576,5 +586,36 @@ fn copy_on_its_way_into_the_log_leaves_what_is_merged_meanwhile_alone() {
     volume.wait_whole(behind);
     volume.check();
     volume.check_reads(behind);
+    volume.cluster.audit();
+}
+
+#[test]
+fn zeros_over_a_snapshot_that_goes_while_a_member_is_rebuilt_stay() {
+    let mut volume = Volume::led_by_the_first();
+    volume.write(0, 0, 40);
+    assert_eq!(take(&mut volume.cluster, 0, 1), Ok(()));
+    volume.cluster.agree();
+    volume.cluster.isolate(1);
+    volume.zero(0, 0, 40);
+    for round in 0..300 {
+        volume.write(0, 1000 + round % 24 * 40, 40);
+    }
+    volume.see_left_behind(0, 1);
+    volume.cluster.hold = is_copy;
+    volume.cluster.cut.clear();
+    volume.wait_copies();
+    // It hears of the removal last, and what it is sent is as of after that.
+    volume.cluster.hold = |word| is_append(word) && matches!(word, PeerWord::Group(message) if message.to == peer::MemberNo(2));
+    volume.cluster.held.clear();
+    assert_eq!(remove(&mut volume.cluster, 0, 1), Ok(()));
+    volume.cluster.order(0, Order::Drain).unwrap();
+    assert!(is_merged(&volume, 0) && !is_merged(&volume, 1));
+    volume.cluster.pass(3000);
+    assert!(volume.cluster.view(1).rebuild.is_some());
+    volume.cluster.hold = |_| false;
+    volume.cluster.release();
+    volume.wait_whole(1);
+    volume.check();
+    volume.check_reads(1);
     volume.cluster.audit();
 }
