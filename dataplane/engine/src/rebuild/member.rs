@@ -224,7 +224,7 @@ impl Store {
     fn next_range<M: Memory>(&mut self, no: ReplicaNo, mem: &mut M, fx: &mut Effects) -> Option<(u64, u64, Vec<u64>)> {
         let layer = LayerKey { replica: no, layer: self.member(no)?.rebuild.as_ref()?.layer? };
         if self.member(no)?.rebuild.as_ref()?.pages.is_none() {
-            let pages = self.pages_with_something(layer, false);
+            let pages = self.pages_with_something(layer);
             self.member_mut(no)?.rebuild.as_mut()?.pages = Some(pages);
         }
         let rebuild = self.member(no)?.rebuild.as_ref()?;
@@ -238,7 +238,7 @@ impl Store {
         let mut changed = Vec::with_capacity((listed_end - first) as usize);
         let mut loaded = true;
         for extent in first..listed_end {
-            match self.changed_of(layer, false, extent, mem, fx) {
+            match self.changed_of(layer, extent, mem, fx) {
                 Some((of, damaged)) => changed.push(if damaged || of > as_of.0 { CopyAsk::ANY } else { of }),
                 None => loaded = false,
             }

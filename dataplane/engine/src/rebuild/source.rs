@@ -74,11 +74,6 @@ impl Asked {
     fn layer(&self) -> LayerKey {
         LayerKey { replica: self.no, layer: LayerNo(self.ask.layer) }
     }
-
-    /// What is told of an extent whose last change is `of`: who stands on the origin has what is there.
-    fn norm(&self, of: u64) -> u64 {
-        if self.ask.stands && of <= SNAPSHOT_ITSELF.0.0 { 0 } else { of }
-    }
 }
 
 /// A member that is, or was, rebuilt from here: when it asked last, and under which number.
@@ -207,7 +202,7 @@ impl Store {
     /// Goes on through the extents of an ask until one must be waited for.
     fn walk_ask<M: Memory>(&mut self, source: &mut Source, asked: &mut Asked, mem: &mut M, fx: &mut Effects) {
         let out_max = self.config.limits.copies_out as usize;
-        let (layer, deep) = (asked.layer(), !asked.ask.stands);
+        let layer = asked.layer();
         if self.is_gone(layer) {
             // Who asked will know of it when it has applied as much, and finds in the layer above what was here.
             asked.at = asked.ask.until;
@@ -215,7 +210,7 @@ impl Store {
         let listed = asked.ask.first + asked.ask.changed.len() as u64;
         while asked.at < asked.ask.until && asked.started < asked.ask.room && source.reading.len() < out_max {
             if asked.at >= listed {
-                let pages = asked.beyond.take().unwrap_or_else(|| self.pages_with_something(layer, deep));
+                let pages = asked.beyond.take().unwrap_or_else(|| self.pages_with_something(layer));
                 let page = pages[pages.partition_point(|page| (page + 1) * PAGE <= asked.at)..].first().copied();
                 asked.beyond = Some(pages);
                 match page {
@@ -231,10 +226,10 @@ impl Store {
                 }
             }
             let extent = asked.at;
-            let Some((changed, damaged)) = self.changed_of(layer, deep, extent, mem, fx) else { return };
+            let Some((changed, damaged)) = self.changed_of(layer, extent, mem, fx) else { return };
             asked.at += 1;
             // An extent of a page that was lost does not tell who changed it.
-            if asked.norm(changed) == asked.norm(asked.ask.has(extent)) && !(damaged && changed == 0) {
+            if changed == asked.ask.has(extent) && !(damaged && changed == 0) {
                 continue;
             }
             asked.started += 1;
@@ -264,9 +259,9 @@ impl Store {
         layer > live || layer < live && self.map.get(layer.replica).is_none_or(|replica| replica.kept(layer.layer).is_none())
     }
 
-    /// Pages of a layer, with what is to be merged into it, that there is anything on, in order. `deep`: with what a clone's lowest stands on.
-    pub(super) fn pages_with_something(&self, layer: LayerKey, deep: bool) -> Vec<u64> {
-        let fold = self.fold_to_send(layer, deep);
+    /// Pages of a layer that there is anything on, in order: with what is to be merged into it, and with what a clone's lowest stands on.
+    pub(super) fn pages_with_something(&self, layer: LayerKey) -> Vec<u64> {
+        let fold = self.fold_to_compare(layer);
         let grouped = self.index.iter().filter(|group| fold.contains(&group.key.layer)).map(|group| u64::from(group.key.extent) / PAGE);
         let on_pages = fold.iter().filter_map(|layer| self.map.layer(*layer)).flat_map(|layer| layer.pages.keys());
         let mut pages: Vec<u64> = on_pages.map(|page| u64::from(*page)).chain(grouped).collect();
@@ -275,24 +270,18 @@ impl Store {
         pages
     }
 
-    fn fold_to_send(&self, layer: LayerKey, deep: bool) -> Vec<LayerKey> {
+    /// Whoever stands on the origin has what is there, and who does not and has zeros now may know nothing of the extent any more: so both count it.
+    fn fold_to_compare(&self, layer: LayerKey) -> Vec<LayerKey> {
         let most = if self.canary(Canary::CopyUnmerged) { 1 } else { usize::MAX };
-        let beneath = if deep { self.map.beneath_fold(layer).filter(|beneath| beneath.replica != layer.replica) } else { None };
+        let beneath = self.map.beneath_fold(layer).filter(|beneath| beneath.replica != layer.replica);
         let origin = beneath.into_iter().flat_map(|beneath| self.map.stack(beneath));
         self.map.fold(layer).take(most).chain(origin).collect()
     }
 
     /// Entry that changed an extent of a layer last, 0 where there is nothing, and whether blocks of it are lost; `None` until its pages are loaded.
-    pub(super) fn changed_of<M: Memory>(
-        &mut self,
-        layer: LayerKey,
-        deep: bool,
-        extent: u64,
-        mem: &mut M,
-        fx: &mut Effects,
-    ) -> Option<(u64, bool)> {
+    pub(super) fn changed_of<M: Memory>(&mut self, layer: LayerKey, extent: u64, mem: &mut M, fx: &mut Effects) -> Option<(u64, bool)> {
         let (mut changed, mut damaged) = (0, false);
-        for of in self.fold_to_send(layer, deep) {
+        for of in self.fold_to_compare(layer) {
             let (by, bad) = self.changed_in(of, extent, mem, fx)?;
             // The origin's entries are of another log.
             let by = if of.replica == layer.replica { by } else { by.min(SNAPSHOT_ITSELF.0.0) };
@@ -323,7 +312,7 @@ impl Store {
         if self.is_gone(layer) {
             return;
         }
-        let Some((changed, _)) = self.changed_of(layer, deep, reading.extent, mem, fx) else { return };
+        let Some((changed, _)) = self.changed_of(layer, reading.extent, mem, fx) else { return };
         let first = reading.extent * EXTENT_BLOCKS;
         let mut places = [Place::Zero; BLOCKS];
         for (at, place) in places.iter_mut().enumerate() {

@@ -335,3 +335,33 @@ fn members_with_and_without_the_origin_find_no_difference_when_they_compare() {
     assert!(cluster.nodes[3].store.view().counters.compared_extents > 0);
     reads(&mut cluster, leader, &model);
 }
+
+#[test]
+fn zeros_that_a_member_without_the_origin_has_forgotten_come_to_one_that_stands_on_it() {
+    let (mut cluster, leader, mut model) = cloned(members(3));
+    let (gone, behind) = ((leader + 1) % 3, (leader + 2) % 3);
+    replace(&mut cluster, leader, gone);
+    cluster.pass(2500);
+    let to = cluster.view(3).me;
+    cluster.order(leader, Order::Transfer { segment: CLONE, to }).unwrap();
+    cluster.pass(500);
+    assert_eq!(cluster.leader(), 3);
+    cluster.isolate(behind);
+    zero(&mut cluster, 3, &mut model, 0, 300);
+    let before = cluster.nodes[behind].store.view().counters.rebuilds;
+    for round in 0..300u64 {
+        write(&mut cluster, 3, &mut model, round as u8, 800 + round % 4 * 40, 40);
+    }
+    cluster.order(3, Order::Drain).unwrap();
+    cluster.cut.clear();
+    for _ in 0..500 {
+        cluster.pass(10);
+        if cluster.view(behind).rebuild.is_none() && cluster.nodes[behind].store.view().counters.rebuilds > before {
+            break;
+        }
+    }
+    assert_eq!(cluster.nodes[behind].store.view().counters.rebuilds, before + 1);
+    all_equal(&mut cluster, &[leader, behind, 3]);
+    let at = cluster.leader();
+    reads(&mut cluster, at, &model);
+}
