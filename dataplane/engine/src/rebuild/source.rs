@@ -33,6 +33,8 @@ struct Asked {
     key: u32,
     no: ReplicaNo,
     ask: CopyAsk,
+    /// What was applied when it came, and how large the volume was: what is applied since may be on extents that were found to be the same before.
+    as_of: (Index, u64),
     /// Extents before this one are answered, or being read.
     at: u64,
     /// Pages with something on them, behind the listed extents: found when they are needed.
@@ -112,9 +114,8 @@ impl Store {
             return;
         }
         let (now, gives) = (self.now, self.may_feed(no));
-        if !gives {
-            return;
-        }
+        let Some(replica) = self.map.get(no).filter(|_| gives) else { return };
+        let as_of = (replica.applied, replica.shape.blocks);
         let fed = &mut self.groups.source.fed;
         match fed.iter_mut().find(|fed| (fed.no, fed.to) == (no, ask.from)) {
             // Each is answered once: the asker counts what came against what one answering says that it sent.
@@ -123,7 +124,7 @@ impl Store {
             None => {
                 // It may be one that an earlier life of this store has answered in part: to be asked again.
                 fed.push(Fed { no, to: ask.from, last: now, id: ask.id });
-                return self.send_done(no, &ask, ask.first, 0, fx);
+                return self.send_done(no, &ask, as_of, ask.first, 0, fx);
             }
         }
         // A newer ask of the same member ends the one before.
@@ -131,7 +132,7 @@ impl Store {
         source.asks.retain(|asked| asked.no != no || asked.ask.from != ask.from);
         if source.asks.len() < ASKS_MAX {
             let (key, at) = (source.number(), ask.first);
-            source.asks.push_back(Asked { key, no, ask, at, beyond: None, started: 0, sent: 0 });
+            source.asks.push_back(Asked { key, no, ask, as_of, at, beyond: None, started: 0, sent: 0 });
         }
     }
 
@@ -192,7 +193,7 @@ impl Store {
         source.asks.retain(|asked| {
             let over = asked.sent == asked.started && (asked.at >= asked.ask.until || asked.started >= asked.ask.room);
             if over {
-                self.send_done(asked.no, &asked.ask, asked.at, asked.sent, fx);
+                self.send_done(asked.no, &asked.ask, asked.as_of, asked.at, asked.sent, fx);
             }
             !over
         });
@@ -206,6 +207,7 @@ impl Store {
         if self.is_gone(layer) {
             // Who asked will know of it when it has applied as much, and finds in the layer above what was here.
             asked.at = asked.ask.until;
+            asked.as_of.0 = self.map.get(asked.no).expect("it is given from here").applied;
         }
         let listed = asked.ask.first + asked.ask.changed.len() as u64;
         while asked.at < asked.ask.until && asked.started < asked.ask.room && source.reading.len() < out_max {
@@ -450,9 +452,7 @@ impl Store {
         self.answer_copy(asked.no, &asked.ask, applied, Copied::Extent { extent, changed, states, crcs }, &parts, fx);
     }
 
-    fn send_done(&mut self, no: ReplicaNo, ask: &CopyAsk, until: u64, answers: u32, fx: &mut Effects) {
-        let Some(replica) = self.map.get(no) else { return };
-        let (applied, blocks) = (replica.applied, replica.shape.blocks);
+    fn send_done(&mut self, no: ReplicaNo, ask: &CopyAsk, (applied, blocks): (Index, u64), until: u64, answers: u32, fx: &mut Effects) {
         self.answer_copy(no, ask, applied, Copied::Done { until, answers, blocks }, &[], fx);
     }
 

@@ -619,3 +619,52 @@ fn zeros_over_a_snapshot_that_goes_while_a_member_is_rebuilt_stay() {
     volume.check_reads(1);
     volume.cluster.audit();
 }
+
+#[test]
+fn what_a_source_applies_while_it_answers_was_not_compared() {
+    let mut volume = Volume::led_by_the_first();
+    volume.cluster.isolate(1);
+    for round in 0..300 {
+        volume.write(0, 1000 + round % 24 * 40, 40);
+    }
+    volume.see_left_behind(0, 1);
+    // The third has the last write and does not know that it is committed; the leader is not asked.
+    volume.cluster.hold = |word| match word {
+        PeerWord::Group(message) if message.to == peer::MemberNo(3) => match &message.body {
+            MessageBody::Append(append) => append.entries.is_empty(),
+            body => matches!(body, MessageBody::Heartbeat { .. }),
+        },
+        PeerWord::CopyAsk(ask) => ask.to == peer::MemberNo(1),
+        _ => false,
+    };
+    volume.write(0, 100, 40);
+    assert!(volume.cluster.applied(2) < volume.cluster.applied(0));
+    volume.cluster.nodes[2].late = 50;
+    volume.cluster.cut.clear();
+    let reads = |volume: &Volume| volume.cluster.nodes[2].store.view().counters.disk_reads;
+    let before = reads(&volume);
+    for _ in 0..300 {
+        volume.cluster.pass(10);
+        if reads(&volume) > before {
+            break;
+        }
+    }
+    assert!(reads(&volume) > before && volume.rebuilds(1) == 1, "it reads what it is asked for");
+    assert!(volume.cluster.applied(2) < volume.cluster.applied(0));
+    let of_group = |held: &mut (usize, usize, PeerWord, Vec<u8>)| matches!(held.2, PeerWord::Group(_));
+    let heard: Vec<_> = volume.cluster.held.extract_if(.., of_group).collect();
+    let asks = std::mem::replace(&mut volume.cluster.held, heard);
+    volume.cluster.hold = |word| matches!(word, PeerWord::CopyAsk(ask) if ask.to == peer::MemberNo(1));
+    volume.cluster.release();
+    assert_eq!(volume.cluster.applied(2), volume.cluster.applied(0));
+    volume.cluster.pass(1000);
+    volume.cluster.nodes[2].late = 0;
+    volume.cluster.held.extend(asks);
+    volume.cluster.hold = |_| false;
+    volume.cluster.release();
+    volume.wait_whole(1);
+    assert_eq!(volume.rebuilds(1), 1);
+    volume.check();
+    volume.check_reads(1);
+    volume.cluster.audit();
+}
