@@ -2,31 +2,26 @@
 
 use penstock::guest::initiator::{Namespace, Refusal};
 use penstock::guest::penstock_target::{PenstockTarget, TestIds};
-use penstock::guest::scenario::{Load, target_killed_under_a_guest};
+use penstock::guest::scenario::{Load, kill_under_load};
 use penstock::guest::spdk_target::SpdkTarget;
 use penstock::guest::target::{Door, DoorKind, Target};
-use std::path::Path;
 
 const AGENT: &str = env!("CARGO_BIN_EXE_penstock-guest-agent");
 const VOLUME: u64 = 512 << 20;
-
-fn kill_under_load(name: &str, target: &mut dyn Target, load: Load) {
-    println!("{:?}", target_killed_under_a_guest(name, Path::new(AGENT), target, load).unwrap());
-}
 
 #[test]
 #[ignore = "shows that the harness is right, not that Penstock is; run by make test-guest"]
 fn spdk_target_killed_under_a_guests_nvme_tcp_loses_nothing_smoke() {
     let dir = tempfile::tempdir().unwrap();
     let mut target = SpdkTarget::new(dir.path(), DoorKind::NvmfTcp, VOLUME).unwrap();
-    kill_under_load("nvmf-spdk", &mut target, Load::SMOKE);
+    kill_under_load("nvmf-spdk", AGENT, &mut target, Load::SMOKE);
 }
 
 #[test]
 fn penstockd_killed_under_a_guests_nvme_tcp_loses_nothing_smoke() {
     let dir = tempfile::tempdir().unwrap();
     let mut target = PenstockTarget::new(dir.path(), DoorKind::NvmfTcp, VOLUME).unwrap();
-    kill_under_load("nvmf-penstock", &mut target, Load::SMOKE);
+    kill_under_load("nvmf-penstock", AGENT, &mut target, Load::SMOKE);
 }
 
 #[test]
@@ -78,7 +73,7 @@ fn penstockd_volume_identifies_itself_honestly_and_refuses_bad_commands_by_the_r
 fn penstockd_killed_six_times_under_a_guests_nvme_tcp_loses_nothing_full() {
     let dir = tempfile::tempdir().unwrap();
     let mut target = PenstockTarget::new(dir.path(), DoorKind::NvmfTcp, VOLUME).unwrap();
-    kill_under_load("nvmf-penstock-full", &mut target, Load::FULL);
+    kill_under_load("nvmf-penstock-full", AGENT, &mut target, Load::FULL);
 }
 
 #[test]

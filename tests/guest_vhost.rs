@@ -1,31 +1,26 @@
 //! Route (b): a guest's virtio-blk driver over vhost-user-blk; QEMU reconnects when the target dies.
 
 use penstock::guest::penstock_target::PenstockTarget;
-use penstock::guest::scenario::{Load, target_killed_under_a_guest};
+use penstock::guest::scenario::{Load, kill_under_load};
 use penstock::guest::spdk_target::SpdkTarget;
-use penstock::guest::target::{DoorKind, Target};
-use std::path::Path;
+use penstock::guest::target::DoorKind;
 
 const AGENT: &str = env!("CARGO_BIN_EXE_penstock-guest-agent");
 const VOLUME: u64 = 512 << 20;
-
-fn kill_under_load(name: &str, target: &mut dyn Target, load: Load) {
-    println!("{:?}", target_killed_under_a_guest(name, Path::new(AGENT), target, load).unwrap());
-}
 
 #[test]
 #[ignore = "shows that the harness is right, not that Penstock is; run by make test-guest"]
 fn spdk_target_killed_under_a_guests_virtio_blk_loses_nothing_smoke() {
     let dir = tempfile::tempdir().unwrap();
     let mut target = SpdkTarget::new(dir.path(), DoorKind::VhostUserBlk, VOLUME).unwrap();
-    kill_under_load("vhost-spdk", &mut target, Load::SMOKE);
+    kill_under_load("vhost-spdk", AGENT, &mut target, Load::SMOKE);
 }
 
 #[test]
 fn penstockd_killed_under_a_guests_virtio_blk_loses_nothing_smoke() {
     let dir = tempfile::tempdir().unwrap();
     let mut target = PenstockTarget::new(dir.path(), DoorKind::VhostUserBlk, VOLUME).unwrap();
-    kill_under_load("vhost-penstock", &mut target, Load::SMOKE);
+    kill_under_load("vhost-penstock", AGENT, &mut target, Load::SMOKE);
 }
 
 #[test]
@@ -33,5 +28,5 @@ fn penstockd_killed_under_a_guests_virtio_blk_loses_nothing_smoke() {
 fn penstockd_killed_six_times_under_a_guests_virtio_blk_loses_nothing_full() {
     let dir = tempfile::tempdir().unwrap();
     let mut target = PenstockTarget::new(dir.path(), DoorKind::VhostUserBlk, VOLUME).unwrap();
-    kill_under_load("vhost-penstock-full", &mut target, Load::FULL);
+    kill_under_load("vhost-penstock-full", AGENT, &mut target, Load::FULL);
 }

@@ -117,8 +117,8 @@ pub fn place(
     if let Some(origin) = shape.origin {
         return clones::place(desired, observed, origin, asked, shape);
     }
-    let replicas = shape.replicas + shape.log_only;
-    let chosen = if asked.is_empty() { emptiest(desired, observed, usize::from(replicas))? } else { named(desired, asked, replicas)? };
+    let replicas = shape.replicas_in_all();
+    let chosen = if asked.is_empty() { emptiest(desired, observed, replicas)? } else { named(desired, asked, replicas)? };
     let unreachable = chosen.iter().find(|(node_id, _)| desired.nodes.get(node_id).is_none_or(|node| node.peer.is_none()));
     if let (2.., Some((node_id, _))) = (replicas, unreachable) {
         let name = desired.node_name(*node_id);
@@ -128,8 +128,8 @@ pub fn place(
     Ok(chosen)
 }
 
-fn named(desired: &Desired, asked: &[DriveId], replicas: u8) -> Result<Vec<(NodeId, DriveId)>, ApiError> {
-    if asked.len() != usize::from(replicas) {
+fn named(desired: &Desired, asked: &[DriveId], replicas: usize) -> Result<Vec<(NodeId, DriveId)>, ApiError> {
+    if asked.len() != replicas {
         let error = ApiError::new(ErrorCode::Invalid, format!("{} drives are named for {replicas} replicas", asked.len()));
         return Err(error.with_hint("name as many drives as replicas, each of another node, or none"));
     }

@@ -123,6 +123,11 @@ pub fn target_killed_under_a_guest(name: &str, agent: &Path, target: &mut dyn Ta
     Ok(report)
 }
 
+/// [`target_killed_under_a_guest`] as a test has it: it has to go well, and what was seen is printed.
+pub fn kill_under_load(name: &str, agent: &str, target: &mut dyn Target, load: Load) {
+    println!("{:?}", target_killed_under_a_guest(name, Path::new(agent), target, load).unwrap());
+}
+
 /// mkfs, mount, fio with verify while the target dies and comes back, unmount, fsck; any I/O error fails it.
 pub fn filesystem_survives_kills(machine: &mut Machine, target: &mut dyn Target, device: &str, load: Load) -> Result<Report> {
     machine.shell(&format!("mkfs.ext4 -q -F /dev/{device} && mount -t ext4 /dev/{device} /mnt"), SHORT)?;

@@ -1,5 +1,6 @@
 //! Snapshots: taken once, removed when it is wished, taken back where the node refuses.
 
+use penstock_api::VolumeId;
 use penstock_api::http::{NodeView, SnapshotView, VolumeView};
 use penstock_api::rpc::{ErrorCode, RpcError};
 use serde_json::{Value, json};
@@ -15,16 +16,29 @@ fn take(house: &House, name: &str) -> SnapshotView {
     answer.json()
 }
 
+/// A house with a drive and volume db.
+fn with_volume() -> (House, VolumeId) {
+    let house = House::new();
+    add_drive(&house, "file:/d0?size=1GiB");
+    let id = create(&house, "db").volume_id;
+    (house, id)
+}
+
+/// The same, and snapshot monday of it.
+fn with_snapshot() -> (House, VolumeId, SnapshotView) {
+    let (house, id) = with_volume();
+    let monday = take(&house, "monday");
+    (house, id, monday)
+}
+
 fn names(house: &House) -> Vec<String> {
     house.get::<Vec<SnapshotView>>("/v1/volumes/db/snapshots").iter().map(|known| known.name.to_string()).collect()
 }
 
 #[test]
 fn snapshot_life_from_taken_to_removed() {
-    let house = House::new();
-    add_drive(&house, "file:/d0?size=1GiB");
-    create(&house, "db");
-    let (monday, tuesday) = (take(&house, "monday"), take(&house, "tuesday"));
+    let (house, _, monday) = with_snapshot();
+    let tuesday = take(&house, "tuesday");
     assert!(monday.progress.is_settled() && tuesday.observed.is_some_and(|seen| seen.index == 1));
     let taken = house.request("POST", "/v1/volumes/db/snapshots", json!({"name": "monday"})).error();
     assert_eq!(taken.code, ErrorCode::AlreadyExists);
@@ -40,9 +54,7 @@ fn snapshot_life_from_taken_to_removed() {
 
 #[test]
 fn snapshot_that_the_node_refuses_leaves_no_trace() {
-    let house = House::new();
-    add_drive(&house, "file:/d0?size=1GiB");
-    create(&house, "db");
+    let (house, _) = with_volume();
     let full = RpcError::new(ErrorCode::Capacity, "no space is left").with_hint("remove some");
     house.node.inner.lock().unwrap().refuse.insert("penstock_snapshot_create", (1, full));
     let error = house.request("POST", "/v1/volumes/db/snapshots", json!({"name": "monday"})).error();
@@ -54,10 +66,7 @@ fn snapshot_that_the_node_refuses_leaves_no_trace() {
 
 #[test]
 fn snapshot_that_was_there_and_is_gone_is_reported_not_taken_again() {
-    let house = House::new();
-    add_drive(&house, "file:/d0?size=1GiB");
-    let id = create(&house, "db").volume_id;
-    take(&house, "monday");
+    let (house, id, _) = with_snapshot();
     let forget = |inner: &mut crate::fake::Inner| {
         inner.media.values_mut().filter_map(|medium| medium.volumes.get_mut(&id)).for_each(|volume| volume.snapshots.clear());
     };
@@ -73,10 +82,7 @@ fn snapshot_that_was_there_and_is_gone_is_reported_not_taken_again() {
 
 #[test]
 fn clone_is_made_of_a_snapshot_which_stays_as_long_as_it_does() {
-    let house = House::new();
-    add_drive(&house, "file:/d0?size=1GiB");
-    create(&house, "db");
-    take(&house, "monday");
+    let (house, ..) = with_snapshot();
     said(&house, "volume create test --from db@monday", "created volume test as db@monday of 64MiB");
     let shown: VolumeView = house.get("/v1/volumes/test");
     let origin = shown.origin.unwrap();
@@ -108,10 +114,7 @@ fn clone_is_made_of_a_snapshot_which_stays_as_long_as_it_does() {
 
 #[test]
 fn clone_that_is_asked_for_while_its_node_starts_is_made_once_control_has_looked_at_it() {
-    let house = House::new();
-    add_drive(&house, "file:/d0?size=1GiB");
-    create(&house, "db");
-    take(&house, "monday");
+    let (house, ..) = with_snapshot();
     house.node.kill();
     crate::harness::eventually("control sees it", || {
         let nodes: Vec<NodeView> = house.get("/v1/nodes");
