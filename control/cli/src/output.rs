@@ -59,6 +59,19 @@ pub fn progress(progress: &Progress) -> String {
     }
 }
 
+/// What is to be done about those that are refused, a line for each that is not said yet.
+pub fn hints<'a>(all: impl Iterator<Item = &'a Progress>) -> String {
+    let mut said: Vec<&str> = Vec::new();
+    for progress in all {
+        if let Progress::Refused { hint: Some(hint), .. } = progress
+            && !said.contains(&hint.as_str())
+        {
+            said.push(hint);
+        }
+    }
+    said.into_iter().map(|hint| format!("hint: {hint}\n")).collect()
+}
+
 pub fn or_dash(text: Option<String>) -> String {
     text.unwrap_or_else(|| "-".to_owned())
 }
@@ -72,5 +85,16 @@ mod tests {
         let text = table(&["NAME", "SIZE"], &[1], vec![vec!["a".into(), "1 GiB".into()], vec!["bb".into(), "10 GiB".into()]]);
         assert_eq!(text, "NAME    SIZE\na      1 GiB\nbb    10 GiB\n");
         assert_eq!(facts(vec![("a", "1".into()), ("bbb", "2".into())]), "a    1\nbbb  2\n");
+    }
+
+    #[test]
+    fn hints_are_of_what_is_refused_and_said_once() {
+        let refused = |hint: Option<&str>| Progress::Refused {
+            code: penstock_api::rpc::ErrorCode::NotFound,
+            message: "gone".to_owned(),
+            hint: hint.map(str::to_owned),
+        };
+        let all = [refused(Some("a")), Progress::Settled, refused(None), refused(Some("b")), refused(Some("a"))];
+        assert_eq!(hints(all.iter()), "hint: a\nhint: b\n");
     }
 }

@@ -119,7 +119,7 @@ fn table(drives: &[DriveView]) -> String {
         ]
     };
     let header = ["DRIVE", "NODE", "SPEC", "SIZE", "USED", "UNDRAINED", "VOLUMES", "STATE"];
-    output::table(&header, &[3, 4, 5, 6], drives.iter().map(row).collect())
+    output::table(&header, &[3, 4, 5, 6], drives.iter().map(row).collect()) + &output::hints(drives.iter().map(|drive| &drive.progress))
 }
 
 pub fn drain(client: &Client, form: Form, drive: Option<&str>) -> Result<(), Failure> {

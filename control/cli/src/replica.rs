@@ -74,6 +74,7 @@ fn list(client: &Client, form: Form, volume: Option<String>) -> Result<(), Failu
         let line = |row: &Named| [vec![row.volume.to_string()], columns(&row.replica)].concat();
         let header = [vec!["VOLUME"], HEADER.to_vec()].concat();
         output::table(&header, &RIGHT.map(|column| column + 1), rows.iter().map(line).collect())
+            + &output::hints(rows.iter().map(|row| &row.replica.progress))
     })
 }
 

@@ -72,5 +72,6 @@ fn list(client: &Client, form: Form, volume: Option<String>) -> Result<(), Failu
             ]
         };
         output::table(&["VOLUME", "NAME", "SIZE", "ALLOCATED", "CLONES", "ID", "STATE"], &[2, 3], rows.iter().map(line).collect())
+            + &output::hints(rows.iter().map(|row| &row.snapshot.progress))
     })
 }

@@ -233,6 +233,7 @@ fn table(volumes: &[VolumeView]) -> String {
     };
     let header = ["NAME", "SIZE", "ALLOCATED", "BLOCK", "REPLICAS", "LEADER", "EXPORTS", "HOSTS", "STATE"];
     output::table(&header, &[1, 2, 3, 4, 7], volumes.iter().map(row).collect())
+        + &output::hints(volumes.iter().map(|volume| &volume.progress))
 }
 
 /// The node of the replica that leads, as far as the nodes that are there say.
@@ -302,8 +303,10 @@ fn facts(volume: &VolumeView) -> String {
             ("write latency", latency_line(&latency.write)),
         ]);
     }
-    let facts = output::facts(rows);
-    if are_several { format!("{facts}\n{}", replica::table(&volume.replicas)) } else { facts }
+    let table = if are_several { format!("\n{}", replica::table(&volume.replicas)) } else { String::new() };
+    let doors = volume.exports.iter().map(|export| &export.progress);
+    let each = [&volume.progress].into_iter().chain(doors).chain(volume.replicas.iter().map(|replica| &replica.progress));
+    output::facts(rows) + &table + &output::hints(each)
 }
 
 fn latency_line(latency: &penstock_api::rpc::LatencyInfo) -> String {
