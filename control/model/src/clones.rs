@@ -8,11 +8,11 @@ use std::collections::BTreeMap;
 
 use penstock_api::http::{ApiError, VolumeCreateBody};
 use penstock_api::rpc::{BlockSize, ErrorCode, Origin};
-use penstock_api::{ByteSize, DriveId, NodeId, SnapshotId, VolumeId};
+use penstock_api::{ByteSize, DriveId, NodeId, SnapshotId, VolumeId, VolumeName};
 
 use crate::change::{check_replicas, present_volume};
 use crate::desired::{Desired, DesiredReplica, DesiredVolume};
-use crate::observed::Observed;
+use crate::observed::{Observed, ObservedVolume};
 
 /// What a new volume is to be: what is asked for, and where a clone is and nothing is said, as its origin is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -137,6 +137,18 @@ pub fn clones_of(desired: &Desired, volume_id: VolumeId, snapshot: Option<Snapsh
     let mut clones: Vec<_> = desired.volumes.values().filter(|volume| volume.origin.as_deref().is_some_and(is_of)).collect();
     clones.sort_by(|a, b| a.name.cmp(&b.name));
     clones
+}
+
+/// What a replica stands on when it is made. Who joins later has the content copied, and what keeps the log alone stands on nothing.
+pub(crate) fn ground<'a>(volume: &'a DesiredVolume, replica: &DesiredReplica) -> Option<&'a Origin> {
+    volume.origin.as_deref().filter(|_| replica.joins.is_none() && !replica.log_only)
+}
+
+/// The name of a clone that a node shows to stand on its replica of a volume. What is copied, and what keeps the log alone, stands on nothing.
+pub(crate) fn standing_on(desired: &Desired, observed: &Observed, volume_id: VolumeId) -> Option<VolumeName> {
+    let stands = |seen: &ObservedVolume| seen.origin.is_some_and(|origin| origin.volume_id == volume_id);
+    let (id, seen) = observed.volumes.iter().find(|(_, seen)| stands(seen))?;
+    Some(desired.volumes.get(id).map_or_else(|| seen.name.clone(), |clone| clone.name.clone()))
 }
 
 /// Neither goes while a clone stands on it.

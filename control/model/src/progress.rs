@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 
 use penstock_api::http::Progress;
-use penstock_api::rpc::{DriveState, ErrorCode, GroupInfo, GroupMember, GroupPart, MemberRole, VolumeState};
+use penstock_api::rpc::{DriveState, ErrorCode, GroupInfo, GroupMember, GroupPart, MemberRole, Origin, VolumeState};
 use penstock_api::{DriveId, NodeId, VolumeId};
 
+use crate::clones;
 use crate::desired::{Desired, DesiredDoor, DesiredReplica, DesiredSnapshot, DesiredVolume, Phase};
 use crate::membership::{self, NEAR, Next};
 use crate::observed::{Observed, ObservedVolume};
@@ -295,11 +296,14 @@ impl<'a> Look<'a> {
             return Progress::Removing { reason: "it leaves with its drive".to_owned() };
         }
         let blocked = self.node(node_id).or_else(|| self.refusal(node_id, &Subject::Volume(id))).or_else(|| self.drive_in_the_way(replica));
+        let blocked = blocked.or_else(|| self.without_ground(id, volume, replica));
         if !volume.phase.is_present() || replica.left {
-            return match blocked {
-                Some(Progress::Pending { reason }) => Progress::Removing { reason },
-                Some(other) => other,
-                None => Progress::Removing { reason: "the node deletes it".to_owned() },
+            let stands = self.observed(node_id).and_then(|observed| clones::standing_on(self.desired, observed, id));
+            return match (blocked, stands) {
+                (Some(Progress::Pending { reason }), _) => Progress::Removing { reason },
+                (Some(other), _) => other,
+                (None, Some(clone)) if replica.left => Progress::Removing { reason: format!("its clone {clone} stands on it there") },
+                (None, _) => Progress::Removing { reason: "the node deletes it".to_owned() },
             };
         }
         if let Some(blocked) = blocked {
@@ -334,6 +338,46 @@ impl<'a> Look<'a> {
             return refused(ErrorCode::Conflict, conflict, "nothing is done until a person has looked: remove the wrong one");
         }
         seen_replica(volume, replica, seen)
+    }
+
+    /// A replica of a clone that would be made, and of which what it is to stand on is not there: for good, or until the origin's own is replaced.
+    fn without_ground(&self, id: VolumeId, volume: &DesiredVolume, replica: &DesiredReplica) -> Option<Progress> {
+        let is_wanted = volume.phase.is_present() && !replica.left && self.seen(replica.node_id, id).is_none();
+        let is_volatile = self.desired.drives.get(&replica.drive_id).is_some_and(|drive| drive.volatile);
+        if !is_wanted || replica.made && (volume.group.is_some() || !is_volatile) {
+            return None;
+        }
+        let ground = clones::ground(volume, replica)?;
+        if let Some((of, snapshot)) = self.lost_snapshot(ground) {
+            let what = if replica.made { "its data is lost" } else { "it cannot be made" };
+            return Some(Progress::Refused {
+                code: ErrorCode::NotFound,
+                message: format!("{what}: it stood on snapshot {} of volume {}, which is not there any more", snapshot.name, of.name),
+                hint: Some(format!(
+                    "`penstock volume rm {} --force` gives it up; then take a new snapshot of what is to be cloned, and make another --from that",
+                    volume.name
+                )),
+            });
+        }
+        if self.seen(replica.node_id, ground.volume_id).is_some_and(|of| of.has_snapshot(ground.snapshot_id)) {
+            return None;
+        }
+        let of = self.desired.volumes.get(&ground.volume_id)?;
+        let snapshot = &of.find_snapshot(&ground.snapshot_id.to_string())?.name;
+        let node = self.node_word(replica.node_id);
+        Some(pending(format!("snapshot {snapshot} of volume {}, which it is to stand on, is not on {node} now", of.name)))
+    }
+
+    /// The snapshot that a clone stands on, or of clones that stand on one another the lowest that is lost.
+    fn lost_snapshot(&self, origin: &Origin) -> Option<(&'a DesiredVolume, &'a DesiredSnapshot)> {
+        let of = self.desired.volumes.get(&origin.volume_id)?;
+        let snapshot = of.find_snapshot(&origin.snapshot_id.to_string())?;
+        if self.served(origin.volume_id, of).is_some() {
+            let is_lost = matches!(self.snapshot(origin.volume_id, of, snapshot), Progress::Refused { code: ErrorCode::NotFound, .. });
+            return is_lost.then_some((of, snapshot));
+        }
+        // Ids are counted: what a clone stands on is older than it is.
+        of.origin.as_deref().filter(|next| next.volume_id < origin.volume_id).and_then(|next| self.lost_snapshot(next))
     }
 
     fn drive_in_the_way(&self, replica: &DesiredReplica) -> Option<Progress> {

@@ -9,11 +9,12 @@
 
 use penstock_api::rpc::{
     Door, DriveAddParams, DriveRemoveParams, DriveState, ExportAddParams, ExportRemoveParams, GroupChangeParams, GroupTransferParams,
-    MemberCreateParams, NodeClaimParams, PeersSetParams, SnapshotCreateParams, SnapshotDeleteParams, VolumeCreateParams,
+    MemberCreateParams, NodeClaimParams, Origin, PeersSetParams, SnapshotCreateParams, SnapshotDeleteParams, VolumeCreateParams,
     VolumeDeleteParams, VolumeResizeParams, VolumeState,
 };
 use penstock_api::{DriveId, NodeId, SnapshotId, VolumeId};
 
+use crate::clones;
 use crate::desired::{Desired, DesiredChange, DesiredReplica, DesiredVolume, Phase, Reach, Record};
 use crate::issuer::Identity;
 use crate::membership;
@@ -256,7 +257,7 @@ fn plan_replica(
     let node_id = replica.node_id;
     let Some(seen) = observed.volumes.get(&volume_id) else {
         if observed.is_serving(replica.drive_id) {
-            plan_absent_replica(desired, (volume_id, volume), replica, plan);
+            plan_absent_replica(desired, observed, (volume_id, volume), replica, plan);
         }
         return;
     };
@@ -280,7 +281,9 @@ fn plan_replica(
     }
     let going = if replica.left { Phase::Removing { force: true } } else { volume.phase };
     if let Phase::Removing { force } = going {
-        if seen.doors.is_empty() || force {
+        // The node would refuse it time and again, and be asked late once it does not.
+        let waits = replica.left && clones::standing_on(desired, observed, volume_id).is_some();
+        if (seen.doors.is_empty() || force) && !waits {
             plan.steps.push(Step::Node(NodeStep::DeleteVolume(VolumeDeleteParams { volume_id, force })));
         }
         return;
@@ -315,7 +318,13 @@ fn plan_replica(
 }
 
 /// The replica is not there, and its drive has told of all it holds.
-fn plan_absent_replica(desired: &Desired, (volume_id, volume): (VolumeId, &DesiredVolume), replica: &DesiredReplica, plan: &mut Plan) {
+fn plan_absent_replica(
+    desired: &Desired,
+    observed: &Observed,
+    (volume_id, volume): (VolumeId, &DesiredVolume),
+    replica: &DesiredReplica,
+    plan: &mut Plan,
+) {
     if !volume.phase.is_present() || replica.left {
         plan.steps.push(Step::Local(LocalStep::ForgetReplica(volume_id, replica.node_id)));
         return;
@@ -327,7 +336,9 @@ fn plan_absent_replica(desired: &Desired, (volume_id, volume): (VolumeId, &Desir
         return;
     }
     let is_off = volume.change.as_ref().is_some_and(|change| change.is_off && change.to == replica.member);
-    if !drive.phase.is_present() || is_off {
+    // Where the origin is lost it may come back, when its own replica is replaced.
+    let has = |ground: &Origin| observed.volumes.get(&ground.volume_id).is_some_and(|of| of.has_snapshot(ground.snapshot_id));
+    if !drive.phase.is_present() || is_off || !clones::ground(volume, replica).is_none_or(has) {
         return;
     }
     let shape = VolumeCreateParams {

@@ -7,6 +7,7 @@ use penstock_api::rpc::{Door, DriveState, ErrorCode, GroupInfo, GroupPart, Membe
 use penstock_api::{DriveId, NodeId, ReplicaId, VolumeId};
 
 use super::{Judged, drive, not_found, present_volume, ranked};
+use crate::clones;
 use crate::desired::{ChangeReason, Desired, DesiredChange, DesiredDoor, DesiredReplica, DesiredVolume, NOBODY, Phase, Record};
 use crate::membership::{joined_by, leader};
 use crate::observed::Observed;
@@ -184,17 +185,18 @@ impl<'a> Scene<'a> {
 
     /// The one that goes is deleted before another comes on its node, and is not while a clone stands on it there.
     fn refuse_under_clones(&self, node_id: NodeId) -> Result<(), ApiError> {
-        let shown = |id: &VolumeId| self.observed.get(&node_id).is_some_and(|seen| seen.volumes.contains_key(id));
-        let stands = |(id, clone): &(&VolumeId, &DesiredVolume)| {
-            clone.origin.as_ref().is_some_and(|origin| origin.volume_id == self.id)
-                && clone.replica_on(node_id).is_some_and(|replica| replica.joins.is_none())
-                && shown(id)
-        };
-        let Some((_, clone)) = self.desired.volumes.iter().find(stands).filter(|_| shown(&self.id)) else { return Ok(()) };
-        let (name, own, clone) = (self.name(node_id), &self.volume.name, &clone.name);
+        let there = self.observed.get(&node_id).filter(|seen| seen.volumes.contains_key(&self.id));
+        let Some(clone) = there.and_then(|seen| clones::standing_on(self.desired, seen, self.id)) else { return Ok(()) };
+        let (name, own) = (self.name(node_id), &self.volume.name);
         let message =
             format!("the replica of volume {own} on node {name} cannot be made anew there: that of its clone {clone} stands on it");
-        let hint = format!("name another node with --on, or move that one away first: penstock replica move {clone} {name} NODE");
+        let may_move = self.desired.find_volume(clone.as_str()).is_some_and(|(_, clone)| clone.group.is_some());
+        let first = if may_move {
+            format!("move that one away first: penstock replica move {clone} {name} NODE")
+        } else {
+            format!("remove {clone} first")
+        };
+        let hint = format!("name another node with --on, or {first}");
         Err(ApiError::new(ErrorCode::Busy, message).with_hint(hint))
     }
 

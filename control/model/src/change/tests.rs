@@ -1,16 +1,16 @@
 //! Wishes checked against what stands.
 
-use penstock_api::SnapshotId;
-use penstock_api::http::{SnapshotName, VolumeCreateBody};
 use penstock_api::id::Id;
-use penstock_api::rpc::{BlockSize, GroupInfo, GroupPart, MemberRole, Origin};
+use penstock_api::rpc::{BlockSize, GroupInfo, GroupPart, MemberRole};
 use proptest::prelude::*;
 
 use super::*;
 use crate::desired::DesiredNode;
-use crate::observed::{ObservedDrive, ObservedSnapshot, ObservedVolume};
+use crate::observed::{ObservedDrive, ObservedVolume};
 use crate::reconcile::LocalStep;
 use penstock_api::id::{ClusterTag, NodeNumber};
+
+mod clone;
 
 fn id(n: u64) -> Id {
     Id::from_u128(0x0194_a5c1_b2d3_8001_8000_0000_0000_0000 + u128::from(n)).unwrap()
@@ -125,24 +125,9 @@ fn remove_volume_in_use_refused_unless_told_so() {
     assert!(error.code == ErrorCode::Busy && error.message.contains("vhost"), "{error}");
     assert!(remove_volume(&desired, &nobody(), "a", true).is_ok());
 
-    let volume = &desired.volumes[&volume_id];
     let mut observed = Observed::default();
-    let seen = ObservedVolume {
-        segment_id: volume.segment_id,
-        replica_id: volume.replicas[0].replica_id,
-        name: volume.name.clone(),
-        size: volume.size,
-        block_size: volume.block_size,
-        drive_id: volume.replicas[0].drive_id,
-        allocated: ByteSize(0),
-        state: penstock_api::rpc::VolumeState::Serving,
-        reason: None,
-        doors: [].into(),
-        snapshots: vec![],
-        origin: None,
-        connections: 2,
-        group: None,
-    };
+    let volume = &desired.volumes[&volume_id];
+    let seen = ObservedVolume { connections: 2, ..shown(volume, &volume.replicas[0]) };
     observed.volumes.insert(volume_id, seen);
     let error = remove_volume(&desired, &[(node(1), &observed)].into(), "a", false).unwrap_err();
     assert!(error.message.contains("in use by 2 hosts"), "{error}");
@@ -273,13 +258,9 @@ fn serving_drive() -> ObservedDrive {
     ObservedDrive { spec, state: DriveState::Serving, volatile: false, free, reason: None }
 }
 
-/// A node that has a member of the volume.
-fn seen_member(desired: &Desired, id: VolumeId, at: u16, part: GroupPart, (last_term, last): (u64, u64)) -> Observed {
-    let volume = &desired.volumes[&id];
-    let replica = volume.replica_on(node(at)).unwrap();
-    let members = volume.group.as_ref().unwrap().first.clone();
-    let group = GroupInfo { part, last, last_term, serves: part == GroupPart::Leader, ..GroupInfo::newborn(replica.member, members) };
-    let seen = ObservedVolume {
+/// A replica as its node shows it.
+fn shown(volume: &DesiredVolume, replica: &DesiredReplica) -> ObservedVolume {
+    ObservedVolume {
         name: volume.name.clone(),
         segment_id: volume.segment_id,
         replica_id: replica.replica_id,
@@ -293,8 +274,17 @@ fn seen_member(desired: &Desired, id: VolumeId, at: u16, part: GroupPart, (last_
         snapshots: vec![],
         origin: None,
         connections: 0,
-        group: Some(group),
-    };
+        group: None,
+    }
+}
+
+/// A node that has a member of the volume.
+fn seen_member(desired: &Desired, id: VolumeId, at: u16, part: GroupPart, (last_term, last): (u64, u64)) -> Observed {
+    let volume = &desired.volumes[&id];
+    let replica = volume.replica_on(node(at)).unwrap();
+    let members = volume.group.as_ref().unwrap().first.clone();
+    let group = GroupInfo { part, last, last_term, serves: part == GroupPart::Leader, ..GroupInfo::newborn(replica.member, members) };
+    let seen = ObservedVolume { group: Some(group), ..shown(volume, replica) };
     Observed { volumes: [(id, seen)].into(), ..Observed::default() }
 }
 
@@ -491,127 +481,4 @@ proptest! {
         let _ = remove_volume(&desired, &nobody(), &text, force);
         let _ = unexport(&desired, &text, &Door::Vhost { name: None }, None, force);
     }
-}
-
-/// Volume "a" on nodes 1 to 3 with a snapshot "monday" of 4 MiB, which all of them show, and those nodes.
-fn with_snapshot() -> (Desired, VolumeId, SnapshotId, Vec<Observed>) {
-    let mut desired = with_nodes(4);
-    let volume_id = create_on(&mut desired, 10, "a", &[1, 2, 3].map(|at| (node(at), DriveId(self::id(at.into())))));
-    let snapshot_id = SnapshotId(self::id(20));
-    desired.apply(&crate::snapshots::take(&desired, snapshot_id, "a", &"monday".parse().unwrap()).unwrap());
-    desired.apply(&LocalStep::SnapshotMade(volume_id, snapshot_id).records(&desired));
-    let seen = |at| {
-        let part = if at == 2 { GroupPart::Leader } else { GroupPart::Follower };
-        let mut seen = seen_member(&desired, volume_id, at, part, (1, 10));
-        let snapshot = ObservedSnapshot { snapshot_id, name: "monday".parse().unwrap(), size: ByteSize::mib(4) };
-        seen.volumes.get_mut(&volume_id).unwrap().snapshots.push(snapshot);
-        seen
-    };
-    let seen = [1, 2, 3].map(seen).to_vec();
-    (desired, volume_id, snapshot_id, seen)
-}
-
-fn from(volume: &str, snapshot: &str) -> VolumeCreateBody {
-    let from = SnapshotName { volume: volume.to_owned(), snapshot: snapshot.to_owned() };
-    let name = "c".parse().unwrap();
-    VolumeCreateBody { name, size: None, block_size: None, replicas: None, log_only: 0, drive_ids: vec![], from: Some(from) }
-}
-
-fn at_nodes(seen: &[Observed]) -> BTreeMap<NodeId, &Observed> {
-    (1..).zip(seen).map(|(at, seen)| (node(at), seen)).collect()
-}
-
-#[test]
-fn clone_is_as_its_snapshot_is_and_lies_where_its_origin_does() {
-    let (desired, volume_id, snapshot_id, mut seen) = with_snapshot();
-    let shape = |body: &VolumeCreateBody| clones::shape(&desired, &at_nodes(&seen), body);
-    let whole = shape(&from("a", "monday")).unwrap();
-    let origin = Some(Origin { volume_id, segment_id: desired.volumes[&volume_id].segment_id, snapshot_id });
-    assert_eq!(whole, Shape { size: ByteSize::mib(4), block_size: BlockSize::B4096, replicas: 3, log_only: 0, origin });
-    let larger = VolumeCreateBody { size: Some(ByteSize::mib(6)), replicas: Some(1), ..from("a", "monday") };
-    let alone = shape(&larger).unwrap();
-    assert_eq!((alone.size, alone.replicas), (ByteSize::mib(6), 1));
-    let smaller = VolumeCreateBody { size: Some(ByteSize::mib(3)), ..from("a", "monday") };
-    assert!(shape(&smaller).unwrap_err().message.contains("would cut it off"));
-    let other_blocks = VolumeCreateBody { block_size: Some(BlockSize::B512), ..from("a", "monday") };
-    assert!(shape(&other_blocks).unwrap_err().message.contains("blocks of 4096"));
-    assert_eq!(shape(&from("a", "tuesday")).unwrap_err().code, ErrorCode::NotFound);
-    assert_eq!(shape(&VolumeCreateBody { from: None, ..from("a", "monday") }).unwrap_err().code, ErrorCode::Invalid);
-
-    let placed = |seen: &[Observed], asked: &[u64], shape: &Shape| {
-        let asked: Vec<DriveId> = asked.iter().map(|n| DriveId(id(*n))).collect();
-        let placed = place(&desired, &at_nodes(seen), &asked, shape);
-        placed.map(|places| places.into_iter().map(|(at, _)| at).collect::<Vec<_>>())
-    };
-    assert_eq!(placed(&seen, &[], &whole), Ok([1, 2, 3].map(node).to_vec()));
-    assert_eq!(placed(&seen, &[3], &alone), Ok(vec![node(3)]));
-    assert!(placed(&seen, &[4], &alone).unwrap_err().message.contains("on n1, "), "node 4 has nothing of it");
-    assert!(placed(&seen, &[], &Shape { replicas: 5, ..whole }).is_err());
-    // Whoever does not show the snapshot comes last.
-    seen[0].volumes.get_mut(&volume_id).unwrap().snapshots.clear();
-    assert_eq!(placed(&seen, &[], &alone), Ok(vec![node(2)]));
-    assert_eq!(placed(&seen, &[], &whole), Ok([1, 2, 3].map(node).to_vec()));
-}
-
-#[test]
-fn what_a_clone_stands_on_is_not_removed_before_it() {
-    let (mut desired, volume_id, snapshot_id, seen) = with_snapshot();
-    let shape = clones::shape(&desired, &at_nodes(&seen), &from("a", "monday")).unwrap();
-    let places = place(&desired, &at_nodes(&seen), &[], &shape).unwrap();
-    let ids = VolumeIds { volume: VolumeId(id(30)), segment: SegmentId(id(31)), replicas: [32, 33, 34].map(|n| ReplicaId(id(n))).to_vec() };
-    desired.apply(&create_volume(&desired, &ids, &"c".parse().unwrap(), &shape, &places).unwrap());
-    // The nodes are told what it stands on, but not who joins later, whose content is copied.
-    let mut drives = Observed { cluster_id: None, drives: [(DriveId(id(1)), serving_drive())].into(), ..Observed::default() };
-    let identity = crate::issuer::Identity {
-        cluster: ClusterTag::new(7).unwrap(),
-        node: NodeNumber::new(1).unwrap(),
-        incarnation: penstock_api::id::Incarnation::FIRST,
-    };
-    desired.apply(&[Record::Identity(identity)]);
-    (drives.cluster_id, drives.node_id) = (Some(identity.cluster_id()), Some(node(1)));
-    let told = |desired: &Desired| {
-        let steps = crate::reconcile::reconcile(desired, node(1), &drives).steps;
-        let made = steps.into_iter().find_map(|step| match step {
-            crate::Step::Node(crate::NodeStep::CreateMember(params)) if params.volume_id == ids.volume => Some(params.origin),
-            _ => None,
-        });
-        made.expect("it is made")
-    };
-    assert_eq!(told(&desired), Some(Origin { volume_id, segment_id: desired.volumes[&volume_id].segment_id, snapshot_id }));
-    let mut joins = desired.clone();
-    let volume = joins.volumes.get_mut(&ids.volume).unwrap();
-    volume.replicas[0].joins = Some(volume.group.as_ref().unwrap().first.clone());
-    assert_eq!(told(&joins), None);
-
-    let refused = crate::snapshots::remove(&desired, "a", "monday").unwrap_err();
-    assert!(refused.code == ErrorCode::Busy && refused.message.contains("c is a clone that stands on it"), "{refused}");
-    assert!(refused.hint.unwrap().contains("penstock volume rm c"));
-    assert!(remove_volume(&desired, &nobody(), "a", true).unwrap_err().message.contains("c is a clone"), "forced or not");
-    desired.apply(&remove_volume(&desired, &nobody(), "c", false).unwrap());
-    assert!(crate::snapshots::remove(&desired, "a", "monday").unwrap_err().hint.unwrap().contains("wait for that"));
-    desired.apply(&[Record::DropVolume(ids.volume)]);
-    assert!(crate::snapshots::remove(&desired, "a", "monday").is_ok());
-    assert!(remove_volume(&desired, &nobody(), "a", true).is_ok());
-}
-
-#[test]
-fn replica_that_a_clone_stands_on_is_replaced_elsewhere_and_not_on_its_node() {
-    let (mut desired, volume_id, _, mut seen) = with_snapshot();
-    let shape = clones::shape(&desired, &at_nodes(&seen), &from("a", "monday")).unwrap();
-    let places = place(&desired, &at_nodes(&seen), &[], &shape).unwrap();
-    let ids = VolumeIds { volume: VolumeId(id(30)), segment: SegmentId(id(31)), replicas: [32, 33, 34].map(|n| ReplicaId(id(n))).to_vec() };
-    desired.apply(&create_volume(&desired, &ids, &"c".parse().unwrap(), &shape, &places).unwrap());
-    seen.push(Observed::default());
-    for (n, at) in (1..).zip(&mut seen) {
-        at.drives.insert(DriveId(id(n)), serving_drive());
-    }
-    let replace =
-        |seen: &[Observed], on: Option<&str>| replace_replica(&desired, &at_nodes(seen), ReplicaId(id(40)), "a", ("n1", on), None);
-    assert!(replace(&seen, None).is_ok(), "node 1 shows no clone: it was lost with the drive");
-    let clone = seen[0].volumes[&volume_id].clone();
-    seen[0].volumes.insert(ids.volume, clone);
-    let refused = replace(&seen, None).unwrap_err();
-    assert!(refused.code == ErrorCode::Busy && refused.message.contains("its clone c stands on it"), "{refused}");
-    assert!(refused.hint.unwrap().contains("--on"));
-    assert!(replace(&seen, Some("n4")).is_ok());
 }
