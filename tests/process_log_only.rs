@@ -20,17 +20,12 @@ fn nodes(cluster: &Cluster) -> (usize, [usize; 2]) {
 #[test]
 fn data_replicas_killed_in_turn_then_writes_go_on_with_the_log_and_its_keeper_is_replaced() {
     let mut dice = dice("log-only replica");
-    let mut cluster = Cluster::new(3, "512MiB").unwrap();
-    let refused = cluster.commands().run("volume create v --size 32MiB --replicas 3+log").unwrap();
-    assert!(refused.code == Some(1) && refused.err.contains("2+log"), "{}", refused.said());
-    cluster.did("volume create v --size 32MiB --replicas 2+log");
-    cluster.did("volume export v --nvmf");
+    let mut cluster = Cluster::with_volume_of(3, "32MiB", "2+log").unwrap();
+    cluster.refused("volume create other --size 32MiB --replicas 3+log", "2+log");
     let (log, [leader, other]) = nodes(&cluster);
-    cluster.settle(VOLUME).unwrap();
     let shown = cluster.did("volume show v").out;
     assert!(shown.contains("log-only") && shown.contains("any 1 more"), "{shown}");
-    let to_the_log = cluster.commands().run(&format!("volume transfer v --to n{log}")).unwrap();
-    assert!(to_the_log.code == Some(1) && to_the_log.err.contains("keeps the log alone"), "{}", to_the_log.said());
+    cluster.refused(&format!("volume transfer v --to n{log}"), "keeps the log alone");
 
     let journal = cluster.path("journal");
     let doors = cluster.doors_on(VOLUME, &[leader, other]).unwrap();

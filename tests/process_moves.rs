@@ -4,19 +4,6 @@
 use penstock::process::cluster::{Cluster, VOLUME};
 use penstock::process::dice;
 use penstock::process::perf::{self, LASTING};
-use penstock::process::program::{Outcome, Running};
-
-/// Waits for a load that has no path to a replica's new node, which may come to lead when the machine is busy: leadership is asked back.
-fn finish_while_led_by(cluster: &Cluster, at: usize, running: Running) -> Outcome {
-    std::thread::scope(|scope| {
-        let load = scope.spawn(|| perf::finish(running));
-        while !load.is_finished() {
-            let _ = cluster.commands().run(&format!("volume transfer {VOLUME} --to n{at}"));
-            std::thread::sleep(std::time::Duration::from_millis(500));
-        }
-        load.join().expect("it waits alone").unwrap()
-    })
-}
 
 #[test]
 fn leading_replica_moved_under_load_loses_nothing_though_control_is_killed() {
@@ -49,8 +36,7 @@ fn leading_replica_moved_under_load_loses_nothing_though_control_is_killed() {
     cluster.verify(VOLUME, &journal).unwrap();
     let said = cluster.did(&format!("replica ls {VOLUME}")).out;
     assert!(said.contains("leader") && !said.contains("removing"), "{said}");
-    let again = cluster.commands().run(&format!("replica move v n{from} n{to}")).unwrap();
-    assert!(again.code == Some(1) && again.err.contains("no replica on node"), "{again:?}");
+    cluster.refused(&format!("replica move v n{from} n{to}"), "no replica on node");
 }
 
 #[test]
@@ -72,7 +58,7 @@ fn replica_whose_file_was_deleted_is_replaced_elsewhere_and_then_on_its_own_node
     cluster.wait_for_leader_but(VOLUME, lost).unwrap();
     let running = perf::start_run_over(&doors[1..], &journal, &load("--resume", dice.roll())).unwrap();
     cluster.did(&format!("replica replace v n{lost} --on n{fresh}"));
-    let outcome = finish_while_led_by(&cluster, before[1], running);
+    let outcome = cluster.finish_while_led_by(VOLUME, before[1], running);
     outcome.expect_ok("a load while a replica is replaced");
     cluster.did(&format!("pool rm file:{} --force", image.display()));
     let mut after: Vec<usize> = before[1..].iter().copied().chain([fresh]).collect();
@@ -107,31 +93,27 @@ fn node_that_is_lost_for_good_is_removed_and_its_replica_comes_on_another() {
     // The one that will be lost may lead now.
     let all = cluster.doors_on(VOLUME, &before).unwrap();
     perf::finish(perf::start_run_over(&all, &journal, &load("", dice.roll())).unwrap()).unwrap().expect_ok("a first load");
-    let refused = |cluster: &Cluster, command: &str, why: &str| {
-        let outcome = cluster.commands().run(command).unwrap();
-        assert!(outcome.code == Some(1) && outcome.err.contains(why), "penstock {command}: {}", outcome.said());
-    };
-    refused(&cluster, &format!("node rm n{lost} --force"), "is there");
+    cluster.refused(&format!("node rm n{lost} --force"), "is there");
     // A volume that has nothing but what is there is not given up on the way.
     let drive = cluster.path(&format!("n{lost}.img"));
     cluster.did(&format!("volume create only 8MiB --drive file:{}", drive.display()));
     cluster.kill(lost).unwrap();
     cluster.wait_until_away(&[lost]).unwrap();
     cluster.wait_for_leader_but(VOLUME, lost).unwrap();
-    refused(&cluster, &format!("node rm n{lost}"), "--force forgets its drives");
-    refused(&cluster, &format!("node rm n{lost} --force"), "their only replica on node");
+    cluster.refused(&format!("node rm n{lost}"), "--force forgets its drives");
+    cluster.refused(&format!("node rm n{lost} --force"), "their only replica on node");
     let given_up = cluster.commands().run("volume rm only --force --timeout 0").unwrap();
     assert!(matches!(given_up.code, Some(0 | 4)), "{}", given_up.said());
 
     let running = perf::start_run_over(&doors, &journal, &load("--resume", dice.roll())).unwrap();
     cluster.did(&format!("node rm n{lost} --force"));
     let stays = before.iter().copied().find(|at| *at != lost).unwrap();
-    finish_while_led_by(&cluster, stays, running).expect_ok("a load while a node is removed");
+    cluster.finish_while_led_by(VOLUME, stays, running).expect_ok("a load while a node is removed");
     let mut after: Vec<usize> = before.iter().copied().filter(|at| *at != lost).chain([fresh]).collect();
     after.sort_unstable();
     cluster.settle_among(VOLUME, &after).unwrap();
     cluster.verify(VOLUME, &journal).unwrap();
     let listed = cluster.did("pool ls").out + &cluster.did("volume ls").out;
     assert!(!listed.contains(&drive.display().to_string()) && !listed.contains("only"), "{listed}");
-    refused(&cluster, &format!("node rm n{lost} --force"), "does not exist");
+    cluster.refused(&format!("node rm n{lost} --force"), "does not exist");
 }

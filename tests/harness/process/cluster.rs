@@ -4,7 +4,7 @@
 use super::control::Control;
 use super::house::{Commands, LIMIT, TcpDoor, start_answering};
 use super::perf;
-use super::program::{Outcome, built, words};
+use super::program::{Outcome, Running, built, words};
 use super::turn::Turn;
 use super::{Result, failed};
 use crate::guest::target::{Daemon, free_port};
@@ -72,8 +72,13 @@ impl Cluster {
 
     /// As [`Self::new`] with drives of half a GiB, and with a volume [`VOLUME`] of three replicas that has doors and a leader.
     pub fn with_volume(count: usize, size: &str) -> Result<Self> {
+        Self::with_volume_of(count, size, "3")
+    }
+
+    /// The same of other replicas, as the command penstock takes them.
+    pub fn with_volume_of(count: usize, size: &str, replicas: &str) -> Result<Self> {
         let cluster = Cluster::new(count, "512MiB")?;
-        cluster.did(&format!("volume create {VOLUME} --size {size} --replicas 3"));
+        cluster.did(&format!("volume create {VOLUME} --size {size} --replicas {replicas}"));
         cluster.did(&format!("volume export {VOLUME} --nvmf"));
         cluster.wait_for_leader_but(VOLUME, 0)?;
         cluster.settle(VOLUME)?;
@@ -108,6 +113,13 @@ impl Cluster {
     #[track_caller]
     pub fn did(&self, command: &str) -> Outcome {
         self.control.run(command).unwrap_or_else(|e| panic!("{e}\n{}", self.last_words()))
+    }
+
+    /// Runs the command penstock, which has to refuse, and to say `why`.
+    #[track_caller]
+    pub fn refused(&self, command: &str, why: &str) {
+        let outcome = self.commands().run(command).unwrap_or_else(|e| panic!("penstock {command}: {e}"));
+        assert!(outcome.code == Some(1) && outcome.err.contains(why), "penstock {command}: {}", outcome.said());
     }
 
     pub fn volume(&self, name: &str) -> Result<VolumeView> {
@@ -193,7 +205,8 @@ impl Cluster {
         self.settle_nodes(name, nodes)
     }
 
-    fn arrive_on(&self, name: &str, nodes: &[usize]) -> Result<()> {
+    /// Waits until the replicas are on these nodes, and none is on its way.
+    pub fn arrive_on(&self, name: &str, nodes: &[usize]) -> Result<()> {
         let mut last = String::new();
         let arrived = wait_for("the replicas to be where they are to be", LIMIT, || {
             let volume = self.volume(name)?;
@@ -210,6 +223,18 @@ impl Cluster {
             Ok((self.commands().run(&format!("volume transfer {name} --to n{to}"))?.code == Some(0)).then_some(()))
         });
         led.map_err(|e| failed(e.to_string(), self.last_words()))
+    }
+
+    /// Waits for a load that has no path to a replica's new node, which may come to lead when the machine is busy: leadership is asked back.
+    pub fn finish_while_led_by(&self, name: &str, at: usize, running: Running) -> Outcome {
+        std::thread::scope(|scope| {
+            let load = scope.spawn(|| perf::finish(running));
+            while !load.is_finished() {
+                let _ = self.commands().run(&format!("volume transfer {name} --to n{at}"));
+                std::thread::sleep(std::time::Duration::from_millis(500));
+            }
+            load.join().expect("it waits alone").unwrap()
+        })
     }
 
     /// Reads what a load's journal promises from each replica with data in turn, which has to lead for it.
