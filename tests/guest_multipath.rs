@@ -36,9 +36,10 @@ fn leaders_struck_ten_times_under_a_multipath_guest_cost_it_nothing_full() {
     leaders_struck_under_load("multipath-full", &strikes, Load::MULTIPATH);
 }
 
-/// The same fleet with one path, whose node stays away.
+/// The same fleet with one path, to the node that leads until it is struck, and stays away then.
 struct OnePath {
     fleet: FleetTarget,
+    leader: usize,
     door: Door,
 }
 
@@ -58,6 +59,11 @@ impl Target for OnePath {
     fn identity(&self) -> Identity {
         self.fleet.identity()
     }
+
+    /// On a busy machine another node may come to lead, to which the guest has no path.
+    fn attend(&mut self) -> penstock::guest::Result<()> {
+        self.fleet.lead_from(self.leader)
+    }
 }
 
 #[test]
@@ -65,8 +71,8 @@ impl Target for OnePath {
 fn leader_killed_under_a_guest_with_a_path_to_it_alone_is_seen_as_errors() {
     let mut fleet = FleetTarget::new(VOLUME, &[Strike::Kill]).unwrap();
     fleet.start().unwrap();
-    let door = fleet.leaders_door().unwrap();
-    let mut target = OnePath { fleet, door };
+    let (leader, door) = fleet.leader().unwrap();
+    let mut target = OnePath { fleet, leader, door };
     let (mut machine, device) = guest_at(&target.doors(), "one-path", Path::new(AGENT)).unwrap();
     let short = "for path in /sys/class/nvme/nvme*; do echo 3 > $path/ctrl_loss_tmo; done";
     machine.shell(short, Duration::from_secs(20)).unwrap();

@@ -143,7 +143,7 @@ pub fn filesystem_survives_kills(machine: &mut Machine, target: &mut dyn Target,
     for kill in 1..=load.kills {
         // evenly over the file, and never after its end
         let mark = u64::from(load.file_mib) * 256 * u64::from(kill) / u64::from(load.kills + 1);
-        written_blocks_reach(machine, device, &job, before + mark)?;
+        written_blocks_reach(machine, target, device, &job, before + mark)?;
         target.kill()?;
         if machine.ended(&job) {
             return Err(GuestError::failed(format!("kill {kill}"), "fio had ended already: nothing was under way"));
@@ -196,8 +196,9 @@ fn written_blocks(machine: &mut Machine, device: &str) -> Result<u64> {
 }
 
 /// Waits until the device has taken `blocks` in all; an error if the job ends before.
-fn written_blocks_reach(machine: &mut Machine, device: &str, job: &Job, blocks: u64) -> Result<()> {
+fn written_blocks_reach(machine: &mut Machine, target: &mut dyn Target, device: &str, job: &Job, blocks: u64) -> Result<()> {
     super::wait::wait_for(&format!("{blocks} blocks to be written"), Duration::from_secs(300), || {
+        target.attend()?;
         if machine.ended(job) {
             return Err(GuestError::failed("waiting to kill the target", "fio ended before"));
         }

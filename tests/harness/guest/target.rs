@@ -44,6 +44,10 @@ pub trait Target {
         vec![self.door()]
     }
     fn identity(&self) -> Identity;
+    /// Asked again and again while the guest works and nothing was struck: what serves only as long as it is seen to is seen to here.
+    fn attend(&mut self) -> Result<()> {
+        Ok(())
+    }
     /// What only the target can see is as it should be. Asked when the guest has written all that it will and let go of the volume.
     fn audit(&mut self) -> Result<()> {
         Ok(())

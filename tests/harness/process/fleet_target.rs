@@ -52,9 +52,15 @@ impl FleetTarget {
         format!("{:?}\n{}", self.struck, self.fleet.last_words())
     }
 
-    /// The door of who leads.
-    pub fn leaders_door(&self) -> Result<Door> {
-        Ok(self.doors().swap_remove(self.fleet.wait_for_leader()?))
+    /// Who leads, and its door.
+    pub fn leader(&self) -> Result<(usize, Door)> {
+        let leader = self.fleet.wait_for_leader()?;
+        Ok((leader, self.doors().swap_remove(leader)))
+    }
+
+    /// Whoever leads meanwhile hands over to `node`.
+    pub fn lead_from(&self, node: usize) -> Result<()> {
+        self.fleet.transfer(node)
     }
 
     /// Waits until the guest's commands go on at another leader than `victim`, and answers which.
