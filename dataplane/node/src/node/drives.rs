@@ -281,6 +281,16 @@ impl Node {
         let Some((state, spec)) = self.drives.borrow().get(&id).map(|d| (d.state, d.spec.clone())) else {
             return answer(Err(fail(ErrorCode::NotFound, format!("there is no drive {id}"), "`penstock pool ls` shows those there are")));
         };
+        // Which of its stores will not run is being found out.
+        if state == DriveState::Opening {
+            let node = self.clone();
+            let again: Answer<DriveInfo> = Box::new(move |opened| match opened {
+                Ok(_) => node.drive_clear_fence(id, answer),
+                Err(error) => answer(Err(error)),
+            });
+            self.drives.borrow_mut().get_mut(&id).expect("it is opening").waiters.push(again);
+            return;
+        }
         if self.state.borrow().fence(id).is_none() && !matches!(state, DriveState::Fenced | DriveState::Quarantined) {
             return answer(Ok(Empty {}));
         }
