@@ -259,7 +259,10 @@ impl Store {
         if member.rebuild.is_none() {
             return self.on_mend_answer(no, answer, payload, mem);
         }
+        let start = member.start;
         let rebuild = member.rebuild.as_mut()?;
+        // Of what a copy from before the log would lie over nothing is known.
+        let oldest = rebuild.from.max(start);
         let out = rebuild.ask.as_mut().filter(|out| out.id == answer.id && out.to == answer.from)?;
         // The count at the end tells of it.
         is_sound(&answer, payload, mem).then_some(())?;
@@ -273,7 +276,7 @@ impl Store {
                 out.sent = now;
                 out.answered.push(extent);
                 rebuild.highest = rebuild.highest.max(applied);
-                if applied < rebuild.from {
+                if applied < oldest {
                     // From one that lags.
                     rebuild.tried.1 += 1;
                     rebuild.again.insert(extent as u32);
@@ -288,7 +291,7 @@ impl Store {
                 self.take_copy(no, op, applied, payload);
             }
             Copied::Done { until, answers, blocks } => {
-                if answers as usize == out.answered.len() && until > out.first && applied >= rebuild.from {
+                if answers as usize == out.answered.len() && until > out.first && applied >= oldest {
                     rebuild.highest = rebuild.highest.max(applied);
                     if applied >= rebuild.blocks.0 {
                         rebuild.blocks = (applied, blocks);
@@ -297,7 +300,7 @@ impl Store {
                         rebuild.next = until.min(out.until);
                     }
                 } else {
-                    rebuild.tried.1 += usize::from(applied < rebuild.from);
+                    rebuild.tried.1 += usize::from(applied < oldest);
                     rebuild.again.extend(out.single);
                     rebuild.rest = Millis(now.0 + REST_MS);
                 }

@@ -373,8 +373,8 @@ fn leader_that_is_rebuilt_refuses_hosts_and_serves_once_a_whole_member_has_given
     volume.cluster.audit();
 }
 
-#[test]
-fn members_that_are_rebuilt_keep_the_log_that_brings_the_only_whole_one_on() {
+/// Two members are being rebuilt, one of them leads and has an entry of its term, and the only whole one lacks that and is away.
+fn only_whole_one_is_away() -> (Volume, usize, [usize; 2]) {
     let (mut volume, leader, behind) = begun();
     let third = 3 - leader - behind;
     volume.leave_behind(third);
@@ -390,21 +390,30 @@ fn members_that_are_rebuilt_keep_the_log_that_brings_the_only_whole_one_on() {
     for at in [behind, third] {
         let view = volume.cluster.view(at);
         assert!(view.rebuild.is_some() && view.applied > whole_has, "{view:?}");
-    }
-    // Another volume writes more there than members that lag are given of the log.
-    for at in [behind, third] {
         volume.cluster.nodes[at].create_other(1000);
     }
-    for seed in 0..3 {
-        for at in [behind, third] {
-            let node = &mut volume.cluster.nodes[at];
-            node.segment = node.store.replicas().last().unwrap().shape.segment;
-            for block in (0..300).step_by(20) {
-                assert_eq!(node.write(block * B, &pattern(seed, 20 * BLOCK)), Status::Ok);
-            }
-            node.segment = SEGMENT;
+    (volume, leader, [behind, third])
+}
+
+/// Another volume writes as much on these nodes.
+fn write_other(volume: &mut Volume, nodes: [usize; 2], seed: u8) {
+    for at in nodes {
+        let node = &mut volume.cluster.nodes[at];
+        node.segment = node.store.replicas().last().unwrap().shape.segment;
+        for block in (0..300).step_by(20) {
+            assert_eq!(node.write(block * B, &pattern(seed, 20 * BLOCK)), Status::Ok);
         }
-        volume.cluster.pass(2000);
+        node.segment = SEGMENT;
+    }
+    volume.cluster.pass(2000);
+}
+
+#[test]
+fn members_that_are_rebuilt_keep_the_log_that_brings_the_only_whole_one_on() {
+    let (mut volume, leader, [behind, third]) = only_whole_one_is_away();
+    // More than members that lag are given of the log.
+    for seed in 0..3 {
+        write_other(&mut volume, [behind, third], seed);
         volume.cluster.restart(third);
     }
     assert!(!(0..3).any(|at| volume.cluster.up[at] && volume.cluster.standing(at).serves));
@@ -417,6 +426,22 @@ fn members_that_are_rebuilt_keep_the_log_that_brings_the_only_whole_one_on() {
     volume.check();
     volume.check_reads(behind);
     volume.cluster.audit();
+}
+
+#[test]
+fn who_is_behind_the_log_of_who_asks_is_asked_again_after_a_while() {
+    let (mut volume, leader, others) = only_whole_one_is_away();
+    // More than they can keep: what the whole one lacks is in no log any more.
+    for seed in 0..5 {
+        write_other(&mut volume, others, seed);
+    }
+    volume.cluster.restart(leader);
+    volume.cluster.hold = |_| false;
+    volume.cluster.release();
+    volume.cluster.pass(1000);
+    assert!(others.iter().all(|at| volume.cluster.view(*at).group.unwrap().first > volume.cluster.view(leader).group.unwrap().last));
+    let sent = volume.cluster.nodes[leader].store.view().counters.copies_sent;
+    assert!(sent < 50, "{sent} copies that nobody can use");
 }
 
 #[test]
