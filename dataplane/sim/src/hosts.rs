@@ -3,7 +3,7 @@
 //! A volume has one host with a queue depth. Most commands go to a few hot blocks, so that they meet. Not here: orders of
 //! the control side (`orders`), and judgement of contents (`oracle`).
 
-use penstock_engine::{Event, HostOp, IoId, ReplicaNo, Span, Status};
+use penstock_engine::{Event, FenceReason, HostOp, IoId, ReplicaNo, Span, Status};
 use penstock_wire::{HostId, ReplicaShape};
 
 use crate::content::{bytes_of, payload_of};
@@ -11,6 +11,7 @@ use crate::oracle::{Command, Pieces, pieces_of};
 use crate::orders::Pending;
 use crate::plan::Load;
 use crate::register::Patch;
+use crate::snapshots::layer_in;
 use crate::stamp::{BLOCK, SECTOR, ZEROS};
 use crate::world::{Coming, Standing, World};
 
@@ -322,9 +323,13 @@ impl World {
             Status::NotReady => {
                 let of = self.snapshots.get(&command.volume).map_or(command.volume, |snapshot| snapshot.of);
                 let v = self.volumes.get(&of);
-                // A snapshot may go while it is read.
-                let stays =
-                    v.is_some_and(|v| v.replica.is_some() && !v.doomed) && self.snapshots.get(&command.volume).is_none_or(|s| !s.removed);
+                // A snapshot may go while it is read, and its marker be among what the log lost.
+                let is_lost = |no| {
+                    let layer = s.store.as_ref().zip(v.and_then(|v| v.replica)).and_then(|(store, replica)| layer_in(store, replica, no));
+                    s.fence == Some(FenceReason::LogLost) && layer.is_none()
+                };
+                let kept = self.snapshots.get(&command.volume).is_none_or(|s| !s.removed && !is_lost(s.no));
+                let stays = v.is_some_and(|v| v.replica.is_some() && !v.doomed) && kept;
                 let settled = s.standing == Standing::Serving && stays;
                 assert!(!settled || command.serial < s.serves_since, "{:?} was answered NotReady by a store that serves", command.op);
             }
