@@ -174,6 +174,23 @@ fn shrunk_and_grown_volume_reads_zeros_where_it_was_cut() {
 }
 
 #[test]
+fn log_in_which_many_blocks_rotted_is_looked_ahead_in_once() {
+    let mut bench = Bench::new();
+    bench.create(1000);
+    for block in 0..=40 {
+        assert_eq!(bench.write(block * BLOCK as u64, &pattern(block as u8, BLOCK)), Status::Ok);
+    }
+    let start = bench.label.stores[0].start.0;
+    for (_, block, at, _) in bench.store.data_blocks() {
+        bench.media[(start + at.0) as usize * BLOCK] ^= u8::from(block < 40);
+    }
+    bench.reopen();
+    let report = bench.store.view().recovery;
+    assert_eq!(report.lost_blocks, 40);
+    assert!(report.bytes < 3 * 2048 * BLOCK as u64, "{} bytes were read", report.bytes);
+}
+
+#[test]
 fn rotten_extent_is_an_error_and_scrub_finds_it() {
     let mut bench = Bench::new();
     bench.create(200);
