@@ -48,6 +48,8 @@ pub struct NodeState {
     pub seen: Option<Arc<Seen>>,
     /// Why the last look failed, if it did.
     pub away: Option<String>,
+    /// Looks that have ended, and what was begun after them.
+    pub rounds: u64,
     pub refusals: Refusals,
 }
 

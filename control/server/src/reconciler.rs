@@ -2,8 +2,8 @@
 //!
 //! Steps run beside each other, one per subject. A subject whose step is still under way when a look begins is left
 //! out of that round, so no plan is ever made from a look that is older than the last thing done about it.
-//! A refusal counts only when the next look shows the same run of the node's process: one that restarted in between
-//! refuses what it has not opened yet, which says nothing about the wish.
+//! A refusal counts only when the next look shows the run of the node's process that the step was planned for: one that restarted in
+//! between refuses what it has not opened yet, which says nothing about the wish.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -27,6 +27,8 @@ const AWAY_RETRY: Duration = Duration::from_millis(250);
 
 struct Done {
     step: NodeStep,
+    /// Of the node's process, when it was planned.
+    incarnation: u64,
     result: Result<(), CallError>,
 }
 
@@ -38,9 +40,9 @@ pub struct Reconciler {
     under_way: BTreeSet<Subject>,
     tasks: JoinSet<Done>,
     /// Refusals since the last look.
-    refused: Vec<(NodeStep, RpcError)>,
+    refused: Vec<(NodeStep, u64, RpcError)>,
     /// Steps done since the last look: if it wants one of them again, doing it had no effect.
-    done: Vec<NodeStep>,
+    done: Vec<(NodeStep, u64)>,
 }
 
 impl Reconciler {
@@ -72,7 +74,7 @@ impl Reconciler {
     }
 
     fn on_done(&mut self, done: Result<Done, tokio::task::JoinError>) {
-        let Done { step, result } = match done {
+        let Done { step, incarnation, result } = match done {
             Ok(done) => done,
             // A step that panicked is a bug that must show, not a node that seems slow.
             Err(error) => std::panic::resume_unwind(error.into_panic()),
@@ -84,12 +86,12 @@ impl Reconciler {
         match result {
             Ok(()) => {
                 tracing::info!(node = %self.node().name(), step = word, ?subject, "done");
-                self.done.push(step);
+                self.done.push((step, incarnation));
             }
             Err(error) => {
                 let error = error.into_rpc();
                 tracing::warn!(node = %self.node().name(), step = word, ?subject, code = error.code, "refused: {}", error.message);
-                self.refused.push((step, error));
+                self.refused.push((step, incarnation, error));
             }
         }
     }
@@ -116,6 +118,7 @@ impl Reconciler {
                 Instant::now() + AWAY_RETRY.min(self.period)
             }
         };
+        self.of(&mut self.control.state()).rounds += 1;
         self.control.round_done();
         next
     }
@@ -137,25 +140,25 @@ impl Reconciler {
             if before.is_some_and(|before| before != seen.node.incarnation) {
                 tracing::warn!(node = %name, pid = seen.node.pid, "the node has restarted");
                 node.refusals.forget_all();
-                self.refused.clear();
             }
             let now = self.control.now();
             node.seen = Some(Arc::clone(&seen));
             // A name that has no id yet has nothing to do either.
             let id = state.desired.find_node(name.as_str()).map(|(id, _)| id);
             let plan = id.map(|id| reconcile(&state.desired, id, &seen.observed)).unwrap_or_default();
-            for (step, error) in self.refused.drain(..) {
+            for (step, incarnation, error) in self.refused.drain(..) {
                 // Of a wish that another took the place of while the step was under way, it says nothing about that one.
-                if plan.steps.contains(&Step::Node(step.clone())) {
+                if incarnation == seen.node.incarnation && plan.steps.contains(&Step::Node(step.clone())) {
                     node.refusals.on_refused(step.subject(), step.word(), error, now);
                 }
             }
-            for step in self.done.drain(..) {
-                if plan.steps.contains(&Step::Node(step.clone())) {
+            for (step, incarnation) in self.done.drain(..) {
+                let is_wanted = plan.steps.contains(&Step::Node(step.clone()));
+                if is_wanted && incarnation == seen.node.incarnation {
                     let message = format!("the node said that it did \"{}\", and it does not show", step.word());
                     let error = RpcError::new(rpc::ErrorCode::NotReady, message);
                     node.refusals.on_refused(step.subject(), step.word(), error, now);
-                } else {
+                } else if !is_wanted {
                     node.refusals.on_done(&step.subject());
                 }
             }
@@ -164,10 +167,10 @@ impl Reconciler {
             node.refusals.retain(|subject| wanted.contains(subject) || under_way.contains(subject));
             plan
         };
-        self.begin(plan).await;
+        self.begin(plan, seen.node.incarnation).await;
     }
 
-    async fn begin(&mut self, plan: Plan) {
+    async fn begin(&mut self, plan: Plan, incarnation: u64) {
         let mut local = false;
         // Judged before this round's own steps begin: a subject has several local steps, then a node step, in one round.
         let busy = self.under_way.clone();
@@ -183,7 +186,7 @@ impl Reconciler {
                         let (control, at) = (Arc::clone(&self.control), self.at);
                         self.tasks.spawn(async move {
                             let result = carry_out(&control.nodes[at], &step).await;
-                            Done { step, result }
+                            Done { step, incarnation, result }
                         });
                     }
                 }

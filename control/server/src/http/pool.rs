@@ -8,7 +8,7 @@ use penstock_api::rpc::{
     self, Barrier, DrainInfo, DrainParams, DriveClearFenceParams, DriveContent, DriveProbeInfo, DriveProbeParams, ErrorCode, ScrubInfo,
     ScrubParams,
 };
-use penstock_api::{ByteSize, DriveId, NodeId};
+use penstock_api::{ByteSize, DriveId, NodeId, NodeName};
 use penstock_model::{Identity, Subject, change, import as model};
 
 use super::Shared;
@@ -161,18 +161,21 @@ pub async fn import(State(control): Shared, Body(body): Body<ImportBody>) -> Res
     }
     // Nodes that have drives open say who they are, also those that no drive was named of.
     let mut adopted = None;
-    let mut asked = None;
+    let mut there = Vec::new();
+    let mut away = None;
     for node in &control.nodes {
         match node.client.call::<rpc::NodeGet>(&rpc::Empty {}).await {
-            Ok(rpc::NodeInfo { cluster_id: Some(cluster), node_id: Some(node_id), .. }) => {
-                adopted = Some(control.adopt(|desired| model::adopt(desired, cluster, node_id)).await?);
-                control.enroll(node, Some(node_id)).await?;
+            Ok(info) => {
+                there.push(node.name());
+                if let rpc::NodeInfo { cluster_id: Some(cluster), node_id: Some(node_id), .. } = info {
+                    adopted = Some(control.adopt(|desired| model::adopt(desired, cluster, node_id)).await?);
+                    control.enroll(node, Some(node_id)).await?;
+                }
             }
-            Ok(_) => {}
-            Err(error) => asked = Some(error),
+            Err(error) => away = Some(error),
         }
     }
-    if let (Some(error), 1) = (asked, control.nodes.len()) {
+    if let (Some(error), 1) = (away, control.nodes.len()) {
         return Err(error.into());
     }
     let identity = match adopted {
@@ -191,8 +194,7 @@ pub async fn import(State(control): Shared, Body(body): Body<ImportBody>) -> Res
         ids.push(label.drive_id);
         fresh.extend(unknown.then_some(label.drive_id));
     }
-    await_drives(&control, &ids).await?;
-    // A look that began after the last drive was open shows all their volumes.
+    await_drives(&control, &ids, &there).await?;
     let mut report = model::empty_report(&identity);
     control
         .change(&[], |state| {
@@ -216,20 +218,24 @@ pub async fn import(State(control): Shared, Body(body): Body<ImportBody>) -> Res
     Ok(Json(report))
 }
 
-async fn await_drives(control: &Control, ids: &[DriveId]) -> Result<(), Problem> {
-    // The round that may be under way has begun before the call: the second one from now has not.
-    let mut rounds = 0;
+/// Waits until these drives are open, and then for a look at each of these nodes that began after that: it shows all their volumes.
+async fn await_drives(control: &Control, ids: &[DriveId], nodes: &[&NodeName]) -> Result<(), Problem> {
+    let rounds = |state: &crate::control::State| -> Vec<u64> {
+        nodes.iter().map(|name| state.nodes.get(*name).map_or(0, |node| node.rounds)).collect()
+    };
+    let mut open = None;
     let done = |state: &crate::control::State| {
-        rounds += 1;
         let first = ids.iter().map(|id| state.look().drive(*id)).find(|progress| !progress.is_settled());
-        match first {
-            Some(progress) if view::is_under_way(&progress) => None,
-            _ if rounds < 3 => {
-                control.wake();
-                None
-            }
-            other => Some(other),
+        if first.as_ref().is_some_and(view::is_under_way) {
+            return None;
         }
+        // A round that is under way now began before: the one after it has not.
+        let from = open.get_or_insert_with(|| rounds(state));
+        if rounds(state).iter().zip(from.iter()).any(|(now, from)| *now < from + 2) {
+            control.wake();
+            return None;
+        }
+        Some(first)
     };
     match control.wait_for(IMPORT_WAIT, done).await {
         Some(None) => Ok(()),

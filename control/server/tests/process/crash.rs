@@ -4,13 +4,13 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use penstock_api::http::{DriveView, VolumeView};
+use penstock_api::http::{DriveView, Progress, VolumeView};
 use penstock_api::{ByteSize, VolumeId};
 use serde_json::{Value, json};
 
 use crate::api::{add_drive, create};
 use crate::fake::Stage;
-use crate::harness::House;
+use crate::harness::{House, eventually};
 
 /// The calls that change something, in the order in which a volume's life makes them.
 const CHANGES: [&str; 8] = [
@@ -120,6 +120,31 @@ fn node_killed_at_any_call_then_agrees_again() {
             assert!(!armed.load(Ordering::SeqCst), "{method} was never called");
         }
     }
+}
+
+#[test]
+fn refusal_that_comes_long_after_the_nodes_restart_is_no_answer_to_the_wish() {
+    let house = House::new();
+    add_drive(&house, "file:/d0?size=1GiB");
+    let armed = Arc::new(AtomicBool::new(true));
+    let (node, fuse) = (house.node.clone(), Arc::clone(&armed));
+    // The call is sent again to the process that comes next, which has no drive yet, and has it open when it says so.
+    house.node.inner.lock().unwrap().late.insert("penstock_volume_create", std::time::Duration::from_millis(500));
+    house.node.set_hook(move |called, at| {
+        if called == "penstock_volume_create" && at == Stage::Before && fuse.swap(false, Ordering::SeqCst) {
+            node.kill();
+            node.run();
+        }
+    });
+    // 202: the node was seen to be away.
+    let answer = house.request("POST", "/v1/volumes", json!({"name": "db", "size": "8MiB"}));
+    assert!(matches!(answer.status, 201 | 202), "{}", answer.text());
+    eventually("it is made", || {
+        let progress = house.get::<VolumeView>("/v1/volumes/db").progress;
+        assert!(!matches!(progress, Progress::Refused { .. }), "{progress:?}");
+        progress.is_settled().then_some(())
+    });
+    assert!(!armed.load(Ordering::SeqCst));
 }
 
 #[test]

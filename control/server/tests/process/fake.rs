@@ -43,6 +43,8 @@ pub struct Inner {
     /// Say that this method was done, that many times, and do nothing.
     pub pretend: BTreeMap<&'static str, (u32, Value)>,
     pub slow: Duration,
+    /// Answer this method so much later than it takes effect.
+    pub late: BTreeMap<&'static str, Duration>,
     /// So many looks at its volumes show a group that was recovered as standing still.
     pub standstill: u32,
     pub calls: BTreeMap<String, u64>,
@@ -148,6 +150,8 @@ impl FakeNode {
             self.tell(&request.method, Stage::Before);
             let answer = self.inner.lock().unwrap().call(&request.method, request.params);
             self.tell(&request.method, Stage::After);
+            let late = self.inner.lock().unwrap().late.get(request.method.as_str()).copied();
+            std::thread::sleep(late.unwrap_or_default());
             let response = match answer {
                 Ok(result) => json!({"jsonrpc": "2.0", "id": request.id, "result": result}),
                 Err(error) => json!({"jsonrpc": "2.0", "id": request.id, "error": error}),
