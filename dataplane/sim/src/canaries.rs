@@ -104,7 +104,7 @@ pub const SEEDED: &[Seeded] = &[
     group(replica::Canary::VoteAtOnce, "a restarted member votes at once (17)", &[(Groups, 1000)]),
     group(replica::Canary::ReuseRound, "a round's number is used again (17)", &[(Groups, 2000)]),
     group(replica::Canary::LeaseAsleep, "a sleeping leader keeps its lease (17)", &[(Groups, 1000)]),
-    group(replica::Canary::ReadUnproven, "a leader reads without proof that it leads (17)", &[(Groups, 50), (Fleets, 50)]),
+    group(replica::Canary::ReadUnproven, "a leader reads without proof that it leads (17)", &[(Groups, 50), (Fleets, 300)]),
     group(replica::Canary::StepUnchecked, "messages reach raft unchecked (29)", &[(Groups, 300)]),
     group(replica::Canary::ForgetFloor, "a member votes although its log may have been longer (1, 11)", &[(Groups, 50)]),
     group(replica::Canary::RaftLease, "reads are served on the lease of crate raft (17)", &[(Groups, 100)]),
