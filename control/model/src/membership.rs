@@ -32,10 +32,6 @@ pub enum Next {
     StepAside,
 }
 
-fn role(group: &GroupInfo, member: u64) -> Option<MemberRole> {
-    group.members.list.iter().find(|other| other.member == member).map(|other| other.role)
-}
-
 fn without(group: &GroupInfo, member: u64) -> Next {
     if group.member == member {
         return Next::StepAside;
@@ -52,7 +48,7 @@ fn shares_node(group: &GroupInfo, replica: &DesiredReplica) -> bool {
 /// As the leader's group stands; `None` where the volume has no change.
 pub fn next(id: VolumeId, volume: &DesiredVolume, group: &GroupInfo) -> Option<Next> {
     let change = volume.change.as_ref()?;
-    let (old, new) = (role(group, change.from), role(group, change.to));
+    let (old, new) = (group.role(change.from), group.role(change.to));
     let unrecorded = |member: u64| volume.member(member).is_some_and(|replica| !replica.left);
     if change.is_off && new.is_none_or(|role| role == MemberRole::Learner) {
         return Some(match new {

@@ -269,7 +269,12 @@ pub struct GroupInfo {
 impl GroupInfo {
     /// What it counts for itself, as far as it knows.
     pub fn own_role(&self) -> Option<MemberRole> {
-        self.members.list.iter().find(|member| member.member == self.member).map(|member| member.role)
+        self.role(self.member)
+    }
+
+    /// What a member counts for, if it is one.
+    pub fn role(&self, member: u64) -> Option<MemberRole> {
+        self.members.list.iter().find(|other| other.member == member).map(|other| other.role)
     }
 
     /// It takes part, as far as its node tells.

@@ -101,7 +101,7 @@ impl<'a> Scene<'a> {
     }
 
     fn has_joined(&self, number: u64) -> Result<bool, ApiError> {
-        Ok(self.leading()?.members.list.iter().any(|member| member.member == number))
+        Ok(self.leading()?.role(number).is_some())
     }
 
     /// The drive on a node for a new replica: the one named, else the one with the most room.

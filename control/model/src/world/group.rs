@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use penstock_api::rpc::{ErrorCode, GroupMembers, GroupPart, MemberRole, RpcError};
+use penstock_api::rpc::{ErrorCode, GroupMember, GroupMembers, GroupPart, MemberRole, RpcError};
 use penstock_api::{NodeId, VolumeId};
 
 use super::World;
@@ -20,6 +20,10 @@ pub(super) struct Log {
     heir: Option<NodeId>,
 }
 
+fn voters(log: &Log) -> impl Iterator<Item = &GroupMember> {
+    log.members.list.iter().filter(|member| member.role == MemberRole::Voter)
+}
+
 impl World {
     pub(super) fn is_open(&self, node_id: NodeId, id: VolumeId) -> bool {
         self.nodes[&node_id].observe().volumes.contains_key(&id)
@@ -28,14 +32,12 @@ impl World {
     /// Those that are there: a node may hold another member than the one that counts on it.
     fn open_voters<'a>(&self, id: VolumeId, log: &'a Log) -> impl Iterator<Item = NodeId> + use<'a, '_> {
         let shows = move |node_id: NodeId| self.nodes[&node_id].observe().volumes.get(&id)?.group.as_ref().map(|group| group.member);
-        let voters = log.members.list.iter().filter(|member| member.role == MemberRole::Voter);
-        voters.filter(move |voter| shows(voter.node_id) == Some(voter.member)).map(|voter| voter.node_id)
+        voters(log).filter(move |voter| shows(voter.node_id) == Some(voter.member)).map(|voter| voter.node_id)
     }
 
     pub(super) fn has_majority(&self, id: VolumeId) -> bool {
         let log = &self.groups[&id];
-        let voters = log.members.list.iter().filter(|member| member.role == MemberRole::Voter).count();
-        self.open_voters(id, log).count() > voters / 2
+        self.open_voters(id, log).count() > voters(log).count() / 2
     }
 
     pub(super) fn leads(&self, id: VolumeId) -> Option<NodeId> {

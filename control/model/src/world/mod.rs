@@ -212,17 +212,13 @@ impl World {
     }
 
     fn may_fail_for_ever(&self, node_id: NodeId, step: &NodeStep, answer: &Result<(), RpcError>) -> bool {
-        let origin = match step {
+        match step {
             // Of a group that has lost its majority.
-            NodeStep::ChangeMembers(_) => return answer.is_err(),
+            NodeStep::ChangeMembers(_) => answer.is_err(),
             // To one that was lost after the wish.
-            NodeStep::StepAside(params) => return self.leads(params.volume_id) == Some(node_id),
-            NodeStep::CreateVolume(params) => params.origin,
-            NodeStep::CreateMember(params) => params.origin,
-            _ => None,
-        };
-        // A clone of what was forgotten before the clone was made.
-        answer.is_err() && origin.is_some_and(|origin| self.is_forgetful(origin.volume_id, node_id))
+            NodeStep::StepAside(params) => self.leads(params.volume_id) == Some(node_id),
+            _ => false,
+        }
     }
 
     /// A member on memory, which is not made anew when it is gone, or one that was deleted.

@@ -44,6 +44,13 @@ fn wide() -> World {
     world
 }
 
+/// A whole round at each of these nodes, in this order.
+fn rounds(world: &mut World, nodes: &[u16]) {
+    for node in nodes {
+        world.round(node_id(*node), usize::MAX, false);
+    }
+}
+
 fn plan_of(world: &World, n: u16) -> crate::Plan {
     reconcile(&world.desired, node_id(n), &world.observe(node_id(n)))
 }
@@ -171,6 +178,15 @@ fn asked_to_move(world: &World, from: u16, to: u16) -> change::Judged {
     change::move_replica(&world.desired, &refs(&observed), ReplicaId(world.issued.last().copied().unwrap()), "v0", (&from, &to), None)
 }
 
+/// As [`movable`], with a replica on its way from node 1 to node 3: made, recorded, added as a learner.
+fn moving() -> World {
+    let mut world = movable();
+    happen(&mut world, Event::Move { pick: 0, from: 1, to: 3 });
+    rounds(&mut world, &[3, 3, 0]);
+    assert_eq!(members(&world), [1, 2, 3, 4]);
+    world
+}
+
 fn members(world: &World) -> Vec<u64> {
     world.groups.values().next().unwrap().members.list.iter().map(|member| member.member).collect()
 }
@@ -238,13 +254,7 @@ fn world_leader_that_is_to_be_replaced_stays_where_another_was_lost_meanwhile() 
 
 #[test]
 fn world_change_is_given_up_until_the_old_replica_has_left() {
-    let mut world = movable();
-    happen(&mut world, Event::Move { pick: 0, from: 1, to: 3 });
-    // Made, recorded, added as a learner.
-    for node in [3, 3, 0] {
-        world.round(node_id(node), usize::MAX, false);
-    }
-    assert_eq!(members(&world), [1, 2, 3, 4]);
+    let mut world = moving();
     happen(&mut world, Event::GiveUp { pick: 0 });
     world.converge();
     world.assert_agreed();
@@ -271,13 +281,7 @@ fn world_clone_of_what_was_forgotten_before_it_was_made_holds_up_nothing() {
 
 #[test]
 fn world_learner_whose_change_was_forgotten_goes_again_where_it_is_one_too_many() {
-    let mut world = movable();
-    happen(&mut world, Event::Move { pick: 0, from: 1, to: 3 });
-    // Made, recorded, added as a learner.
-    for node in [3, 3, 0] {
-        world.round(node_id(node), usize::MAX, false);
-    }
-    assert_eq!(members(&world), [1, 2, 3, 4]);
+    let mut world = moving();
     loss::import_amid(&mut world);
     world.converge();
     world.assert_agreed();
@@ -291,9 +295,7 @@ fn world_learner_whose_change_was_forgotten_becomes_a_voter_where_one_lacks() {
     happen(&mut world, Event::Wipe { pick: 0, node: 1 });
     happen(&mut world, Event::Replace { pick: 0, node: 1, on: None });
     // The lost one is removed, and recorded as gone; the next one waits no longer, is made, recorded, added as a learner.
-    for node in [0, 0, 1, 1, 1, 0] {
-        world.round(node_id(node), usize::MAX, false);
-    }
+    rounds(&mut world, &[0, 0, 1, 1, 1, 0]);
     assert_eq!(members(&world), [1, 3, 4]);
     assert!(world.desired.volumes.values().all(|volume| volume.change.is_some()));
     loss::import_amid(&mut world);
@@ -308,9 +310,7 @@ fn world_new_replica_that_never_joined_is_taken_back_before_another_comes() {
     happen(&mut world, Event::Wipe { pick: 0, node: 1 });
     happen(&mut world, Event::Replace { pick: 0, node: 1, on: None });
     // The lost one is removed, and recorded as gone.
-    for node in [0, 0, 1] {
-        world.round(node_id(node), usize::MAX, false);
-    }
+    rounds(&mut world, &[0, 0, 1]);
     assert_eq!(members(&world), [1, 3]);
     let again = |world: &World| {
         let (observed, id) = (world.observe_all(), ReplicaId(world.issued.last().copied().unwrap()));

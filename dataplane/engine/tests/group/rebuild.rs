@@ -113,6 +113,14 @@ impl Volume {
         panic!("it is not whole in 5 s: {:?}", self.cluster.view(at));
     }
 
+    /// It is whole in the end, and has what was written.
+    fn comes_whole(&mut self, at: usize) {
+        self.wait_whole(at);
+        self.check();
+        self.check_reads(at);
+        self.cluster.audit();
+    }
+
     /// Every member holds what was written.
     fn check(&mut self) {
         self.cluster.agree();
@@ -168,10 +176,7 @@ fn member_that_the_log_no_longer_reaches_is_rebuilt_and_serves() {
     let (mut volume, _, behind) = begun();
     volume.cluster.hold = |_| false;
     volume.cluster.release();
-    volume.wait_whole(behind);
-    volume.check();
-    volume.check_reads(behind);
-    volume.cluster.audit();
+    volume.comes_whole(behind);
 }
 
 #[test]
@@ -574,10 +579,7 @@ fn copy_from_before_a_removal_leaves_what_was_merged_alone() {
     assert!(is_merged(&volume, behind));
     volume.cluster.hold = |_| false;
     volume.cluster.release();
-    volume.wait_whole(behind);
-    volume.check();
-    volume.check_reads(behind);
-    volume.cluster.audit();
+    volume.comes_whole(behind);
 }
 
 #[test]
@@ -608,10 +610,7 @@ fn copy_on_its_way_into_the_log_leaves_what_is_merged_meanwhile_alone() {
     volume.cluster.pass(60);
     assert!(taken(&volume) > 0);
     volume.cluster.release();
-    volume.wait_whole(behind);
-    volume.check();
-    volume.check_reads(behind);
-    volume.cluster.audit();
+    volume.comes_whole(behind);
 }
 
 #[test]
@@ -639,10 +638,7 @@ fn zeros_over_a_snapshot_that_goes_while_a_member_is_rebuilt_stay() {
     assert!(volume.cluster.view(1).rebuild.is_some());
     volume.cluster.hold = |_| false;
     volume.cluster.release();
-    volume.wait_whole(1);
-    volume.check();
-    volume.check_reads(1);
-    volume.cluster.audit();
+    volume.comes_whole(1);
 }
 
 #[test]
