@@ -64,6 +64,8 @@ pub(crate) struct Drain {
     /// A page of a deleted replica that is being loaded to give its extents back.
     reclaiming: Option<PageKey>,
     pub deletions: u32,
+    /// A slice was begun since a chore had its turn.
+    chore_is_due: bool,
     /// Layers of removed snapshots that are to be merged, and a page of one that is.
     pub merges: u32,
     pub merge: Option<crate::merge::Merge>,
@@ -127,6 +129,7 @@ impl Store {
                 return;
             }
         }
+        self.look_short();
         self.answer_drain_orders(fx);
         self.groups.wants_space &= !self.drain_is_done();
         if self.drain.round.is_none() {
@@ -147,15 +150,28 @@ impl Store {
         let worth = room < DIRTIES || over && (self.drain.chores() == 0 || self.index.queued() > 0) || nothing_left;
         if self.drain.unsaved && !self.is_installing() && (gain * 4 >= limit || worth) {
             self.begin_checkpoint(drained, covers.next(), mem, fx);
-        } else if self.index.queued() > 0 && !over {
-            self.begin_slice(room, mem, fx);
-        } else if self.drain.deletions > 0 {
-            self.reclaim(mem, fx);
-        } else if self.drain.merges > 0 {
-            self.begin_merge(mem, fx);
+        } else {
+            let queued = self.index.queued() > 0 && !over;
+            // In turns with slices: where writes never rest there is always one more of those.
+            if !queued || std::mem::take(&mut self.drain.chore_is_due) {
+                self.begin_chore(mem, fx);
+            }
+            let room = self.space.dirty_limit().saturating_sub(self.map.dirty());
+            if queued && self.drain.is_idle() && room > 0 {
+                self.drain.chore_is_due = true;
+                self.begin_slice(room, mem, fx);
+            }
         }
         if over && self.drain.is_idle() {
             self.drain.round = None;
+        }
+    }
+
+    fn begin_chore<M: Memory>(&mut self, mem: &mut M, fx: &mut Effects) {
+        if self.drain.deletions > 0 {
+            self.reclaim(mem, fx);
+        } else if self.drain.merges > 0 {
+            self.begin_merge(mem, fx);
         }
     }
 

@@ -120,7 +120,7 @@ impl Store {
     /// `first`: block of the payload at which the entry's begins. False: there is no room for it.
     fn stage_entry(&mut self, no: ReplicaNo, entry: &Entry, first: u32, payload: Option<BufId>) -> bool {
         let blocks = entry.payload_blocks;
-        if blocks > 0 && (payload.is_none() || self.groups.held_blocks > HELD_MAX || !self.ring_takes(u64::from(first + blocks))) {
+        if blocks > 0 && (payload.is_none() || self.groups.held_blocks > HELD_MAX || !self.ring_takes(no, u64::from(first + blocks))) {
             return false;
         }
         let Some(promised) = self.promise_entry(no, entry, false) else {
@@ -138,9 +138,17 @@ impl Store {
         true
     }
 
-    /// Whether the log has room for so many blocks more, beside all that waits for it.
-    pub(crate) fn ring_takes(&self, blocks: u64) -> bool {
-        self.stream.used() + self.groups.queued_blocks() + blocks < self.stream.host_limit()
+    /// Whether the log has room for so many blocks of a group's entries more, beside all that waits for it. An eighth is for the group whose unapplied entry
+    /// keeps the rest from being trimmed: filled by others, it would never hear what commits that entry.
+    fn ring_takes(&self, no: ReplicaNo, blocks: u64) -> bool {
+        let end = self.stream.used() + self.groups.queued_blocks() + blocks;
+        self.ring_takes_beside(blocks) || end < self.stream.host_limit() && self.unapplied_first().is_none_or(|(_, first)| first == no)
+    }
+
+    /// The same for what is no entry.
+    pub(crate) fn ring_takes_beside(&self, blocks: u64) -> bool {
+        let limit = self.stream.host_limit();
+        self.stream.used() + self.groups.queued_blocks() + blocks < limit - limit / 8
     }
 
     /// Promises an extent for each that the entry's writes touch, that is not known to have one, and that no other entry of the log counts on; and

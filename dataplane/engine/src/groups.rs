@@ -552,11 +552,11 @@ impl Store {
         }
     }
 
-    /// First batch that entries need which are not applied, of any group.
-    fn unapplied_from(&self) -> Option<Seq> {
+    /// First batch that entries need which are not applied, and whose they are.
+    pub(crate) fn unapplied_first(&self) -> Option<(Seq, ReplicaNo)> {
         let needed = |no: &ReplicaNo| {
             let replica = self.map.get(*no)?;
-            replica.member.as_deref()?.needed_from(replica.applied)
+            Some((replica.member.as_deref()?.needed_from(replica.applied)?, *no))
         };
         self.groups.list.iter().filter_map(needed).min()
     }
@@ -599,7 +599,7 @@ impl Store {
             return drained;
         }
         let mut covers = drained;
-        if let Some(seq) = self.unapplied_from() {
+        if let Some((seq, _)) = self.unapplied_first() {
             covers = covers.min(Seq(seq.0 - 1));
         }
         let (used, limit) = (self.stream.used(), self.stream.host_limit());

@@ -6,6 +6,7 @@ use crate::map::LayerKey;
 use crate::port::*;
 use crate::read::Place;
 use crate::stream::Stream;
+use crate::write::Short;
 use penstock_wire::batch::OP_HEAD;
 use penstock_wire::layer::SnapshotShape;
 use penstock_wire::peer::Members;
@@ -228,8 +229,8 @@ pub(crate) struct HostSide {
     pub after_drain: Vec<JobId>,
     /// A write found no space; it is refused only after everything was drained.
     pub wants_space: bool,
-    /// Checkpoints that were begun when it did, or one before it that was not told since.
-    pub short_since: Option<u64>,
+    /// What it waits for, or one before it that was not told since.
+    pub short: Option<Short>,
 }
 
 impl HostSide {

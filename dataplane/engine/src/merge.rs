@@ -86,10 +86,20 @@ impl Store {
         self.drain.merges = replicas.map(count).sum();
     }
 
+    /// Whether there is a layer to be merged that was removed by then.
+    pub(crate) fn has_merges(&self, by: Seq) -> bool {
+        let is_due =
+            |replica: &Replica| (0..replica.frozen.len()).any(|at| self.may_merge(replica, at).is_some_and(|removed| removed <= by));
+        self.map.iter().filter(|replica| !replica.deleting).any(is_due)
+    }
+
     /// Goes on with a removed layer of some replica that nothing in the log needs any more.
     pub(crate) fn begin_merge<M: Memory>(&mut self, mem: &mut M, fx: &mut Effects) {
         let drained = self.drained_to();
         for _ in 0..STEPS_MAX {
+            if self.map.dirty() + DIRTIES > self.space.dirty_limit() {
+                return;
+            }
             let replicas = self.map.iter().filter(|replica| !replica.deleting);
             let next = replicas.flat_map(|replica| (0..replica.frozen.len()).map(move |at| (replica, at))).find_map(|(replica, at)| {
                 let ready = self.may_merge(replica, at).is_some_and(|by| by <= drained);

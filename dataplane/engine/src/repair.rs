@@ -250,7 +250,7 @@ impl Store {
         let (extent, at) = ((fetch.block / EXTENT_BLOCKS) as u32, (fetch.block % EXTENT_BLOCKS) as usize);
         let layer =
             self.versions_of(fetch.no, fetch.block).ok().and_then(|all| all.into_iter().find(|(_, at)| *at == (fetch.place, fetch.crc)));
-        let Some((layer, _)) = layer.filter(|_| self.ring_takes(2)) else { return };
+        let Some((layer, _)) = layer.filter(|_| self.ring_takes_beside(2)) else { return };
         // It may be the origin's, which a clone reads through. A copy of newer content may be on its way to a member that is rebuilt.
         let no = layer.replica;
         if self.member(no).is_none_or(|member| member.rebuild.is_some() || member.group().is_none()) {

@@ -14,16 +14,21 @@ use crate::room::Verdict;
 use crate::store::{PageWaiter, Store};
 use penstock_wire::batch::PAYLOAD_BLOCKS_MAX;
 use penstock_wire::page::UNALLOCATED;
-use penstock_wire::{BLOCK, EXTENT_BLOCKS, HostId, Index as RaftIndex};
+use penstock_wire::{BLOCK, EXTENT_BLOCKS, HostId, Index as RaftIndex, Seq};
 use std::ops::RangeInclusive;
 
 /// Most bytes of a compare-and-write.
 pub const COMPARE_MAX: u64 = 128 * 1024;
 /// Blocks that one zero op covers at most: 1 GiB.
 const ZERO_CHUNK: u64 = 1 << 18;
-/// Checkpoints after which a write is refused that found no space, though the store is still at work: the first may have been begun before, the second
-/// gives back what was drained meanwhile, and the third what removed snapshots held alone.
-const SPACE_CHECKPOINTS: u64 = 4;
+/// What a write waits for that found no space, before it is refused though the store is still at work: one whose snapshots come and go is never at rest.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Short {
+    /// All that was logged by then is drained, and what was deleted and removed by then is tidied up.
+    Tidy { by: Seq },
+    /// A checkpoint gives back what that freed. `before`: those that were begun until then.
+    Save { before: u64 },
+}
 
 /// What became of a held write that was to begin.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -175,13 +180,24 @@ impl Store {
             self.host.held.push_front(job);
         }
         if !self.host.wants_space {
-            self.host.short_since = None;
+            self.host.short = None;
         }
     }
 
-    /// Whether what was to be given back when a write found no space has been. A store whose snapshots come and go is never at rest.
+    /// Between two steps of the drain, no checkpoint being written.
+    pub(crate) fn look_short(&mut self) {
+        if let Some(Short::Tidy { by }) = self.host.short
+            && self.drained_to() >= by
+            && self.drain.deletions == 0
+            && !self.has_merges(by)
+        {
+            self.host.short = Some(Short::Save { before: self.counters.checkpoints });
+        }
+    }
+
+    /// Whether what was to be given back when a write found no space has been: the next checkpoint is over when one more was begun.
     fn has_waited_for_space(&self) -> bool {
-        self.host.short_since.is_some_and(|since| self.counters.checkpoints >= since + SPACE_CHECKPOINTS)
+        matches!(self.host.short, Some(Short::Save { before }) if self.counters.checkpoints > before + 1)
     }
 
     /// What is not applied cannot be trimmed: a group without a quorum must not fill the log, nor hold up those behind it. `later`: jobs
@@ -368,7 +384,7 @@ impl Store {
             || self.space.is_waiting();
         if busy && !self.has_waited_for_space() {
             self.host.wants_space = true;
-            self.host.short_since.get_or_insert(self.counters.checkpoints);
+            self.host.short.get_or_insert(Short::Tidy { by: self.stream.persisted() });
             return Start::First;
         }
         self.finish_job(id, Status::NoSpace, mem, fx);

@@ -342,7 +342,7 @@ impl Store {
         let says_nothing = |block: u64| self.place_in_layer(layer, block) == Ok(None);
         let left = op.blocks().filter(leaves).map(|(block, ..)| block).filter(|block| says_nothing(*block));
         op.mask &= !left.fold(0, |mask, block| mask | 1 << (block % EXTENT_BLOCKS));
-        if !self.ring_takes(blocks + 1) {
+        if !self.ring_takes_beside(blocks + 1) {
             return Err(Short::Log);
         }
         // Zeros over frozen layers take a page, as they do when they are written.

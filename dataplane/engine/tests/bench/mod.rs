@@ -51,6 +51,8 @@ pub fn config(label: &Label) -> StoreConfig {
 
 /// Of a drive, unless a test says otherwise.
 pub const DRIVE_BLOCKS: u64 = 12_000;
+/// Of its log, unless a test says otherwise.
+pub const RING_BLOCKS: u64 = 2048;
 
 impl Bench {
     pub fn new() -> Self {
@@ -64,8 +66,13 @@ impl Bench {
 
     /// On a drive of so many blocks, and formatted for that life.
     pub fn on_drive(no: u8, life: u8, blocks: u64) -> Self {
+        Self::with_ring(no, life, blocks, RING_BLOCKS)
+    }
+
+    /// The same with a log of so many blocks.
+    pub fn with_ring(no: u8, life: u8, blocks: u64, ring: u64) -> Self {
         let (node, drive) = (NodeId([no; 16]), DriveId([no; 16]));
-        let label = Label::plan(ClusterId([1; 16]), node, drive, Incarnation([life; 16]), blocks, 1, 2048).unwrap();
+        let label = Label::plan(ClusterId([1; 16]), node, drive, Incarnation([life; 16]), blocks, 1, ring).unwrap();
         let mut media = vec![0; blocks as usize * BLOCK];
         for (at, block) in format(&label).unwrap() {
             media[at.0 as usize * BLOCK..][..BLOCK].copy_from_slice(&block);

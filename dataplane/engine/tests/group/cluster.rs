@@ -57,13 +57,20 @@ impl Cluster {
 
     /// Members in their roles.
     pub fn of(all: Members, blocks: &[u64]) -> Self {
-        let count = blocks.len() as u8;
-        let mut nodes = Vec::new();
-        for (no, blocks) in (1..).zip(blocks) {
-            let mut bench = Bench::on_drive(no, 9, *blocks);
+        Self::over(all, (1..).zip(blocks).map(|(no, blocks)| Bench::on_drive(no, 9, *blocks)).collect())
+    }
+
+    /// Members of one group on logs of so many blocks.
+    pub fn with_rings(rings: &[u64]) -> Self {
+        let nodes = (1..).zip(rings).map(|(no, ring)| Bench::with_ring(no, 9, 4 * DRIVE_BLOCKS, *ring));
+        Self::over(members(rings.len() as u8), nodes.collect())
+    }
+
+    fn over(all: Members, mut nodes: Vec<Bench>) -> Self {
+        let count = nodes.len() as u8;
+        for (no, bench) in (1..).zip(&mut nodes) {
             let (shape, members) = (Box::new(shape(no)), Box::new(all.clone()));
             bench.order(Order::CreateMember { shape, members }).unwrap();
-            nodes.push(bench);
         }
         let up = vec![true; count.into()];
         let held = Vec::new();

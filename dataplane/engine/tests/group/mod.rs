@@ -5,6 +5,7 @@ mod clones;
 pub mod cluster;
 mod compare;
 mod force;
+mod full_log;
 mod join;
 mod log_only;
 mod rebuild;

@@ -239,6 +239,67 @@ fn write_that_finds_no_space_is_refused_while_snapshots_come_and_go() {
 }
 
 #[test]
+fn removed_snapshot_is_merged_under_writes_that_never_rest() {
+    let mut bench = Bench::new();
+    bench.create(100_000);
+    for extent in 0..64 {
+        bench.write(extent * 16 * B, &pattern(extent as u8, 16 * BLOCK));
+    }
+    bench.snapshot(1);
+    let write_on = |bench: &mut Bench, turn: u64| {
+        let at = turn * 7 % 64 * 16 * B;
+        bench.begin(HostOp::Write(Span { offset: at, len: 16 * B }), pattern(turn as u8, 16 * BLOCK));
+        bench.turns(2);
+    };
+    (0..200).for_each(|turn| write_on(&mut bench, turn));
+    assert!(bench.layer(1).is_some());
+    let order = Order::Unsnapshot { segment: SEGMENT, snapshot: shape(1).id };
+    bench.store.apply(Event::Order { id: OrderId(1000), order }, &mut bench.mem, &mut bench.fx);
+    let held = |bench: &Bench| bench.store.usage(ReplicaNo(0)).snapshot_extents;
+    let merged = (0..4000).find(|turn| {
+        write_on(&mut bench, *turn);
+        held(&bench) == 0
+    });
+    assert!(merged.is_some(), "writes that never rest keep what a removed snapshot holds, {} extents", held(&bench));
+    bench.run();
+    bench.audit();
+}
+
+#[test]
+fn write_that_finds_no_space_gets_what_a_removed_snapshot_held_while_snapshots_come_and_go() {
+    let mut bench = Bench::new();
+    bench.create(1_000_000);
+    // What the snapshot holds lies on many pages. The last of them alone give something back: what was written anew over them.
+    for (round, anew) in [0..250, 240..250].into_iter().enumerate() {
+        for at in anew {
+            assert_eq!(bench.write(at * 48 * 16 * B, &pattern(round as u8, 16 * BLOCK)), Status::Ok);
+        }
+        if round == 0 {
+            bench.snapshot(1);
+        }
+    }
+    let mut filled = 0;
+    while bench.write((filled * 48 + 1) * 16 * B, &pattern(filled as u8, 16 * BLOCK)) == Status::Ok {
+        filled += 1;
+    }
+    let unsnapshot = |no: u8| Order::Unsnapshot { segment: SEGMENT, snapshot: shape(no).id };
+    bench.store.apply(Event::Order { id: OrderId(1000), order: unsnapshot(1) }, &mut bench.mem, &mut bench.fx);
+    let write = bench.begin(HostOp::Write(Span { offset: (filled * 48 + 1) * 16 * B, len: B }), pattern(1, BLOCK));
+    for turn in 0..20_000u64 {
+        if bench.replies.contains_key(&write) {
+            break;
+        }
+        let snapshot = Box::new(shape(2));
+        let order = if turn.is_multiple_of(2) { Order::Snapshot { segment: SEGMENT, snapshot } } else { unsnapshot(2) };
+        bench.store.apply(Event::Order { id: OrderId(1001 + turn), order }, &mut bench.mem, &mut bench.fx);
+        bench.turns(1);
+    }
+    assert_eq!(bench.replies.get(&write), Some(&Status::Ok), "{:?}", bench.store.view());
+    bench.run();
+    bench.audit();
+}
+
+#[test]
 fn scrub_reads_what_snapshots_hold() {
     let mut bench = Bench::new();
     bench.create(1000);
