@@ -184,7 +184,7 @@ impl Walked {
                     *known = Some(state.clone());
                 }
             }
-            Op::Whole { .. } => self.rebuild = None,
+            Op::Whole { .. } => self.end_rebuild(),
             Op::Layer(row) => self.rows.push((**row).clone()),
             Op::Stack(op) => self.take_stack(op),
             Op::Seen(seen) => {
@@ -199,6 +199,14 @@ impl Walked {
             Op::Believed(id) => self.past.believe(*id),
             Op::Opened { vouched } => self.past.open(seq, *vouched),
             _ => {}
+        }
+    }
+
+    /// What earlier logs held after the entry that all content was whole as of was copied since, if it was applied; and if not it may never have been
+    /// committed, and nobody knew that it was to be copied.
+    fn end_rebuild(&mut self) {
+        if let Some(as_of) = self.rebuild.take() {
+            self.earlier.retain(|(_, placed)| placed.entry.index <= as_of);
         }
     }
 
@@ -220,7 +228,9 @@ impl Walked {
     fn markers(&self, known: &[Placed]) -> Vec<(u32, Restack)> {
         let mut all: Vec<(u32, Restack)> =
             self.stacks.iter().map(|(era, stack, applied)| (*era, Restack::Installed(stack.clone(), *applied))).collect();
-        let mut entries: Vec<(u32, &Placed)> = self.earlier.iter().map(|(era, placed)| (*era, placed)).collect();
+        // Who began anew without layers had a marker before that alone.
+        let had_layers = |(era, _): &&(u32, Placed)| self.stacks.iter().any(|(of, ..)| *of == era + 1);
+        let mut entries: Vec<(u32, &Placed)> = self.earlier.iter().filter(had_layers).map(|(era, placed)| (*era, placed)).collect();
         entries.extend(known.iter().map(|placed| (self.era, placed)));
         entries.sort_by_key(|(era, placed)| (*era, placed.entry.index));
         for (era, placed) in entries {

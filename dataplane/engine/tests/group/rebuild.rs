@@ -689,3 +689,54 @@ fn what_a_source_applies_while_it_answers_was_not_compared() {
     volume.check_reads(1);
     volume.cluster.audit();
 }
+
+/// A member that led, and has in its log alone what it proposed to nobody, is on its way back to a log that no longer reaches it.
+fn led_and_left_behind(propose: impl Fn(&mut Volume)) -> Volume {
+    let mut volume = Volume::led_by_the_first();
+    volume.write(0, 0, 40);
+    volume.cluster.audit();
+    volume.cluster.isolate(0);
+    propose(&mut volume);
+    volume.cluster.pass(1000);
+    let next = volume.cluster.leader();
+    for round in 0..300 {
+        volume.write(next, 1000 + round % 8 * 40, 40);
+    }
+    volume.see_left_behind(next, 0);
+    volume.cluster.cut.clear();
+    volume
+}
+
+#[test]
+fn write_that_was_never_committed_stays_undone_when_a_rebuilt_member_restarts() {
+    let span = Span { offset: 4 * B, len: B };
+    let mut volume = led_and_left_behind(|volume| _ = volume.cluster.begin(0, HostOp::Write(span), pattern(66, BLOCK)));
+    let checkpoints = |volume: &Volume| volume.cluster.nodes[0].store.view().counters.checkpoints;
+    let before = checkpoints(&volume);
+    while volume.rebuilds(0) == 0 || volume.cluster.view(0).rebuild.is_some() {
+        volume.cluster.pass(10);
+    }
+    assert_eq!(checkpoints(&volume), before, "all of it is in the log");
+    volume.cluster.restart(0);
+    assert_eq!(volume.cluster.view(0).rebuild, None, "whole for good");
+    volume.check();
+    volume.check_reads(0);
+}
+
+#[test]
+fn snapshot_that_was_never_committed_is_not_there_when_a_member_that_is_rebuilt_restarts() {
+    let mut volume = led_and_left_behind(|volume| {
+        let snapshot = Box::new(layer::SnapshotShape { id: SnapshotId([1; 16]), name: "s".into() });
+        let node = &mut volume.cluster.nodes[0];
+        let order = Order::Snapshot { segment: SEGMENT, snapshot };
+        node.store.apply(Event::Order { id: OrderId(77), order }, &mut node.mem, &mut node.fx);
+    });
+    volume.cluster.hold = is_copy;
+    volume.wait_copies();
+    assert_eq!(volume.rebuilds(0), 1);
+    volume.cluster.restart(0);
+    assert_eq!(volume.cluster.nodes[0].store.snapshots(ReplicaNo(0)), []);
+    volume.cluster.hold = |_| false;
+    volume.cluster.release();
+    volume.comes_whole(0);
+}
