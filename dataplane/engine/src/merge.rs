@@ -95,6 +95,9 @@ impl Store {
 
     /// Goes on with a removed layer of some replica that nothing in the log needs any more.
     pub(crate) fn begin_merge<M: Memory>(&mut self, mem: &mut M, fx: &mut Effects) {
+        if self.copies_inherit() {
+            return;
+        }
         let drained = self.drained_to();
         for _ in 0..STEPS_MAX {
             if self.map.dirty() + DIRTIES > self.space.dirty_limit() {

@@ -24,7 +24,7 @@
 //! over what is there, so while a layer beneath is not whole they may be said too little: a layer's copies are as of an entry that was applied here
 //! when all beneath it were whole, or later. A layer that begins meanwhile is walked in its turn. No layer is merged that copies may still go to; into one
 //! that they go to, others are. So no copy is of before the last removal that is applied here, and none says anew that a block is as the layer
-//! beneath says: that may be merged before the copy takes effect. Where answers are of after a removal that is applied here later, the layer is walked
+//! beneath says: that may be merged before the copy takes effect. But where the block is lost or wrong here it has to, and no merge begins before it is drained. Where answers are of after a removal that is applied here later, the layer is walked
 //! once more: zeros over what lay beneath may have been forgotten with it.
 //!
 //! Files: `source` (the giving side), `member` (the asking), here what both the log and the asking know. Not here: raft's part
@@ -87,6 +87,13 @@ pub(crate) struct Copy {
     pub buf: Option<BufId>,
     pub promises: u32,
     pub why: Why,
+}
+
+impl Copy {
+    /// Whether blocks that are otherwise here become as the layer beneath says.
+    fn inherits(&self) -> bool {
+        self.op.blocks().any(|(_, state, _)| state == BlockState::Inherit)
+    }
 }
 
 /// What an extent is copied for.
@@ -282,6 +289,9 @@ impl Store {
                 Why::Mend => &mut self.counters.mended_extents,
             };
             *counted += 1;
+            if copy.inherits() {
+                self.map.settle_removed(no, seq);
+            }
         }
         self.give_up_promises(promises);
         if let Some(rebuild) = self.member_mut(no).and_then(|member| member.rebuild.as_mut()).filter(|_| copy.why == Why::Rebuild) {
@@ -392,6 +402,11 @@ impl Store {
     /// A log that begins anew, or a membership by force, is not durable yet: no checkpoint begins that would know of it before the log does.
     pub(crate) fn is_installing(&self) -> bool {
         self.groups.own.values().any(|own| matches!(own, Own::Install { .. } | Own::Layers(_) | Own::Forced { .. }))
+    }
+
+    /// Whether a copy is on its way that leaves blocks to the layer beneath: a merge in front of it would take what is wrong there for what covers that.
+    pub(crate) fn copies_inherit(&self) -> bool {
+        self.groups.own.values().any(|own| matches!(own, Own::Copy(copy) if copy.inherits()))
     }
 
     /// Extents that copies on their way count on, and promises that they hold.

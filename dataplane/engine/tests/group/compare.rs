@@ -72,15 +72,20 @@ fn scrub_with_one_answer_of_another_time(cluster: &mut Cluster, after_the_write:
     drain(cluster);
 }
 
-/// All of a member's map pages rot, and it comes back.
+/// The first map page of a layer of a member rots, wherever it is on the drive.
+pub fn lose_map_page(cluster: &mut Cluster, at: usize, layer: u32) {
+    let name = [layer.to_le_bytes(), [0; 4]].concat();
+    let is_page = |block: &&mut [u8]| block.starts_with(b"PENSMAP1") && block[36..44] == name;
+    let pages: Vec<&mut [u8]> = cluster.nodes[at].media.chunks_exact_mut(BLOCK).filter(is_page).collect();
+    assert!(!pages.is_empty());
+    pages.into_iter().for_each(|page| page[100] ^= 1);
+}
+
+/// The same of the volume's only layer, and the member comes back.
 fn lose_map_pages(cluster: &mut Cluster, at: usize) {
     cluster.pass(1000);
     drain(cluster);
-    let node = &mut cluster.nodes[at];
-    let is_page = |block: &&mut [u8]| block.starts_with(b"PENSMAP1") && block[40..44] == [0; 4];
-    let pages: Vec<&mut [u8]> = node.media.chunks_exact_mut(BLOCK).filter(is_page).collect();
-    assert!(!pages.is_empty());
-    pages.into_iter().for_each(|page| page[100] ^= 1);
+    lose_map_page(cluster, at, 0);
     cluster.restart(at);
     cluster.agree();
 }

@@ -2,6 +2,7 @@
 
 use super::B;
 use super::cluster::{Cluster, SMALL, is_append};
+use super::compare::lose_map_page;
 use super::snapshots::{remove, take};
 use crate::bench::{SEGMENT, pattern};
 use penstock_engine::replica::Part as GroupPart;
@@ -546,13 +547,28 @@ fn full_member_takes_what_gives_space_back_before_what_needs_it() {
 }
 
 /// A member that was whole as of a snapshot, and copies of what changed since on their way to it, which leave most of an extent to the snapshot's layer.
-fn begun_over_a_snapshot() -> (Volume, usize, usize) {
+/// `lost`: it has lost what it knew of the layer above that.
+fn begun_over_a_snapshot(lost: bool) -> (Volume, usize, usize) {
     let mut volume = Volume::new();
     let leader = volume.cluster.leader();
     let behind = (leader + 1) % 3;
     volume.write(leader, 0, 40);
     assert_eq!(take(&mut volume.cluster, leader, 1), Ok(()));
+    if lost {
+        volume.write(leader, 4, 1);
+    }
     volume.cluster.agree();
+    if lost {
+        volume.cluster.order(behind, Order::Drain).unwrap();
+        lose_map_page(&mut volume.cluster, behind, 1);
+        volume.cluster.restart(behind);
+        volume.cluster.agree();
+        // Its pages are loaded, and it compares them with nobody.
+        volume.cluster.lose = |word| matches!(word, PeerWord::DigestAsk(_));
+        volume.cluster.order(behind, Order::ScrubStart).unwrap();
+        volume.cluster.pass(3000);
+        volume.cluster.lose = |_| false;
+    }
     volume.cluster.isolate(behind);
     let leader = volume.cluster.leader();
     volume.write(leader, 4, 1);
@@ -573,7 +589,7 @@ fn is_merged(volume: &Volume, at: usize) -> bool {
 
 #[test]
 fn copy_from_before_a_removal_leaves_what_was_merged_alone() {
-    let (mut volume, leader, behind) = begun_over_a_snapshot();
+    let (mut volume, leader, behind) = begun_over_a_snapshot(false);
     assert_eq!(remove(&mut volume.cluster, leader, 1), Ok(()));
     volume.cluster.order(behind, Order::Drain).unwrap();
     assert!(is_merged(&volume, behind));
@@ -582,9 +598,8 @@ fn copy_from_before_a_removal_leaves_what_was_merged_alone() {
     volume.comes_whole(behind);
 }
 
-#[test]
-fn copy_on_its_way_into_the_log_leaves_what_is_merged_meanwhile_alone() {
-    let (mut volume, leader, behind) = begun_over_a_snapshot();
+/// The snapshot goes while copies that came before that are on their way into the log. Whether its layer is merged before they are there.
+fn remove_under_copies(volume: &mut Volume, leader: usize, behind: usize) -> bool {
     volume.cluster.hold = |word| match word {
         PeerWord::Group(message) => match &message.body {
             MessageBody::Append(append) => append.entries.is_empty(),
@@ -593,24 +608,42 @@ fn copy_on_its_way_into_the_log_leaves_what_is_merged_meanwhile_alone() {
         word => is_copy(word),
     };
     assert_eq!(remove(&mut volume.cluster, leader, 1), Ok(()));
-    assert!(!is_merged(&volume, behind), "it has not heard that the removal is committed");
+    assert!(!is_merged(volume, behind), "it has not heard that the removal is committed");
     let taken = |volume: &Volume| volume.cluster.nodes[behind].store.view().counters.copies_taken;
     volume.cluster.nodes[behind].late = 50;
     let (copies, others): (Vec<_>, Vec<_>) = std::mem::take(&mut volume.cluster.held).into_iter().partition(|(.., word, _)| is_copy(word));
     volume.cluster.held = copies;
     volume.cluster.release();
-    volume.cluster.held.extend(others);
+    // What it is sent next is lost: nothing tells it that its sources have removed the snapshot.
+    volume.cluster.held = others;
     volume.cluster.release();
     let node = &mut volume.cluster.nodes[behind];
     node.store.apply(Event::Order { id: OrderId(77), order: Order::Drain }, &mut node.mem, &mut node.fx);
     volume.cluster.run();
-    assert_eq!((is_merged(&volume, behind), taken(&volume)), (true, 0));
+    assert_eq!(taken(volume), 0);
+    let merged = is_merged(volume, behind);
     volume.cluster.nodes[behind].late = 0;
     volume.cluster.hold = |_| false;
     volume.cluster.pass(60);
-    assert!(taken(&volume) > 0);
+    assert!(taken(volume) > 0);
     volume.cluster.release();
+    merged
+}
+
+#[test]
+fn copy_on_its_way_into_the_log_leaves_what_is_merged_meanwhile_alone() {
+    let (mut volume, leader, behind) = begun_over_a_snapshot(false);
+    assert!(remove_under_copies(&mut volume, leader, behind));
     volume.comes_whole(behind);
+}
+
+#[test]
+fn copy_that_leaves_lost_blocks_to_the_layer_beneath_finds_it_there() {
+    let (mut volume, leader, behind) = begun_over_a_snapshot(true);
+    assert!(!remove_under_copies(&mut volume, leader, behind), "the copy is waited for");
+    volume.wait_whole(behind);
+    volume.check();
+    volume.check_reads(behind);
 }
 
 #[test]
