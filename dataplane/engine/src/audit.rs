@@ -23,6 +23,8 @@ pub enum AuditError {
     Promises { promised: u64, held: u64 },
     #[error("replica {replica} layer {layer} extent {extent} waits for the drain, has no place, and no space is promised to it")]
     Unpromised { replica: u32, layer: u32, extent: u32 },
+    #[error("replica {replica} layer {layer} extent {extent} waits for the drain, and its layer is to be merged without that")]
+    Unwaited { replica: u32, layer: u32, extent: u32 },
     #[error("replica {replica} counts {counted} {what}, it has {found}")]
     Usage { replica: u32, what: &'static str, counted: u64, found: u64 },
     #[error("{0}")]
@@ -95,11 +97,19 @@ impl Store {
         self.audit_promises()
     }
 
-    /// Checks that whatever is to be drained has its place, or space that was promised to it. Walks what is not drained, and nothing else.
+    /// Checks that whatever is to be drained has its place, or space that was promised to it, and that merges wait for it. Walks what is not drained, and
+    /// nothing else.
     ///
     /// # Errors
     /// The first that does not.
     pub fn audit_promises(&self) -> Result<(), AuditError> {
+        for group in self.index.iter() {
+            let GroupKey { layer, extent } = group.key;
+            let newest = group.slots.iter().flatten().map(|slot| slot.seq).max();
+            if self.merges_after(layer).is_some_and(|by| newest > Some(by)) {
+                return Err(AuditError::Unwaited { replica: layer.replica.0, layer: layer.layer.0, extent });
+            }
+        }
         for group in self.index.iter().filter(|group| group.in_log() > 0 && !group.promised && !group.draining) {
             let GroupKey { layer, extent } = group.key;
             let placed = match self.map.known(layer, extent) {

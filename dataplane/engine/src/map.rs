@@ -447,6 +447,15 @@ impl Map {
         replica.frozen.iter_mut().filter_map(|frozen| frozen.removed.as_mut()).for_each(|by| *by = seq);
     }
 
+    /// Something of a layer is in the log in batch `seq`: entries that are applied late, and blocks that are put back under a clone, may come after its
+    /// snapshot has gone.
+    #[inline]
+    pub fn note_undrained(&mut self, layer: LayerKey, seq: Seq) {
+        let Some(replica) = self.get_mut(layer.replica).filter(|replica| replica.live.no != layer.layer) else { return };
+        let frozen = replica.frozen.iter_mut().find(|frozen| frozen.layer.no == layer.layer);
+        frozen.and_then(|frozen| frozen.removed.as_mut()).into_iter().for_each(|by| *by = seq.max(*by));
+    }
+
     /// A snapshot is gone; what belongs to its layer is in the log up to `seq` at most.
     pub fn unsnapshot(&mut self, no: ReplicaNo, id: SnapshotId, seq: Seq) {
         let Some(replica) = self.get_mut(no) else { return };

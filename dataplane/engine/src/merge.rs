@@ -79,6 +79,13 @@ impl Store {
         frozen.removed.filter(|_| may)
     }
 
+    /// What has to be drained before a layer is merged, if it may be.
+    pub(crate) fn merges_after(&self, layer: LayerKey) -> Option<Seq> {
+        let replica = self.map.live(layer.replica)?;
+        let at = replica.frozen.iter().position(|frozen| frozen.layer.no == layer.layer)?;
+        self.may_merge(replica, at)
+    }
+
     /// Removed layers that can be merged.
     pub(crate) fn count_merges(&mut self) {
         let replicas = self.map.iter().filter(|replica| !replica.deleting);

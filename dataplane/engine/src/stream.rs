@@ -699,6 +699,7 @@ impl Store {
         }
         self.fall_if_told(block, crcs.len() as u64);
         let layer = self.map.layer_at(no, index);
+        self.map.note_undrained(layer, seq);
         let mut at = at;
         let mut block = block;
         let mut crcs = crcs;
@@ -751,6 +752,7 @@ impl Store {
 
     /// Puts a block's newest version into the index and the replica's books.
     pub(crate) fn put_slot(&mut self, layer: LayerKey, block: u64, slot: Slot, index: u64) -> GroupId {
+        self.map.note_undrained(layer, slot.seq);
         let (id, old) = self.index.put(layer, block, slot, index);
         self.map.undrained(layer.replica, i64::from(Slot::in_log(&Some(slot))) - i64::from(Slot::in_log(&old)));
         id

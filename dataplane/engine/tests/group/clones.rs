@@ -320,6 +320,28 @@ fn block_of_the_origin_that_rots_under_a_clone_comes_back_from_another_member() 
 }
 
 #[test]
+fn block_that_is_put_back_to_a_removed_origin_is_drained_before_that_is_merged() {
+    let (mut cluster, _, model) = cloned(members(3));
+    cluster.about(SEGMENT);
+    let of = cluster.leader();
+    cluster.order(of, Order::Delete { segment: CLONE }).unwrap();
+    assert_eq!(remove(&mut cluster, of, 1), Ok(()));
+    cluster.audit();
+    cluster.about(CLONE);
+    let other = cluster.leader();
+    super::repair::rot(&mut cluster, other, 7);
+    reads(&mut cluster, other, &model);
+    cluster.pass(100);
+    let node = &cluster.nodes[other].store;
+    assert_eq!((node.view().counters.repaired_blocks, node.usage(ReplicaNo(0)).undrained_blocks), (1, 1));
+    cluster.order(other, Order::Delete { segment: CLONE }).unwrap();
+    assert_eq!(cluster.nodes[other].store.audit_promises(), Ok(()));
+    cluster.about(SEGMENT);
+    cluster.audit();
+    assert_eq!(cluster.nodes[other].store.usage(ReplicaNo(0)).snapshot_extents, 0, "it is merged now");
+}
+
+#[test]
 fn members_with_and_without_the_origin_find_no_difference_when_they_compare() {
     let (mut cluster, leader, mut model) = cloned(members(3));
     write(&mut cluster, leader, &mut model, 3, 5, 4);
