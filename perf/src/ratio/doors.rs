@@ -52,6 +52,15 @@ impl Route {
         }
     }
 
+    /// Seconds of a turn. Writes are void that do not come to [`LEAST_BYTES`], and over TCP those take more than one.
+    fn seconds(self, mix: Mix) -> u64 {
+        match (self, mix == Mix::WRITE) {
+            (_, false) => 1,
+            (Self::Tcp, true) => 3,
+            (_, true) => 2,
+        }
+    }
+
     fn gate(self) -> Gate {
         match self {
             Self::Tcp => Gate::at_least(0.9, 0.97),
@@ -291,7 +300,7 @@ pub fn run(bench: &mut Bench<'_>) -> Result<(), RatioError> {
                 lanes: vec![LaneAsk { bdev: bdev.to_owned(), core: LOAD_CORE }],
                 workload: workload(mix, Access::Random, BLOCK, seed),
                 warmup: TURN_WARMUP,
-                duration: TURN,
+                duration: Nanos(TURN.0 * route.seconds(mix)),
                 metric: Metric::OperationsPerSecond,
                 target: Some(process.clone()),
                 upkeep: None,
