@@ -476,6 +476,7 @@ impl Store {
     pub fn is_quiescent(&self) -> bool {
         self.disk_out == 0
             && self.host.held() == 0
+            && self.host.ready.is_empty()
             && self.stage != Stage::Opening
             && self.stage != Stage::Stopping
             && (self.stage != Stage::Serving || (self.drain_is_done() && self.stream.is_sealed() && self.stream.is_idle()))

@@ -117,6 +117,26 @@ fn volume_written_many_times_over_the_log_keeps_the_newest_and_its_books() {
 }
 
 #[test]
+fn order_that_found_no_memory_for_its_batch_keeps_the_store_awake_and_is_carried_out() {
+    let mut bench = Bench::new();
+    bench.create(1000);
+    bench.run();
+    bench.tick(1000);
+    assert!(bench.store.is_quiescent());
+    bench.mem.limit = bench.mem.held();
+    bench.store.apply(
+        Event::Order { id: OrderId(77), order: Order::Resize { segment: SEGMENT, blocks: 500 } },
+        &mut bench.mem,
+        &mut bench.fx,
+    );
+    bench.run();
+    assert_eq!((bench.orders.get(&77), bench.store.is_quiescent()), (None, false));
+    bench.mem.limit = usize::MAX;
+    bench.tick(1);
+    assert_eq!(bench.orders.get(&77), Some(&Ok(())));
+}
+
+#[test]
 fn batches_found_written_in_one_turn_share_a_barrier() {
     let mut bench = Bench::new();
     bench.create(1000);
