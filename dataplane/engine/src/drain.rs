@@ -145,9 +145,8 @@ impl Store {
         let covers = self.log_covers(drained);
         let over = self.drain.round.is_some_and(|to| drained >= to);
         let gain = self.gain(covers);
-        let room = self.space.dirty_limit().saturating_sub(self.map.dirty());
         let nothing_left = self.index.queued() == 0 && self.drain.chores() == 0;
-        let worth = room < DIRTIES || over && (self.drain.chores() == 0 || self.index.queued() > 0) || nothing_left;
+        let worth = self.dirty_room() < DIRTIES || over && (self.drain.chores() == 0 || self.index.queued() > 0) || nothing_left;
         if self.drain.unsaved && !self.is_installing() && (gain * 4 >= limit || worth) {
             self.begin_checkpoint(drained, covers.next(), mem, fx);
         } else {
@@ -156,7 +155,7 @@ impl Store {
             if !queued || std::mem::take(&mut self.drain.chore_is_due) {
                 self.begin_chore(mem, fx);
             }
-            let room = self.space.dirty_limit().saturating_sub(self.map.dirty());
+            let room = self.dirty_room();
             if queued && self.drain.is_idle() && room > 0 {
                 self.drain.chore_is_due = true;
                 self.begin_slice(room, mem, fx);
@@ -165,6 +164,11 @@ impl Store {
         if over && self.drain.is_idle() {
             self.drain.round = None;
         }
+    }
+
+    /// Pages that may become dirty before a checkpoint has to come.
+    pub(crate) fn dirty_room(&self) -> usize {
+        self.space.dirty_limit().saturating_sub(self.map.dirty())
     }
 
     fn begin_chore<M: Memory>(&mut self, mem: &mut M, fx: &mut Effects) {

@@ -141,14 +141,19 @@ impl Store {
     /// Whether the log has room for so many blocks of a group's entries more, beside all that waits for it. An eighth is for the group whose unapplied entry
     /// keeps the rest from being trimmed: filled by others, it would never hear what commits that entry.
     fn ring_takes(&self, no: ReplicaNo, blocks: u64) -> bool {
-        let end = self.stream.used() + self.groups.queued_blocks() + blocks;
-        self.ring_takes_beside(blocks) || end < self.stream.host_limit() && self.unapplied_first().is_none_or(|(_, first)| first == no)
+        self.ring_takes_beside(blocks)
+            || self.ring_used() + blocks < self.stream.host_limit() && self.unapplied_first().is_none_or(|(_, first)| first == no)
     }
 
     /// The same for what is no entry.
     pub(crate) fn ring_takes_beside(&self, blocks: u64) -> bool {
         let limit = self.stream.host_limit();
-        self.stream.used() + self.groups.queued_blocks() + blocks < limit - limit / 8
+        self.ring_used() + blocks < limit - limit / 8
+    }
+
+    /// What is in the log, and what of groups waits for it.
+    pub(crate) fn ring_used(&self) -> u64 {
+        self.stream.used() + self.groups.queued_blocks()
     }
 
     /// Promises an extent for each that the entry's writes touch, that is not known to have one, and that no other entry of the log counts on; and

@@ -86,18 +86,20 @@ impl Store {
         self.may_merge(replica, at)
     }
 
-    /// Removed layers that can be merged.
-    pub(crate) fn count_merges(&mut self) {
+    /// Removed layers that can be merged: whose, where among the frozen ones, and what has to be drained before.
+    fn merges(&self) -> impl Iterator<Item = (&Replica, usize, Seq)> {
         let replicas = self.map.iter().filter(|replica| !replica.deleting);
-        let count = |replica: &Replica| (0..replica.frozen.len()).filter(|at| self.may_merge(replica, *at).is_some()).count() as u32;
-        self.drain.merges = replicas.map(count).sum();
+        let layers = replicas.flat_map(|replica| (0..replica.frozen.len()).map(move |at| (replica, at)));
+        layers.filter_map(|(replica, at)| Some((replica, at, self.may_merge(replica, at)?)))
     }
 
-    /// Whether there is a layer to be merged that was removed by then.
-    pub(crate) fn has_merges(&self, by: Seq) -> bool {
-        let is_due =
-            |replica: &Replica| (0..replica.frozen.len()).any(|at| self.may_merge(replica, at).is_some_and(|removed| removed <= by));
-        self.map.iter().filter(|replica| !replica.deleting).any(is_due)
+    pub(crate) fn count_merges(&mut self) {
+        self.drain.merges = self.merges().count() as u32;
+    }
+
+    /// Whether there is one that needs no more than this drained.
+    pub(crate) fn has_merges(&self, drained: Seq) -> bool {
+        self.merges().any(|(.., by)| by <= drained)
     }
 
     /// Goes on with a removed layer of some replica that nothing in the log needs any more.
@@ -107,17 +109,13 @@ impl Store {
         }
         let drained = self.drained_to();
         for _ in 0..STEPS_MAX {
-            if self.map.dirty() + DIRTIES > self.space.dirty_limit() {
+            if self.dirty_room() < DIRTIES {
                 return;
             }
-            let replicas = self.map.iter().filter(|replica| !replica.deleting);
-            let next = replicas.flat_map(|replica| (0..replica.frozen.len()).map(move |at| (replica, at))).find_map(|(replica, at)| {
-                let ready = self.may_merge(replica, at).is_some_and(|by| by <= drained);
-                let above = replica.frozen.get(at + 1).map_or(&replica.live, |frozen| &frozen.layer).no;
-                ready.then(|| (replica.no, replica.frozen[at].layer.no, above, replica.frozen[at].layer.pages.keys().min().copied()))
-            });
-            let Some((replica, layer, above, page_no)) = next else { return };
-            let (layer, above) = (LayerKey { replica, layer }, LayerKey { replica, layer: above });
+            let Some((replica, at, _)) = self.merges().find(|(.., by)| *by <= drained) else { return };
+            let (of, above) = (&replica.frozen[at].layer, replica.frozen.get(at + 1).map_or(&replica.live, |frozen| &frozen.layer));
+            let page_no = of.pages.keys().min().copied();
+            let [layer, above] = [of, above].map(|layer| LayerKey { replica: replica.no, layer: layer.no });
             self.drain.unsaved = true;
             let Some(page_no) = page_no else {
                 self.map.drop_layer(layer);

@@ -216,7 +216,7 @@ impl Store {
 
     /// Copies that the log takes: they leave room for entries, and are drained as they come.
     pub(crate) fn room_for_copies(&self) -> u64 {
-        let (used, limit) = (self.stream.used() + self.groups.queued_blocks(), self.stream.host_limit());
+        let (used, limit) = (self.ring_used(), self.stream.host_limit());
         (limit * 3 / 4).saturating_sub(used) / (EXTENT_BLOCKS + 1)
     }
 
