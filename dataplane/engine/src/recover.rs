@@ -649,7 +649,8 @@ impl Store {
                 }
                 Op::Zero { block, count } => self.redo_zero(no, block, u64::from(count), seq, entry.index),
                 Op::Create(shape) => {
-                    if self.map.get(no).is_none() {
+                    // Numbers are never given again: what the checkpoint knew of and does not list had come and gone.
+                    if no.0 >= self.map.next_no() {
                         self.add_replica(no, *shape);
                     }
                 }

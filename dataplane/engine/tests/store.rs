@@ -116,6 +116,46 @@ fn volume_written_many_times_over_the_log_keeps_the_newest_and_its_books() {
     bench.audit();
 }
 
+/// Gives an order and turns the loop until it is answered, and no further.
+fn carry_out(bench: &mut Bench, id: u64, order: Order) {
+    bench.store.apply(Event::Order { id: OrderId(id), order }, &mut bench.mem, &mut bench.fx);
+    for _ in 0..100 {
+        if !bench.orders.contains_key(&id) {
+            bench.turns(1);
+        }
+    }
+    assert_eq!(bench.orders.get(&id), Some(&Ok(())));
+}
+
+#[test]
+fn replica_that_came_and_went_while_the_drain_was_at_work_is_not_made_again_over_its_successor() {
+    let mut bench = Bench::new();
+    bench.create(7000);
+    for extent in 0..400 {
+        assert_eq!(bench.write(extent * EXTENT as u64, &pattern(1, BLOCK)), Status::Ok);
+    }
+    bench.store.apply(Event::Order { id: OrderId(70), order: Order::Drain }, &mut bench.mem, &mut bench.fx);
+    bench.turns(1);
+    // Later than what this drain has to reach, so that what comes after it is redone over the checkpoint at its end.
+    bench.begin(HostOp::Write(Span { offset: 6999 * BLOCK as u64, len: BLOCK as u64 }), pattern(2, BLOCK));
+    bench.turns(2);
+    let segment = SegmentId([5; 16]);
+    let (volume, replica) = (VolumeId([5; 16]), ReplicaId([5; 16]));
+    let shape = Box::new(ReplicaShape { volume, segment, replica, segment_no: 0, blocks: 100, logical_block: 512, name: "w".into() });
+    carry_out(&mut bench, 71, Order::Create(shape.clone()));
+    carry_out(&mut bench, 72, Order::Delete { segment });
+    carry_out(&mut bench, 73, Order::Create(shape));
+    let stands = bench.store.replica_of(segment);
+    assert!(stands.is_some());
+    let checkpoints = bench.store.view().counters.checkpoints;
+    for _ in 0..40 {
+        bench.turns(1);
+        let after = Bench::over(bench.label.clone(), bench.media.clone());
+        assert_eq!(after.store.replica_of(segment), stands);
+    }
+    assert!(bench.store.view().counters.checkpoints > checkpoints, "a checkpoint was among them");
+}
+
 #[test]
 fn order_that_found_no_memory_for_its_batch_keeps_the_store_awake_and_is_carried_out() {
     let mut bench = Bench::new();

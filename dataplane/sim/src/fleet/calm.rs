@@ -15,6 +15,8 @@ use crate::stamp::BLOCK;
 pub const LEADER_US: u64 = 10_000_000;
 /// Anything else.
 pub const PATIENCE_US: u64 = 20_000_000;
+/// One way in which a seed may end.
+const FILLED: &str = "seeds that end with a drive that others filled while a member was away";
 
 impl World {
     /// Hosts ask nothing any more.
@@ -39,7 +41,10 @@ impl World {
         self.until(PATIENCE_US, "members whose drive is not what it was are stopped (12)", World::gone_are_out);
         let served = self.served;
         self.until(PATIENCE_US, "hosts are served", |w| w.served >= served + 10);
-        self.replace_gone();
+        if !self.replace_gone() {
+            self.tally.did(FILLED, 1);
+            return;
+        }
         self.resting = true;
         if !self.within(PATIENCE_US, World::all_answered) {
             let beyond = self.proposed_beyond_space();
@@ -52,7 +57,7 @@ impl World {
             // A node whose drive failed a command is away until somebody has looked at it.
             let away = !self.plan.strikes.is_empty() || self.tally.work.contains_key("fences");
             assert!(away, "invariant 15: nobody was away, and a member has no space for what is committed: {}", self.describe());
-            self.tally.did("seeds that end with a drive that others filled while a member was away", 1);
+            self.tally.did(FILLED, 1);
             return;
         }
         self.until(PATIENCE_US, "all members have applied the same", World::all_applied);
@@ -93,8 +98,11 @@ impl World {
 
     /// A member that was away finds its drive filled by others: leaders count on members alone that are there.
     fn is_short_of_space(&self) -> bool {
-        let views = self.nodes.iter().filter_map(|it| it.store.as_ref()).map(|store| store.view());
-        views.into_iter().any(|view| view.extents_free <= view.extents / 4 + 16)
+        (0..self.nodes.len()).any(|node| self.is_short(node))
+    }
+
+    pub fn is_short(&self, node: usize) -> bool {
+        self.nodes[node].store.as_ref().map(|store| store.view()).is_some_and(|view| view.extents_free <= view.extents / 4 + 16)
     }
 
     pub fn until(&mut self, limit: u64, what: &str, done: impl Fn(&World) -> bool) {
@@ -110,7 +118,7 @@ impl World {
         }
     }
 
-    fn still_not(&self, limit: u64, what: &str) -> ! {
+    pub fn still_not(&self, limit: u64, what: &str) -> ! {
         stuck(format!("{limit} us without a fault, and still not: {what}: {}", self.describe()))
     }
 

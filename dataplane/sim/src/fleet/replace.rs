@@ -18,7 +18,8 @@ impl World {
         self.seats.get(&(volume, node)).copied().unwrap_or_else(|| member_no(node))
     }
 
-    pub fn replace_gone(&mut self) {
+    /// False if the storm ends here: somebody who joins has no space for what the others took in while nobody was there.
+    pub fn replace_gone(&mut self) -> bool {
         for node in 0..self.nodes.len() {
             // Nobody joins a group as its log-only member yet.
             if self.nodes[node].gone.is_none() || self.plan.singles > 0 || self.plan.log_only || self.rng.one_in(3) {
@@ -35,15 +36,16 @@ impl World {
                 self.judge.forget(volume, node);
             }
             self.nodes[node].gone = None;
-            for volume in self.groups() {
-                self.join(volume, node);
+            if !self.groups().into_iter().all(|volume| self.join(volume, node)) {
+                return false;
             }
             self.tally.did("members replaced", 1);
             self.tally.fault("members change while processes die (18)");
         }
+        true
     }
 
-    fn join(&mut self, volume: u32, node: usize) {
+    fn join(&mut self, volume: u32, node: usize) -> bool {
         let mut no = MemberNo(0);
         let make = |members: &mut Members| {
             let row = |no| Member { no, role: Role::Learner, replica: replica_id(volume, no), node: node_id(node) };
@@ -62,16 +64,23 @@ impl World {
         if !self.join_standing(volume, node, &members) {
             self.order_again(node, Order::CreateMember { shape, members: Box::new(members) });
         }
-        self.until(PATIENCE_US, "a new member has what the leader has", |w| {
+        let has_joined = |w: &World| {
             let leader = w.leader_of(volume).and_then(|leader| w.member_of(volume, leader));
             let joined = w.member_of(volume, node);
             leader.zip(joined).is_some_and(|(leader, joined)| {
                 joined.admitted && joined.rebuild.is_none() && joined.applied.0 > 0 && joined.applied.0 + 50 >= leader.applied.0
             })
-        });
+        };
+        if !self.within(PATIENCE_US, has_joined) {
+            if self.is_short(node) {
+                return false;
+            }
+            self.still_not(PATIENCE_US, "a new member has what the leader has");
+        }
         self.change(volume, |members| {
             members.list.iter_mut().filter(|member| member.no == no).for_each(|member| member.role = Role::Voter);
         });
+        true
     }
 
     /// A clone's member may begin where the origin's has come to stand again.
