@@ -402,7 +402,9 @@ impl Store {
             }
             let (recovered, logged, known) = walked.end(rec.covered);
             // Of each log that it began, what was copied and then its entries: those that are newer than a copy lie over it.
-            walked.earlier.retain(|(_, placed)| placed.seq > rec.covered);
+            // What was applied late is not in the checkpoint, however old its batch is.
+            let saved = walked.saved;
+            walked.earlier.retain(|(_, placed)| placed.seq > rec.covered || placed.entry.index > saved);
             for (_, restack) in walked.markers(&known) {
                 match restack {
                     Restack::Installed(stack, applied) => self.map.restack(no, &stack, applied, Seq(0)),

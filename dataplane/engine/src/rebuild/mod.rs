@@ -164,9 +164,7 @@ impl Store {
         let reservations = self.reservations(no);
         let Some(replica) = self.map.get_mut(no) else { return };
         let (index, stack) = (replica.applied, replica.stack().map(Box::new));
-        // After a restart less may be applied than extents and layers are as of, which a leader brings on at once: until then raft asks again.
-        let is_behind = index < replica.since;
-        let gives = |member: &&mut Member| member.has_content() && member.rebuild.is_none() && index.0 > 0 && !is_behind;
+        let gives = |member: &&mut Member| member.has_content() && member.rebuild.is_none() && index.0 > 0;
         let Some(member) = replica.member.as_deref_mut().filter(gives) else { return };
         let (index_term, members) = (member.applied_term, member.members.clone());
         let install = Install { index, index_term, digest: [0; 16], members, reservations, stack };

@@ -773,3 +773,50 @@ fn snapshot_that_was_never_committed_is_not_there_when_a_member_that_is_rebuilt_
     volume.cluster.release();
     volume.comes_whole(0);
 }
+
+#[test]
+fn entry_applied_after_a_checkpoint_that_covers_its_batch_is_redone_under_an_install() {
+    let mut cluster = Volume::led_by_the_first().cluster;
+    let (leader, behind) = (0, 1);
+    assert_eq!(cluster.write(leader, 40 * B, &pattern(1, BLOCK)), Status::Ok);
+    cluster.agree();
+    // It has the entry, and does not hear that it is committed before its checkpoint.
+    cluster.lose = |word| {
+        let PeerWord::Group(message) = word else { return false };
+        let tells = matches!(&message.body, MessageBody::Append(append) if append.entries.is_empty());
+        message.to == peer::MemberNo(2) && (tells || matches!(message.body, MessageBody::Heartbeat { .. }))
+    };
+    assert_eq!(cluster.write(leader, 4 * B, &pattern(2, BLOCK)), Status::Ok);
+    let (last, applied) = (cluster.view(behind).group.unwrap().last, cluster.applied(behind));
+    assert!(applied < last.0, "{applied} of {last:?} is applied");
+    cluster.nodes[behind].order(Order::Drain).unwrap();
+    assert_eq!(cluster.applied(behind), applied);
+    let checkpoints = cluster.nodes[behind].store.view().counters.checkpoints;
+    cluster.lose = |_| false;
+    // The newest change of the extent is after the checkpoint, at everyone.
+    assert_eq!(cluster.write(leader, 10 * B, &pattern(3, BLOCK)), Status::Ok);
+    cluster.agree();
+    cluster.isolate(behind);
+    for round in 0..200u64 {
+        assert_eq!(cluster.write(leader, (64 + round * 16 % 320) * B, &pattern(round as u8, 40 * BLOCK)), Status::Ok);
+    }
+    cluster.cut.clear();
+    cluster.lose = is_copy;
+    for _ in 0..20 {
+        if cluster.view(behind).rebuild.is_none() {
+            cluster.pass(10);
+        }
+    }
+    assert!(cluster.view(behind).rebuild.is_some());
+    assert_eq!(cluster.nodes[behind].store.view().counters.checkpoints, checkpoints);
+    cluster.kill(behind);
+    cluster.lose = |_| false;
+    cluster.restart(behind);
+    for _ in 0..500 {
+        if cluster.view(behind).rebuild.is_some() {
+            cluster.pass(10);
+        }
+    }
+    cluster.audit();
+    assert!(cluster.contents(behind) == cluster.contents(leader));
+}

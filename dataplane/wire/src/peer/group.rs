@@ -428,7 +428,6 @@ impl Message {
                     let len = r.u32()?;
                     limit("bytes of layers", len.into(), Stack::LEN_MAX as u64)?;
                     stack = Some(Box::new(Stack::decode(r.bytes(len as usize)?)?));
-                    limit("newest marker of an install", stack.as_ref().map_or(0, |stack| stack.since.0), index.0)?;
                 }
                 MessageBody::Install(Install { index, index_term, digest, members, reservations, stack })
             }
