@@ -205,6 +205,14 @@ fn peer_frames_v1_and_v2() {
     }
 }
 
+#[test]
+fn install_may_have_layers_of_markers_beyond_its_index() {
+    let body = sample::peer::install_before_its_marker();
+    let bytes = body.encode(peer::PROTOCOL, 1);
+    let header = peer::Header::decode(&bytes).expect("a frame");
+    assert_eq!(peer::Body::decode(&header, &bytes[peer::HEADER..]), Ok(body));
+}
+
 /// Version 1 laid them out and no build ever sent one.
 #[test]
 fn fetches_of_version_1_are_refused() {

@@ -63,6 +63,13 @@ pub fn layered_messages() -> Vec<Message> {
     [MessageBody::Append(append), MessageBody::Install(install)].into_iter().map(message).collect()
 }
 
+/// Of a leader that restarted over a checkpoint which knows of a marker that it has not applied again.
+pub fn install_before_its_marker() -> Body {
+    let stack = super::stack();
+    let install = Install { index: Index(stack.since.0 - 1), stack: Some(Box::new(stack)), ..install(None) };
+    Body::Groups(vec![message(MessageBody::Install(install))])
+}
+
 /// Answers of version 2, which say how much room there is.
 pub fn roomy_messages() -> Vec<Message> {
     let (commit, room) = (Index(0x0a0b), Some(0x0c_0d0e));
