@@ -28,7 +28,8 @@ fn leading_replica_moved_under_load_loses_nothing_though_control_is_killed() {
     std::thread::sleep(std::time::Duration::from_millis(dice.below(600)));
     cluster.kill_control().unwrap();
     cluster.start_control().unwrap();
-    cluster.settle_on(VOLUME, &after).unwrap();
+    // Equal they are for a moment at most, as long as the load goes on.
+    cluster.arrive_on(VOLUME, &after).unwrap();
 
     // Who came last may lead, to which the load has no path.
     running.interrupt().unwrap();

@@ -210,6 +210,12 @@ impl Walked {
         }
     }
 
+    /// Of earlier logs what the checkpoint has is not redone. What was applied late it does not have, however old its batch is.
+    fn drop_saved(&mut self, covered: Seq) {
+        let saved = self.saved;
+        self.earlier.retain(|(_, placed)| placed.seq > covered || placed.entry.index > saved);
+    }
+
     /// What an install says of layers. Of the log before it only what was applied counts: what was not may be in no layer of anyone's.
     fn take_stack(&mut self, op: &StackOp) {
         let rows = std::mem::take(&mut self.rows);
@@ -337,9 +343,12 @@ impl Recovery {
         if entry.index.0 == 0 {
             for op in &entry.ops {
                 if matches!(op, Op::Install { .. }) {
-                    // What stood before is of another log. Committed or not: what it touched is copied.
-                    let era = walked.era;
-                    walked.earlier.extend(std::mem::take(&mut walked.list).into_values().map(|placed| (era, placed)));
+                    // What stood before is of another log. Committed or not: what it touched is copied. Where the checkpoint has the install, it has
+                    // all that was applied before, and its row is of the new log.
+                    let (era, before) = (walked.era, std::mem::take(&mut walked.list));
+                    if counts {
+                        walked.earlier.extend(before.into_values().map(|placed| (era, placed)));
+                    }
                     walked.era += 1;
                 }
                 if counts {
@@ -402,9 +411,7 @@ impl Store {
             }
             let (recovered, logged, known) = walked.end(rec.covered);
             // Of each log that it began, what was copied and then its entries: those that are newer than a copy lie over it.
-            // What was applied late is not in the checkpoint, however old its batch is.
-            let saved = walked.saved;
-            walked.earlier.retain(|(_, placed)| placed.seq > rec.covered || placed.entry.index > saved);
+            walked.drop_saved(rec.covered);
             for (_, restack) in walked.markers(&known) {
                 match restack {
                     Restack::Installed(stack, applied) => self.map.restack(no, &stack, applied, Seq(0)),
@@ -614,6 +621,29 @@ mod tests {
         let mut found = first();
         found.extend([again(7, 14), (placed(3, 7, 15), false)]);
         assert_eq!(end(found).0.2, [(2, 6), (3, 7)]);
+    }
+
+    /// Entries before an install that are redone, of a checkpoint with entry 5 applied that covers batches up to 10.
+    fn redone_under_install(seq: u64) -> Vec<u64> {
+        let members = Members { next: peer::MemberNo(1), list: vec![] };
+        let row = Walked { applied: Index(5), saved: Index(5), ..Walked::born(members.clone()) };
+        let mut rec = Recovery::default();
+        (rec.covered, rec.walked) = (Seq(10), [(7, row)].into());
+        let zero = vec![Op::Zero { block: 3, count: 1 }];
+        let install = Op::Install { as_of: Index(5), index: Index(5), index_term: Term(3), members: Box::new(members) };
+        for (seq, term, index, ops) in [(7, 2, 5, zero.clone()), (8, 2, 6, zero), (seq, 0, 0, vec![install])] {
+            let entry = Entry { replica: 7, term: Term(term), index: Index(index), ops, again: false };
+            assert!(rec.walk_entry(&entry, Seq(seq), 0, Vec::new()));
+        }
+        let walked = rec.walked.get_mut(&7).expect("it stays");
+        walked.drop_saved(rec.covered);
+        walked.earlier.iter().map(|(_, placed)| placed.entry.index.0).collect()
+    }
+
+    #[test]
+    fn entry_applied_late_is_redone_under_an_install_that_the_checkpoint_does_not_have_alone() {
+        assert_eq!(redone_under_install(12), [6]);
+        assert_eq!(redone_under_install(9), []);
     }
 
     #[test]
