@@ -340,9 +340,9 @@ impl Group {
         });
     }
 
-    /// What this member answers to one that is in doubt.
+    /// What this member answers to one that is in doubt: nothing while a state is being installed, whose log is neither the old one nor yet the new one.
     pub fn standing(&self) -> Option<resolve::Standing> {
-        Some(self.state.as_ref().ok()?.standing())
+        self.state.as_ref().ok().filter(|live| !live.installs()).map(|live| live.standing())
     }
 
     pub fn members(&self) -> Option<&Members> {

@@ -703,6 +703,7 @@ fn member_that_installs_neither_campaigns_nor_breaks() {
     let (mut bench, leader, behind, index) = installing();
     let campaign = message(leader as u64 + 1, behind as u64 + 1, bench.view(leader).term.0, MessageBody::Campaign);
     assert_eq!(bench.groups[behind].step(campaign), Err(Refused::Installing));
+    assert_eq!(bench.groups[behind].standing(), None, "nor does it say how its log ends");
     bench.linked[leader] = false;
     bench.sent.clear();
     bench.tick(40);
@@ -712,6 +713,7 @@ fn member_that_installs_neither_campaigns_nor_breaks() {
     bench.fast[behind] = true;
     bench.run();
     assert_eq!(bench.view(behind).applied, index);
+    assert_eq!(bench.groups[behind].standing().map(|it| it.end.index), Some(index));
 }
 
 #[test]

@@ -4,7 +4,7 @@
 use std::rc::Rc;
 
 use penstock_engine::{Event, Memory, Part, PeerWord};
-use penstock_wire::peer::{Beat, Body, HEADER, Header, PROTOCOL};
+use penstock_wire::peer::{Beat, Body, HEADER, Header, MessageBody, PROTOCOL};
 use penstock_wire::{Incarnation, NodeId};
 
 use super::node::{Phase, node_id};
@@ -14,6 +14,9 @@ use crate::stamp::BLOCK;
 /// Frames that are kept to come again.
 const OLD_FRAMES_MAX: usize = 64;
 
+/// Extents: fewer than a leader is to be generous with.
+const LITTLE: u64 = 80;
+
 fn incarnation_of(life: u64) -> Incarnation {
     let mut bytes = [0; 16];
     bytes[..8].copy_from_slice(&life.to_le_bytes());
@@ -22,6 +25,13 @@ fn incarnation_of(life: u64) -> Incarnation {
 
 fn life_of(incarnation: Incarnation) -> u64 {
     u64::from_le_bytes(incarnation.0[..8].try_into().expect("8 bytes"))
+}
+
+/// Says that a member has next to no space.
+fn tells_of_little(word: &PeerWord) -> bool {
+    let PeerWord::Group(message) = word else { return false };
+    let (MessageBody::Appended { room, .. } | MessageBody::HeartbeatDone { room, .. }) = &message.body else { return false };
+    room.is_some_and(|room| room < LITTLE)
 }
 
 impl World {
@@ -157,6 +167,9 @@ impl World {
             }
         };
         let it = &mut self.nodes[to];
+        if tells_of_little(&word) {
+            it.heard_short = Some(self.now);
+        }
         let buf = if payload.is_empty() {
             None
         } else {

@@ -96,6 +96,8 @@ pub struct Node {
     pub replicas: BTreeMap<ReplicaNo, u32>,
     pub standings: BTreeMap<u32, Standing>,
     pub heard: Vec<Heard>,
+    /// When another told it last of next to no space.
+    pub heard_short: Option<u64>,
     pub evidence: Evidence,
     /// What the node has written down of its drive's openings, off the drive.
     pub witness: Option<Generation>,
@@ -187,6 +189,7 @@ impl Node {
             replicas: BTreeMap::new(),
             standings: BTreeMap::new(),
             heard: vec![Heard::default(); nodes],
+            heard_short: None,
             evidence: Evidence::default(),
             witness: None,
             copy: None,
