@@ -1,7 +1,8 @@
 //! What the engine itself costs: nanoseconds per host command, with a drive that completes at once and moves no bytes.
 //!
-//! `cargo run --release -p penstock-engine --example turn_cost [commands]`. Checksums are real, payloads are one shared block, so
-//! nothing is verified here: reads use a store whose blocks all hold that block. For profiles, not for gates.
+//! `cargo run --release -p penstock-engine --example turn_cost [commands [blocks of the volume [blocks of the drive]]]`. The log is of 131072 blocks: what
+//! of a volume is overwritten there is not drained. Checksums are real, payloads are one shared block, so nothing is verified here: reads use a store
+//! whose blocks all hold that block. For profiles, not for gates.
 
 use penstock_engine::format::format;
 use penstock_engine::*;
@@ -94,8 +95,8 @@ impl Bench {
 }
 
 fn main() {
-    let commands: u64 = std::env::args().nth(1).map_or(2_000_000, |n| n.parse().expect("a count of commands"));
-    let blocks = 400_000;
+    let count = |at, default| std::env::args().nth(at).map_or(default, |n| n.parse().expect("a count"));
+    let (commands, volume, blocks) = (count(1, 2_000_000), count(2, 16_384), count(3, 400_000));
     let label =
         Label::plan(ClusterId([1; 16]), NodeId([1; 16]), DriveId([1; 16]), Incarnation([9; 16]), blocks, 1, 131_072).expect("a plan");
     let mut media = vec![0; blocks as usize * BLOCK];
@@ -128,7 +129,6 @@ fn main() {
         bench.turn();
     }
     let segment = SegmentId([2; 16]);
-    let volume = 16_384u64;
     let shape = ReplicaShape {
         volume: VolumeId([2; 16]),
         segment,

@@ -1,6 +1,7 @@
-//! The drain: moves undrained blocks from the log to their extents, oldest extents first, and gives back what was deleted.
+//! The drain: moves undrained blocks from the log to their extents, oldest first, and gives back what was deleted.
 //!
-//! One slice at a time: take groups from the queue, load their map pages, read their blocks from the log and verify them,
+//! What the log needs room for is its oldest part, so a round that pressure begins moves that part alone: what is younger stays where it may be
+//! overwritten yet. One slice at a time: take groups from the queue, load their map pages, read their blocks from the log and verify them,
 //! write the extents in place, then update map and index. A torn or lost extent write is redone from the log, which is kept
 //! until a checkpoint covers it. Checkpoints run between slices, so the map stands still under them.
 
@@ -17,6 +18,8 @@ use penstock_wire::page::{BlockState, UNALLOCATED};
 use penstock_wire::{BLOCK, EXTENT_BLOCKS, Seq};
 
 const BLOCKS: usize = EXTENT_BLOCKS as usize;
+/// Groups that one slice looks at, at most: most may turn out to hold nothing old any more.
+const LOOKS_MAX: usize = 1024;
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub(crate) enum DrainStage {
@@ -33,9 +36,10 @@ pub(crate) enum DrainStage {
 struct Item {
     group: GroupId,
     key: GroupKey,
-    /// What the group held when it was taken.
+    /// What of the group is moved, as it was when it was taken.
     slots: [Option<Slot>; BLOCKS],
-    changed: u64,
+    /// Entry up to which the extent then is, if nothing stays behind: else the log tells it still.
+    changed: Option<u64>,
     buf: Option<BufId>,
     /// Its extent, once known.
     place: u32,
@@ -133,13 +137,8 @@ impl Store {
         self.answer_drain_orders(fx);
         self.groups.wants_space &= !self.drain_is_done();
         if self.drain.round.is_none() {
-            // Late, and then all of it: the longer blocks stay in the log, the more of them are overwritten there.
-            let pressed = used * 8 > limit * 5 || self.index.len() as u64 * 2 > self.stream.ring_blocks();
-            let idle = self.now.0 >= self.stream.last_write.0 + self.config.limits.idle_ms && self.host.is_idle();
-            if !(pressed || idle || self.is_urged()) {
-                return;
-            }
-            self.drain.round = Some(self.stream.persisted());
+            let Some(round) = self.next_round(used, limit) else { return };
+            self.drain.round = Some(round);
         }
         let drained = self.drained_to();
         let covers = self.log_covers(drained);
@@ -158,7 +157,12 @@ impl Store {
             let room = self.dirty_room();
             if queued && self.drain.is_idle() && room > 0 {
                 self.drain.chore_is_due = true;
-                self.begin_slice(room, mem, fx);
+                let to = self.drain.round.expect("it is not over");
+                self.begin_slice(room, to, mem, fx);
+                if self.drain.is_idle() && self.drained_to() >= to {
+                    // Nothing of what was left is that old any more, and nothing is out that would bring the next turn.
+                    return self.settle_drain(mem, fx);
+                }
             }
         }
         if over && self.drain.is_idle() {
@@ -177,6 +181,27 @@ impl Store {
         } else if self.drain.merges > 0 {
             self.begin_merge(mem, fx);
         }
+    }
+
+    /// Up to where a drain that begins now goes, if one is to begin.
+    fn next_round(&self, used: u64, limit: u64) -> Option<Seq> {
+        let is_idle = self.now.0 >= self.stream.last_write.0 + self.config.limits.idle_ms && self.host.is_idle();
+        let persisted = self.stream.persisted();
+        if is_idle || self.is_urged() || self.index.len() as u64 * 2 > self.stream.ring_blocks() {
+            return Some(persisted);
+        }
+        // Late, and no more than is needed: the longer blocks stay in the log, the more of them are overwritten there.
+        if used * 8 <= limit * 5 {
+            return None;
+        }
+        let to = persisted.min(Seq(self.stream.first_within(limit / 8 * 3).0 - 1));
+        if self.gain(self.log_covers(to)) * 8 >= limit {
+            // Where few are overwritten, waiting saves little, and an extent is better drained of all that it holds than visited again for the rest.
+            let few = self.map.undrained_blocks() * 4 > used * 3;
+            return Some(if few { persisted } else { to });
+        }
+        // Writers are held up, and get what is drained even where that gives no log back.
+        (used * 4 > limit * 3).then_some(persisted)
     }
 
     /// Blocks of log that a checkpoint gives back.
@@ -198,17 +223,26 @@ impl Store {
         });
     }
 
-    fn begin_slice<M: Memory>(&mut self, room: usize, mem: &mut M, fx: &mut Effects) {
+    fn begin_slice<M: Memory>(&mut self, room: usize, to: Seq, mem: &mut M, fx: &mut Effects) {
         self.counters.drain_slices += 1;
         let most = (self.config.limits.drain_slice as usize).min(room);
         // Never short while serving: places were promised. A log that is redone may want space that it gives back itself, by
         // deletes and discards which the checkpoint does not know: those come first, then what they make room for.
         let mut places = self.space.places();
         let mut short = false;
-        while self.drain.items.len() < most {
-            let Some(id) = self.index.pop() else { break };
+        for _ in 0..LOOKS_MAX {
+            if self.drain.items.len() == most || self.index.needed_from().is_none_or(|oldest| oldest > to) {
+                break;
+            }
+            let id = self.index.pop().expect("just seen");
             let group = self.index.group(id);
-            let (key, slots, changed) = (group.key, group.slots, group.changed);
+            let key = group.key;
+            let slots = group.slots.map(|slot| slot.filter(|slot| slot.seq <= to));
+            let changed = (slots == group.slots).then_some(group.changed);
+            if slots.iter().all(Option::is_none) && changed.is_none() {
+                self.index.unpop(id);
+                continue;
+            }
             if self.map.live(key.layer.replica).is_none() {
                 self.drop_group(id);
                 continue;
@@ -537,7 +571,7 @@ impl Store {
         let covers = self.map.beneath(key.layer).is_some() && !self.canary(Canary::DiscardClears);
         let zero = if covers { BlockState::Zero } else { BlockState::Inherit };
         let entry = self.map.entry_mut(key.layer, key.extent);
-        entry.changed = entry.changed.max(item.changed);
+        entry.changed = entry.changed.max(item.changed.unwrap_or(0));
         let mut moved = 0;
         for (i, slot) in item.slots.iter().enumerate() {
             match slot {

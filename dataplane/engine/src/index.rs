@@ -1,13 +1,13 @@
 //! Undrained blocks: for each, where in the log its newest version lies. Grouped by extent, since the drain moves extents.
 //!
-//! Groups queue in the order in which they were first written since they were last drained; so the front of the queue
-//! tells how far the log is needed. What a group of several replicas commits late is applied late, and queues where its batch belongs.
+//! Groups queue in the order of the oldest version that they may hold; so the front of the queue tells how far the log is needed. The drain takes of
+//! a group what is old enough, and the rest queues where its batch belongs, as does what a group of several replicas commits late.
 
 use crate::map::LayerKey;
 use crate::port::ReplicaNo;
 use penstock_wire::{EXTENT_BLOCKS, Seq};
 use rustc_hash::FxHashMap;
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 
 const BLOCKS: usize = EXTENT_BLOCKS as usize;
 
@@ -39,13 +39,15 @@ pub struct Slot {
     pub version: Version,
 }
 
+/// Aligned, so that what is looked at beside one slot lies in one line of the core's cache.
 #[derive(Clone, Debug)]
+#[repr(align(64))]
 pub struct Group {
     pub key: GroupKey,
     pub slots: [Option<Slot>; BLOCKS],
     /// Raft index of the newest entry in it.
     pub changed: u64,
-    /// Batch that wrote it first since it was last taken from the queue.
+    /// No version of it is of an older batch; there may be none of this one any more.
     pub first_seq: Seq,
     pub queued: bool,
     /// Holds a promise of an extent.
@@ -59,6 +61,11 @@ impl Group {
     #[inline]
     pub fn put(&mut self, block: usize, slot: Slot) -> Option<Slot> {
         self.slots[block].replace(slot)
+    }
+
+    /// Batch of the oldest version.
+    fn oldest(&self) -> Option<Seq> {
+        self.slots.iter().flatten().map(|slot| slot.seq).min()
     }
 
     /// Blocks that the log holds data of.
@@ -76,7 +83,7 @@ impl Slot {
 }
 
 /// A group's place in memory.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct GroupId(u32);
 
 #[derive(Debug, Default)]
@@ -84,7 +91,10 @@ pub struct Index {
     by_key: FxHashMap<GroupKey, GroupId>,
     groups: Vec<Group>,
     free: Vec<GroupId>,
+    /// Groups that queued in order: nearly all.
     queue: VecDeque<GroupId>,
+    /// Those that came when later ones were in the queue.
+    late: BTreeSet<(Seq, GroupId)>,
     /// The queue is not in order: see [`Self::any_order`].
     unordered: bool,
 }
@@ -146,22 +156,37 @@ impl Index {
             self.enqueue(id);
         } else if seq < group.first_seq {
             // Applied late, into a group that a later batch of another of its blocks had queued.
-            group.first_seq = seq;
-            self.queue.retain(|queued| *queued != id);
+            self.dequeue(id);
+            self.groups[id.0 as usize].first_seq = seq;
             self.enqueue(id);
         }
         id
     }
 
-    /// Puts a group into the queue where its batch belongs: nearly always at the end.
+    /// Puts a group where its batch belongs: nearly always at the end.
     fn enqueue(&mut self, id: GroupId) {
         let seq = self.groups[id.0 as usize].first_seq;
-        let older = |id: &GroupId| self.groups[id.0 as usize].first_seq <= seq;
-        if self.unordered || self.queue.back().is_none_or(older) {
+        if self.unordered || self.queue.back().is_none_or(|last| self.groups[last.0 as usize].first_seq <= seq) {
             self.queue.push_back(id);
         } else {
-            let at = self.queue.partition_point(older);
-            self.queue.insert(at, id);
+            self.late.insert((seq, id));
+        }
+    }
+
+    /// Takes a queued group out, wherever it stands.
+    fn dequeue(&mut self, id: GroupId) {
+        if !self.late.remove(&(self.groups[id.0 as usize].first_seq, id)) {
+            self.queue.retain(|queued| *queued != id);
+        }
+    }
+
+    /// Who is first, and whether that is of those that came late.
+    fn front(&self) -> Option<(Seq, GroupId, bool)> {
+        let queued = self.queue.front().map(|id| (self.groups[id.0 as usize].first_seq, *id, false));
+        let late = self.late.first().map(|(seq, id)| (*seq, *id, true));
+        match (queued, late) {
+            (Some(queued), Some(late)) => Some(if late.0 < queued.0 { late } else { queued }),
+            (queued, late) => queued.or(late),
         }
     }
 
@@ -198,53 +223,60 @@ impl Index {
         id
     }
 
-    /// The group that was written first, for the drain.
+    /// The group that holds the oldest version, for the drain.
     pub fn pop(&mut self) -> Option<GroupId> {
-        let id = self.queue.pop_front()?;
+        let (_, id, is_late) = self.front()?;
+        if is_late {
+            self.late.pop_first();
+        } else {
+            self.queue.pop_front();
+        }
         let group = &mut self.groups[id.0 as usize];
         group.queued = false;
         group.draining = true;
         Some(id)
     }
 
-    /// Puts a group back that was popped and not drained, to where it was.
+    /// Puts a group back that was popped, to where it was or where what it holds by now belongs.
     pub fn unpop(&mut self, id: GroupId) {
         let group = &mut self.groups[id.0 as usize];
         group.draining = false;
-        if group.queued {
-            // Written again meanwhile: the older place in the queue is the one that counts.
-            self.queue.retain(|queued| *queued != id);
+        let oldest = group.oldest().unwrap_or(group.first_seq);
+        if group.queued && group.first_seq <= oldest {
+            return;
         }
-        group.queued = true;
-        let oldest = group.slots.iter().flatten().map(|slot| slot.seq).min().unwrap_or(group.first_seq);
-        group.first_seq = oldest.min(group.first_seq);
+        if std::mem::replace(&mut group.queued, true) {
+            // Written again meanwhile: the older place in the queue is the one that counts.
+            self.dequeue(id);
+        }
+        self.groups[id.0 as usize].first_seq = oldest;
         self.enqueue(id);
     }
 
-    /// The drain is done with a group: it goes when nothing newer came.
+    /// The drain is done with a group: it goes when nothing is left in it.
     pub fn finish(&mut self, id: GroupId) {
         let group = &mut self.groups[id.0 as usize];
-        group.draining = false;
-        if group.slots.iter().all(Option::is_none) {
-            let (key, queued) = (group.key, std::mem::take(&mut group.queued));
-            if queued {
-                // Written again meanwhile as it was: another entry of the same batch made the same blocks zeros.
-                self.queue.retain(|queued| *queued != id);
-            }
-            self.by_key.remove(&key);
-            self.free.push(id);
-        } else {
-            assert!(group.queued, "a group with undrained blocks is not queued");
+        if group.oldest().is_some() {
+            self.unpop(id);
+            return;
         }
+        group.draining = false;
+        let key = group.key;
+        if std::mem::take(&mut group.queued) {
+            // Written again meanwhile as it was: another entry of the same batch made the same blocks zeros.
+            self.dequeue(id);
+        }
+        self.by_key.remove(&key);
+        self.free.push(id);
     }
 
     /// First batch that some undrained block needs, among the queued groups.
     pub fn needed_from(&self) -> Option<Seq> {
-        self.queue.front().map(|id| self.groups[id.0 as usize].first_seq)
+        self.front().map(|(seq, ..)| seq)
     }
 
     pub fn queued(&self) -> usize {
-        self.queue.len()
+        self.queue.len() + self.late.len()
     }
 
     /// All groups, for the audit.
@@ -319,6 +351,26 @@ mod tests {
         index.unpop(id);
         assert_eq!(index.needed_from(), Some(Seq(1)));
         assert_eq!(index.queued(), 2);
+    }
+
+    #[test]
+    fn group_drained_in_part_queues_where_what_is_left_belongs() {
+        let mut index = Index::default();
+        let r = layer(1);
+        for (block, seq) in [(5, 1), (99, 2), (6, 4), (200, 3), (300, 5)] {
+            index.put(r, block, log(seq, 10), 1);
+        }
+        let id = index.pop().expect("the group of blocks 5 and 6");
+        index.group_mut(id).slots[5] = None;
+        index.finish(id);
+        assert_eq!((index.needed_from(), index.queued()), (Some(Seq(2)), 4));
+        // Its oldest version is overwritten in the log: known when somebody looks.
+        index.put(r, 99, log(6, 11), 1);
+        assert_eq!(index.needed_from(), Some(Seq(2)));
+        let id = index.pop().unwrap();
+        index.unpop(id);
+        let order: Vec<_> = std::iter::from_fn(|| index.pop().map(|id| index.group(id).first_seq.0)).collect();
+        assert_eq!(order, [3, 4, 5, 6]);
     }
 
     #[test]

@@ -529,6 +529,11 @@ impl Map {
     }
 
     /// So many blocks of a replica, if it stands, are in the log alone now, or no longer.
+    /// Blocks of all replicas that the log alone holds.
+    pub fn undrained_blocks(&self) -> u64 {
+        self.replicas.iter().flatten().map(|replica| replica.undrained).sum()
+    }
+
     pub fn undrained(&mut self, no: ReplicaNo, change: i64) {
         if let Some(replica) = self.get_mut(no) {
             replica.undrained = replica.undrained.checked_add_signed(change).expect("a block is counted once");

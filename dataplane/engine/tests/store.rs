@@ -177,6 +177,32 @@ fn order_that_found_no_memory_for_its_batch_keeps_the_store_awake_and_is_carried
 }
 
 #[test]
+fn blocks_that_are_overwritten_before_the_log_needs_their_room_are_never_drained() {
+    let mut bench = Bench::new();
+    bench.create(600);
+    let cold = pattern(200, 8 * BLOCK);
+    assert_eq!(bench.write(592 * BLOCK as u64, &cold), Status::Ok);
+    // 200 blocks in turn, ten times the log: each is written anew when less than a sixth of the log lies between.
+    for round in 0..100u8 {
+        for at in 0..10u64 {
+            assert_eq!(bench.write(at * 20 * BLOCK as u64, &pattern(round ^ at as u8, 20 * BLOCK)), Status::Ok);
+        }
+        bench.tick(1);
+    }
+    let counters = bench.store.view().counters;
+    assert!(counters.checkpoints >= 20, "{} checkpoints gave log back", counters.checkpoints);
+    assert_eq!(counters.drained_blocks, 8, "the cold ones, once");
+    bench.reopen();
+    for at in 0..10u64 {
+        assert_eq!(bench.read(at * 20 * BLOCK as u64, 20 * BLOCK as u64), pattern(99 ^ at as u8, 20 * BLOCK));
+    }
+    assert_eq!(bench.read(592 * BLOCK as u64, 8 * BLOCK as u64), cold);
+    bench.order(Order::Drain).unwrap();
+    assert_eq!(bench.store.view().counters.drained_blocks, 200);
+    bench.audit();
+}
+
+#[test]
 fn batches_found_written_in_one_turn_share_a_barrier() {
     let mut bench = Bench::new();
     bench.create(1000);
